@@ -1,0 +1,175 @@
+"""When a token is minted, and how long a missing scope is waited for.
+
+Monotonic seconds; `now` is an argument. A newly granted scope may take minutes to appear in tokens:
+while that window is open the token is renewed in steps that double, whatever the request rate.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Final, Literal
+
+Reason = Literal["startup", "expiry", "stale_scope", "unauthorized", "operator"]
+
+LONGEST_STEP: Final = 120.0
+_RENEW_AT: Final = 0.8  # of a token's life
+_MOST_DOUBLINGS: Final = 16
+
+
+def renew_at(*, received_at: float, expires_at: float, margin: float, jitter: float) -> float:
+    """Return when to renew: `margin` before expiry or at 80 % of life, whichever is later.
+
+    `jitter` in [0, 1) takes off up to a tenth of what is left then, so that accounts that started
+    together do not renew together.
+    """
+    at = max(expires_at - margin, received_at + _RENEW_AT * (expires_at - received_at))
+    return at - jitter * 0.1 * (expires_at - at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The time in which a scope that fresh tokens lack may still appear.
+
+    `next_at` is the next scheduled renewal, None once the window is over; `step` is the pause after
+    that, and doubles up to `longest_step`.
+    """
+
+    closes_at: float
+    next_at: float | None
+    step: float
+    longest_step: float
+
+    def after_renewal(self, now: float) -> "Window":
+        """Return the window after a renewal at `now` that did not bring the scope."""
+        next_at = now + self.step
+        return replace(
+            self,
+            next_at=next_at if self.next_at is not None and next_at <= self.closes_at else None,
+            step=min(2 * self.step, self.longest_step),
+        )
+
+
+class Schedule:
+    """When one account's token is minted next, and who may cause it.
+
+    Nobody may before `not_before`: that keeps `min_interval` between tokens, and the silence a
+    login server asks for. `missing` is what requests needed and the last token lacked; the window
+    is there exactly while it is not empty.
+    """
+
+    def __init__(self, *, min_interval: float, window_length: float) -> None:
+        self.min_interval = min_interval
+        self.window_length = window_length
+        self.not_before = -inf
+        self.missing: frozenset[str] = frozenset()
+        self._window: Window | None = None
+        self._renew_at = -inf
+        self._asked: Reason | None = "startup"
+        self._is_minting = False
+        self._last_mint = -inf
+        self._denials = 0
+
+    @property
+    def is_window_open(self) -> bool:
+        """Tell whether a missing scope is still expected to appear."""
+        return self._window is not None and self._window.next_at is not None
+
+    def next_mint(self) -> tuple[float, Reason]:
+        """Return when the next token is to be minted, and why."""
+        wishes: list[tuple[float, Reason]] = [(self._renew_at, "expiry")]
+        if self._window is not None and self._window.next_at is not None:
+            wishes.append((self._window.next_at, "stale_scope"))
+        at, reason = min(wishes, key=lambda wish: wish[0])
+        if self._asked is not None:
+            at, reason = -inf, self._asked
+        return max(at, self.not_before), reason
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether a token is being minted, or about to be."""
+        return self._is_minting or self.next_mint()[0] <= now
+
+    def want(self, missing: frozenset[str], now: float) -> None:
+        """Note that a request needs scopes the token lacks.
+
+        A scope that was not missed before opens the window anew, with a renewal as soon as that may
+        be. After the window a request causes one, but seldom.
+        """
+        if not missing <= self.missing:
+            self.missing |= missing
+            self._open_window(now)
+        elif missing and self._may_ask_again(now):
+            self._asked = self._asked or "stale_scope"
+
+    def may_renew(self, reason: Reason, now: float) -> bool:
+        """Tell whether another token may be had for this reason now; then it is on its way.
+
+        Because of 403s (`stale_scope`) it is minted in steps that double while they go on.
+        """
+        if self._is_minting or self._asked is not None:
+            return True
+        if now < self.not_before:
+            return False
+        if reason == "stale_scope":
+            if self.is_window_open or now < self._last_mint + self._pause_after_denials(now):
+                return False
+            self._denials += 1
+        self._asked = reason
+        return True
+
+    def ask(self, reason: Reason) -> None:
+        """Have a token minted as soon as that may be."""
+        self._asked = self._asked or reason
+
+    def end_silence(self) -> None:
+        """Allow the next token at once: what kept it back is gone."""
+        self.not_before = -inf
+
+    def begin(self, now: float) -> None:
+        """Note that a token is being minted; who asks meanwhile is served by what comes."""
+        self._is_minting = True
+        self._last_mint = now
+
+    def succeed(self, now: float, *, renew_at: float, held: frozenset[str] | None) -> None:
+        """Note a token that was received, and the scopes it holds (None: nobody says)."""
+        self._end(now + self.min_interval)
+        self._renew_at = renew_at
+        self.missing = frozenset() if held is None else self.missing - held
+        still_misses = self._window if self.missing else None
+        self._window = None if still_misses is None else still_misses.after_renewal(now)
+
+    def fail(self, now: float, *, pause: float) -> None:
+        """Note that no token came, and that none may be asked for so many seconds."""
+        self._end(now + pause)
+
+    def _end(self, not_before: float) -> None:
+        self._is_minting = False
+        self._asked = None
+        self.not_before = not_before
+
+    @property
+    def _longest_step(self) -> float:
+        return max(self.min_interval, LONGEST_STEP)
+
+    def _open_window(self, now: float) -> None:
+        closes_at = now + self.window_length
+        first = max(now, self.not_before)
+        # A token that came a moment ago counts as the first renewal.
+        step = self.min_interval * (2 if first > now else 1)
+        self._window = Window(
+            closes_at=closes_at,
+            next_at=first if first <= closes_at else None,
+            step=min(step, self._longest_step),
+            longest_step=self._longest_step,
+        )
+
+    def _may_ask_again(self, now: float) -> bool:
+        return now >= max(self.not_before, self._last_mint + self._longest_step)
+
+    def _pause_after_denials(self, now: float) -> float:
+        if self._window is not None:
+            return self._longest_step
+        doubled = self.min_interval * 2.0 ** min(self._denials, _MOST_DOUBLINGS)
+        pause = min(doubled, self._longest_step)
+        if now < self._last_mint + 2 * pause:
+            return pause
+        self._denials = 0
+        return self.min_interval

@@ -1,0 +1,107 @@
+"""Retry-After: how long a server asks to be left alone, and how we ask the same of a caller.
+
+A field that cannot be read counts as absent: nothing a server writes raises here, or makes a wait
+that is negative, infinite or not a number. Who waits for it, if anyone, is decided elsewhere.
+
+Every `now` is wall time in epoch seconds; dates mean nothing on another clock.
+
+Obeys RFC 9110 sections 10.2.3 (Retry-After) and 5.6.7 (HTTP-date).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+# A server's Date farther from our clock than this is broken, not merely a little off.
+SANE_SKEW_SECONDS: Final = 86_400
+
+
+def retry_after(
+    values: Sequence[str], *, date: str | None, now: float, maximum: float
+) -> float | None:
+    """Seconds to wait from receipt: the largest of the valid fields, at most `maximum`.
+
+    0 if the time has come or is past, None if no field can be read. A date counts from `date`,
+    the response's own, for the two come from one clock and that need not agree with ours; where
+    it is absent, unreadable or more than a day from `now`, from `now`. Decimals such as `1.5` are
+    not in the grammar and are rounded up.
+    """
+    sent = _sent(date, now=now)
+    waits = [wait for value in values if (wait := _wait(value, sent=sent, now=now)) is not None]
+    return min(max(waits), maximum) if waits else None
+
+
+def http_date(value: str, *, now: float) -> float | None:
+    """Epoch seconds of an HTTP-date in one of its three forms, else None.
+
+    A weekday that does not belong to the date is let pass: the instant is clear without it.
+    `now` settles the century of a two-digit year.
+    """
+    text = value.strip(_OWS)
+    for form in _DATE_FORMS:
+        if parts := form.fullmatch(text):
+            return _epoch_seconds(parts, now=now)
+    return None
+
+
+def delay_seconds(wait: float) -> int:
+    """Write a finite wait of so many seconds as a Retry-After: never sooner, at least 1."""
+    return max(1, math.ceil(wait))
+
+
+_OWS = " \t"
+_DELAY = re.compile(r"(?P<whole>[0-9]+)(?:\.(?P<fraction>[0-9]+))?")
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_LONG_WEEKDAY = "(?:Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"
+_MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
+_TIME = "(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9]|60)"
+_DATE_FORMS = (
+    # IMF-fixdate, RFC 850, asctime; HTTP-date is case sensitive.
+    re.compile(f"{_WEEKDAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
+    re.compile(f"{_LONG_WEEKDAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"),
+    re.compile(f"{_WEEKDAY} {_MONTH} (?P<day>[0-9]{{2}}| [0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
+)
+
+
+def _sent(date: str | None, *, now: float) -> float:
+    """When the response says it was made, if that can be believed."""
+    stamp = None if date is None else http_date(date, now=now)
+    return now if stamp is None or abs(stamp - now) > SANE_SKEW_SECONDS else stamp
+
+
+def _wait(value: str, *, sent: float, now: float) -> float | None:
+    delay = _DELAY.fullmatch(value.strip(_OWS))
+    if delay is not None:
+        # Not int(): it refuses strings of thousands of digits, where float() gives infinity.
+        # And no rounding of a float: it would lose the last digits of a long fraction.
+        return float(delay["whole"]) + bool((delay["fraction"] or "").strip("0"))
+    due = http_date(value, now=now)
+    return None if due is None else float(max(0, math.ceil(due - sent)))
+
+
+def _epoch_seconds(parts: re.Match[str], *, now: float) -> float | None:
+    month = _MONTHS.index(parts["month"]) + 1
+    day, hour, minute, second = (int(parts[name]) for name in ("day", "hour", "minute", "second"))
+    year = int(parts["year"])
+    if len(parts["year"]) == len("94"):
+        year = _full_year(year, (month, day, hour, minute, second), now=now)
+    try:
+        midnight = datetime(year, month, day, tzinfo=UTC)
+    except ValueError:
+        return None
+    # Added up by hand because a leap second, 23:59:60, is valid here and not in a datetime.
+    return midnight.timestamp() + hour * 3600 + minute * 60 + second
+
+
+def _full_year(two_digits: int, rest_of_date: tuple[int, ...], *, now: float) -> int:
+    """Find the latest such year whose date is at most fifty years ahead (section 5.6.7)."""
+    today = datetime.fromtimestamp(now, UTC)
+    horizon = (today.year + 50, *today.timetuple()[1:6])
+    year = today.year - today.year % 100 + 100 + two_digits
+    while (year, *rest_of_date) > horizon:
+        year -= 100
+    return year
