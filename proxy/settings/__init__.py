@@ -1,0 +1,50 @@
+"""The configuration: one YAML file and the environment become frozen values.
+
+* `sections`: the keys, their defaults and what must agree between them
+* `values`: what a single value must be
+* `loading`: the file and the environment, read and told apart when they are wrong
+
+Reading a secret's file does not belong here: whoever uses the secret reads it again when it
+rotates. The environment is an argument, never `os.environ`.
+"""
+
+from proxy.settings.loading import ConfigError, load
+from proxy.settings.sections import (
+    DEFAULT_ROUTES,
+    Account,
+    Admin,
+    Channel,
+    Identity,
+    Limits,
+    Listen,
+    Log,
+    Pacing,
+    Retry,
+    Route,
+    Settings,
+    Store,
+    Tls,
+    Tokens,
+    Upstream,
+)
+
+__all__ = [
+    "DEFAULT_ROUTES",
+    "Account",
+    "Admin",
+    "Channel",
+    "ConfigError",
+    "Identity",
+    "Limits",
+    "Listen",
+    "Log",
+    "Pacing",
+    "Retry",
+    "Route",
+    "Settings",
+    "Store",
+    "Tls",
+    "Tokens",
+    "Upstream",
+    "load",
+]

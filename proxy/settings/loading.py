@@ -1,0 +1,251 @@
+"""The configuration file and the environment, read into one `Settings`.
+
+* The environment beats the file: `EXPORT_PROXY__PACING__INTERVAL=0.25`. A list is given as a whole,
+  as JSON; `null` unsets what may be null. A name that overrides nothing is a problem.
+* `${NAME}` in a value of the file is replaced from the environment; `$${` is a plain `${`.
+* A number in the file is a number. Only text out of the environment is read as one.
+* A problem names the key and never quotes the value, for any value may hold a secret.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource
+from pydantic_settings.sources.utils import parse_env_vars
+from yaml.scanner import ScannerError
+
+from proxy.settings.sections import Loc, Section, Settings, dotted
+from proxy.settings.values import EnvironmentText
+
+_PREFIX = "EXPORT_PROXY__"
+_DELIMITER = "__"
+
+# What is at fault, mostly a key, and what is wrong with it.
+_Problem = tuple[str, str]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    `problems` holds a line for each: `accounts[0].name: what is wrong`.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read the configuration file, and let the environment override it.
+
+    Raises ConfigError with every problem that can be told at once.
+    """
+    document, problems = _read_file(path, environ)
+    overrides, unknown = _read_environment(environ)
+    problems += unknown
+    try:
+        settings = Settings.model_validate(_merged(document, overrides))
+    except ValidationError as error:
+        problems += _validation_problems(error)
+    if problems:
+        # Raised outside the except clause: a chained error would carry the values along.
+        raise ConfigError(_lines(problems))
+    return settings
+
+
+def _lines(problems: list[_Problem]) -> tuple[str, ...]:
+    first: dict[str, str] = {}
+    for place, complaint in problems:
+        # What else is wrong with a key follows from the first: its variable is not set, say.
+        first.setdefault(place, complaint)
+    return tuple(f"{place}: {complaint}" for place, complaint in first.items())
+
+
+def _merged(below: dict[Any, Any], above: dict[str, Any]) -> dict[Any, Any]:
+    merged = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _merged(below[key], above[key])
+    return merged
+
+
+# The file.
+
+
+def _read_file(path: Path, environ: Mapping[str, str]) -> tuple[dict[Any, Any], list[_Problem]]:
+    document: object = None
+    problems: list[_Problem] = []
+    fault = "must hold a mapping of sections"
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is not None:
+            problems += _prepare(root, (), environ, seen=set())
+            document = loader.construct_document(root)
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        fault = "is not UTF-8 text"
+    except RecursionError:
+        fault = "is nested too deeply"
+    except (yaml.YAMLError, ValueError) as error:
+        fault = _yaml_fault(error)
+    if not isinstance(document, dict):
+        raise ConfigError((f"{path}: {fault}",))
+    return document, problems
+
+
+def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    # Other kinds quote the names of tags and anchors, and an unquoted secret may look like one.
+    reason = f": {error.problem}" if isinstance(error, ScannerError) else ""
+    return f"is not valid YAML{where}{reason}"
+
+
+def _prepare(
+    node: yaml.Node, loc: Loc, environ: Mapping[str, str], *, seen: set[int]
+) -> Iterator[_Problem]:
+    """Replace references in the text below `node`, in place, and report keys that come twice.
+
+    PyYAML keeps the last of equal keys without a word. `seen` is what an alias may lead back to.
+    """
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
+        node.value, complaints = _replaced(node.value, environ)
+        yield from ((dotted(loc), complaint) for complaint in complaints)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _prepare(item, (*loc, index), environ, seen=seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                complaint = f"is given twice, in lines {lines[name]} and {line}"
+                yield dotted((*loc, name)), complaint
+            lines[name] = line
+            yield from _prepare(value, (*loc, name), environ, seen=seen)
+
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|\$\{")
+
+
+def _replaced(text: str, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    used: list[str] = []
+    complaints: list[str] = []
+
+    def value_of(reference: re.Match[str]) -> str:
+        name = reference["name"]
+        if reference[0] == "$${":
+            return "${"
+        if name is None:
+            complaints.append("has a '${' without a NAME and a '}'; a plain one is written '$${'")
+        elif name not in environ:
+            complaints.append(f"the environment variable {name} is not set")
+        else:
+            used.append(name)
+            return environ[name]
+        return reference[0]
+
+    filled = _REFERENCE.sub(value_of, text)
+    return (EnvironmentText.of(used[0], filled) if used else filled), complaints
+
+
+# The environment.
+
+
+class _Overrides(EnvSettingsSource):
+    """Reads the variables it is given, where pydantic-settings would read those of the process."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        super().__init__(
+            cast("type[BaseSettings]", Settings),  # of which it uses the fields alone
+            env_prefix=_PREFIX,
+            env_nested_delimiter=_DELIMITER,
+            env_parse_none_str="null",
+        )
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        marked = {name: EnvironmentText.of(name, text) for name, text in self._variables.items()}
+        return parse_env_vars(marked, parse_none_str=self.env_parse_none_str)
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except (ValueError, RecursionError):
+            return value  # text where a list or a mapping must be: validation says so
+
+
+def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[_Problem]]:
+    ours = {name: text for name, text in environ.items() if name.upper().startswith(_PREFIX)}
+    known = set(_variables(Settings, _PREFIX))
+    unknown = [(name, "overrides nothing") for name in ours if name.upper() not in known]
+    return _Overrides({name: ours[name] for name in ours if name.upper() in known})(), unknown
+
+
+def _variables(section: type[Section], prefix: str) -> Iterator[str]:
+    for key, field in section.model_fields.items():
+        name = f"{prefix}{key.upper()}"
+        yield name
+        for inner in _sections_of(field.annotation):
+            yield from _variables(inner, f"{name}{_DELIMITER}")
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    kinds = () if get_origin(annotation) is tuple else (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+
+
+# What pydantic found.
+
+_NO_LIST_OR_MAPPING = {
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "tuple_type": "must be a list",
+}
+_COMPLAINTS = {
+    **_NO_LIST_OR_MAPPING,
+    "bool_parsing": "must be true or false",
+    "extra_forbidden": "is not a known key",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of a sensible size",
+    "int_type": "must be a whole number",
+    "invalid_key": "is not a known key",
+    "missing": "is required",
+    "path_type": "must be a file name",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text, in quotes if need be",
+    "too_short": "must not be empty",
+}
+
+
+def _validation_problems(error: ValidationError) -> Iterator[_Problem]:
+    for detail in error.errors(include_url=False):
+        loc = tuple(step for step in detail["loc"] if step != "[key]")
+        yield dotted(loc), _complaint(detail)
+
+
+def _complaint(detail: ErrorDetails) -> str:
+    kind, value = detail["type"], detail["input"]
+    if kind == "value_error":
+        complaint = str(detail["ctx"]["error"])
+    else:
+        complaint = _COMPLAINTS.get(kind) or detail["msg"].replace("Input should", "must")
+    if not isinstance(value, EnvironmentText):
+        return complaint
+    encoding = ", as JSON" if kind in _NO_LIST_OR_MAPPING else ""
+    return f"{complaint}{encoding} (it comes from {value.variable})"

@@ -1,0 +1,167 @@
+"""What a single value of the configuration must be, as annotated types.
+
+Every complaint is a sentence about its key, and none quotes the value: any value may hold a secret.
+What must agree between two keys is not said here.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from proxy.core.targets import PathPattern
+
+
+class EnvironmentText(str):
+    """Text out of an environment variable: untyped, so it may stand for a number or a boolean."""
+
+    __slots__ = ("variable",)
+    variable: str
+
+    @classmethod
+    def of(cls, variable: str, value: str) -> Self:
+        text = cls(value)
+        text.variable = variable
+        return text
+
+
+def _number(value: object) -> object:
+    # pydantic would take true for 1 and "5" for 5.
+    if isinstance(value, bool | str) and not isinstance(value, EnvironmentText):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic gathers only this kind
+    return value
+
+
+def _boolean(value: object) -> object:
+    if not isinstance(value, bool | EnvironmentText):
+        raise ValueError("must be true or false")  # noqa: TRY004 - likewise
+    return value
+
+
+def _file_name(value: object) -> object:
+    # pydantic would take "" for the current directory.
+    if value == "":
+        raise ValueError("must be a file name")
+    return value
+
+
+def _matching(pattern: str, complaint: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(complaint)
+        return text
+
+    return AfterValidator(check)
+
+
+def _not_reserved(name: str) -> str:
+    if name in {"other", "login", "none"}:
+        raise ValueError("must not be other, login or none, which have a meaning of their own")
+    return name
+
+
+_LAST_PORT: Final = 65535
+_HOST: Final = r"(?i:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
+_ORIGIN = re.compile(
+    rf"(?i:https?)://(?P<user>[^\s/?#@]+@)?{_HOST}(?::(?P<port>[0-9]{{1,5}}))?/?", re.ASCII
+)
+_NODE: Final = rf"{_HOST}(?::[0-9]{{1,5}})?"
+_STORE_URL = re.compile(
+    r"memory://"
+    rf"|rediss?://(?:[^\s/?#]*@)?{_NODE}(?:/[0-9]*)?(?:\?\S*)?"
+    rf"|redis\+sentinel://(?:[^\s/?#]*@)?{_NODE}(?:,{_NODE})*/[^\s/?#]+(?:/[0-9]+)?",
+    re.ASCII,
+)
+
+
+def _origin(text: str) -> str:
+    parts = _ORIGIN.fullmatch(text)
+    if parts is None or parts["user"] or not 0 < int(parts["port"] or 80) <= _LAST_PORT:
+        raise ValueError("must be http(s)://host[:port], without path, query or user")
+    return text.removesuffix("/").lower()
+
+
+def _forward_proxy_url(url: SecretStr) -> SecretStr:
+    parts = _ORIGIN.fullmatch(url.get_secret_value())
+    if parts is None or not 0 < int(parts["port"] or 80) <= _LAST_PORT:
+        raise ValueError("must be http(s)://[user:password@]host[:port], without path or query")
+    return url
+
+
+def _store_url(url: SecretStr) -> SecretStr:
+    if _STORE_URL.fullmatch(url.get_secret_value()) is None:
+        raise ValueError(
+            "must be memory://, redis://host:port/db, rediss://host:port/db"
+            " or redis+sentinel://host:port,host:port/service/db"
+        )
+    return url
+
+
+def _path_pattern(text: str) -> str:
+    PathPattern.parse(text)
+    return text
+
+
+def _not_empty(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    # A minimal length would be counted without the items that are wrong: a second complaint.
+    if not items:
+        raise ValueError("must not be empty")
+    return items
+
+
+def _all_or_some(methods: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in methods and len(methods) > 1:
+        raise ValueError("must be '*' alone or a list of methods")
+    return methods
+
+
+NotEmpty = AfterValidator(_not_empty)
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Port = Annotated[int, Field(ge=0, le=_LAST_PORT), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+Cost = Annotated[float, Field(ge=1), BeforeValidator(_number)]
+Flag = Annotated[bool, BeforeValidator(_boolean)]
+Filled = Annotated[str, Field(min_length=1)]
+FileName = Annotated[Path, BeforeValidator(_file_name)]
+
+Host = Annotated[str, _matching(r"[^\s/@]+", "must be an address or a host name")]
+HostName = Annotated[
+    str,
+    _matching(r"[A-Za-z0-9._-]+", "must be a host name, without a port"),
+    AfterValidator(str.lower),
+]
+Origin = Annotated[str, AfterValidator(_origin)]
+Url = Annotated[
+    str, _matching(r"(?i:https?)://[^\s/?#@]+(/[^\s#]*)?", "must be an http(s) URL without user")
+]
+ForwardProxyUrl = Annotated[SecretStr, AfterValidator(_forward_proxy_url)]
+StoreUrl = Annotated[SecretStr, AfterValidator(_store_url)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+
+Name = Annotated[
+    str,
+    _matching(r"[A-Za-z0-9._-]{1,64}", "must be 1 to 64 letters, digits, '.', '_' or '-'"),
+    AfterValidator(_not_reserved),
+]
+# RFC 6749 appendix A.1 and section 3.3.
+ClientId = Annotated[str, _matching(r"[ -~]+", "must be printable ASCII, and not empty")]
+Scope = Annotated[str, _matching(r"[!#-\[\]-~]+", "must be one scope, without spaces or quotes")]
+KeyHash = Annotated[
+    str,
+    _matching(r"sha256:[0-9A-Fa-f]{64}", "must be sha256: and 64 hexadecimal digits"),
+    AfterValidator(str.lower),
+]
+
+Prefix = Annotated[
+    str,
+    _matching(
+        r"(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*",
+        "must be empty, or start with a slash and not end with one, like /gc",
+    ),
+]
+Pattern = Annotated[str, AfterValidator(_path_pattern)]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+Methods = Annotated[tuple[Literal["*", Method], ...], NotEmpty, AfterValidator(_all_or_some)]
