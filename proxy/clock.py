@@ -1,0 +1,90 @@
+"""The two clocks, and the only place that reads them or waits for them.
+
+There are two because each is wrong for the other's work. The monotonic clock paces: it never goes
+back and nobody sets it, but it counts from nowhere, so it cannot judge a date. The wall clock
+judges dates, in Retry-After fields and in tokens, but may be set forward or back at any moment: a
+pace kept by it would stall or burst. A value of one never meets a value of the other in a
+subtraction.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    def cancel(self) -> None:
+        """Keep the callback from being called; once it has been, nothing happens."""
+
+
+class Clock(Protocol):
+    """What the proxy knows of time. The last method is the same for every clock, so it is here."""
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary moment; never goes back."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch; goes wherever somebody sets it."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Call back from the event loop once monotonic() has reached `when`, never earlier.
+
+        A moment already past is due at once, yet the call is still made by the loop.
+        """
+        ...
+
+    async def sleep_until(self, when: float) -> None:
+        """Wait until monotonic() has reached `when`; a cancelled wait leaves no timer behind."""
+        woken = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not woken.done():  # cancelled, and the task has not come round to the timer yet
+                woken.set_result(None)
+
+        timer = self.call_at(when, wake)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+
+
+class SystemClock(Clock):
+    """The real clocks. Two callbacks due at the same moment may come in either order."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        return _LoopTimer(when, callback)
+
+
+class _LoopTimer:
+    """A loop's timer that asks the clock again before it calls.
+
+    Loops fire early: asyncio by the resolution of its clock; uvloop by half a millisecond, to which
+    it rounds delays, and by as long as the loop was busy, since it counts from a cached time.
+    """
+
+    def __init__(self, when: float, callback: Callable[[], object]) -> None:
+        self._when = when
+        self._callback = callback
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._handle = self._loop.call_later(self._when - time.monotonic(), self._fire)
+
+    def _fire(self) -> None:
+        if time.monotonic() < self._when:
+            self._arm()
+        else:
+            self._callback()
+
+    def cancel(self) -> None:
+        self._handle.cancel()

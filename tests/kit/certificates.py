@@ -1,0 +1,92 @@
+"""Certificates of an authority that a test makes for itself."""
+
+import ipaddress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from tests.kit.listener import HOST
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key, in files."""
+
+    cert_file: Path
+    key_file: Path
+
+    def replace_by(self, other: "Pair") -> None:
+        self.cert_file.write_bytes(other.cert_file.read_bytes())
+        self.key_file.write_bytes(other.key_file.read_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Issues certificates; whoever trusts `file` trusts them."""
+
+    folder: Path
+    name: str = "test authority"
+    key: ec.EllipticCurvePrivateKey = field(default_factory=new_key)
+
+    @property
+    def file(self) -> Path:
+        """Its own certificate."""
+        path = self.folder / f"{self.name.replace(' ', '-')}.pem"
+        if not path.exists():
+            constraints = x509.BasicConstraints(ca=True, path_length=0)
+            certificate = (
+                self._builder(self.name, self.key, days=1)
+                .add_extension(constraints, critical=True)
+                .sign(self.key, hashes.SHA256())
+            )
+            path.write_bytes(certificate.public_bytes(Encoding.PEM))
+        return path
+
+    def issue(self, label: str, host: str = HOST, *, days: float = 1) -> Pair:
+        """Issue one for an address; of a negative number of days it has expired."""
+        key = new_key()
+        name = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        certificate = (
+            self._builder(label, key, days=days)
+            .add_extension(name, critical=False)
+            .add_extension(issuer, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        pair = Pair(self.folder / f"{label}.pem", self.folder / f"{label}.key")
+        pair.cert_file.write_bytes(certificate.public_bytes(Encoding.PEM))
+        pair.key_file.write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
+        return pair
+
+    def _builder(
+        self, subject: str, key: ec.EllipticCurvePrivateKey, *, days: float
+    ) -> x509.CertificateBuilder:
+        end = datetime.now(UTC) + timedelta(days=days)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(_name(subject))
+            .issuer_name(_name(self.name))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(end - timedelta(days=2))
+            .not_valid_after(end)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+        )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
