@@ -1,0 +1,22 @@
+"""A strict stand-in for the export API and its login server, both on one port.
+
+For developing, demonstrating and load-testing against; no part of the proxy's own work
+imports it. The rules live in modules that know neither HTTP nor a clock (`limiter`, `grants`,
+`tokens`, `login`, `exports`, `ledger`, `errors`); `api` and `app` put them on a socket.
+"""
+
+from proxy.simulator.app import RunningServer, Simulator, run
+from proxy.simulator.ledger import AccountReport, Arrival
+from proxy.simulator.settings import ClientSpec, SimulatorSettings
+from proxy.simulator.tokens import SigningKey
+
+__all__ = [
+    "AccountReport",
+    "Arrival",
+    "ClientSpec",
+    "RunningServer",
+    "SigningKey",
+    "Simulator",
+    "SimulatorSettings",
+    "run",
+]
