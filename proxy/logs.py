@@ -1,0 +1,227 @@
+"""The log: one JSON object a line (or plain text), written beside the event loop.
+
+Whoever logs hands an event over and goes on; a thread renders and writes it. A pipe nobody reads
+blocks that thread alone: what does not fit is dropped and counted. Lines are bounded a second, in
+all (`max_lines_per_second`) and for each message of a library, which may repeat itself in a loop.
+
+Nothing is logged that may hold a secret: paths without their query, never a header that could hold
+one, never the `repr` of an error of the HTTP client. Of libraries only warnings and errors are.
+"""
+
+import json
+import logging
+import os
+import queue
+import select
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from proxy.clock import Clock
+from proxy.settings import Log
+
+_WAITING_LINES: Final = 10_000
+_REPEATS_PER_SECOND: Final = 5
+_FLUSH_SECONDS: Final = 1.0
+
+Event = MutableMapping[str, Any]
+
+
+class Sink:
+    """Takes events from any thread, without blocking; writes them from a thread of its own.
+
+    It writes to a descriptor and not to a stream: a thread that hangs in a stream holds its lock,
+    which the interpreter needs to end.
+    """
+
+    def __init__(self, settings: Log, *, clock: Clock, descriptor: int) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._events: queue.Queue[Event | None] = queue.Queue(_WAITING_LINES)
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._lock = threading.Lock()
+        self._second = 0
+        self._lines = 0
+        self._untold = 0
+        self._repeats: dict[str, int] = {}
+
+    def start(self) -> None:
+        """Start to write."""
+        self._thread.start()
+
+    def close(self, *, within: float = _FLUSH_SECONDS) -> None:
+        """Write what waits, for so many seconds at most."""
+        try:
+            self._events.put(None, timeout=within)
+        except queue.Full:
+            return
+        self._thread.join(within)
+
+    def put(self, event: Event) -> None:
+        """Take an event, or count it as dropped."""
+        with self._lock:
+            self._begin_second()
+            self._take(event)
+
+    def put_repeated(self, event: Event, message: str) -> None:
+        """Take an event of a kind that may come in a flood."""
+        with self._lock:
+            self._begin_second()
+            seen = self._repeats[message] = self._repeats.get(message, 0) + 1
+            if seen > _REPEATS_PER_SECOND:
+                self._drop()
+            else:
+                self._take(event)
+
+    def _begin_second(self) -> None:
+        second = int(self.clock.monotonic())
+        if second == self._second:
+            return
+        self._second, self._lines = second, 0
+        self._repeats.clear()
+        if self._untold:
+            untold, self._untold = self._untold, 0
+            notice = {"event": "log lines dropped", "count": untold}
+            self._take({"time": timestamp(self.clock.wall()), "level": "warning", **notice})
+
+    def _take(self, event: Event) -> None:
+        if self._lines >= self.settings.max_lines_per_second:
+            self._drop()
+            return
+        self._lines += 1
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            self._drop()
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        self._untold += 1
+
+    def _write_all(self) -> None:
+        while (event := self._events.get()) is not None:
+            try:
+                render = _as_json if self.settings.format == "json" else _as_text
+                self._write(render(_with_characters_only(event)).encode("ascii") + b"\n")
+            except Exception:  # noqa: BLE001 -- a full disk, an odd value: the log itself goes on
+                with self._lock:
+                    self._drop()
+
+    def _write(self, line: bytes) -> None:
+        """Write a line whole, however slowly it is read."""
+        rest = memoryview(line)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:  # whoever shares the pipe with us made it non-blocking
+                writable = select.poll()
+                writable.register(self._descriptor, select.POLLOUT)
+                writable.poll()
+
+
+def _as_json(event: Event) -> str:
+    """Return ASCII only, so that nothing in it can be taken for the end of the line."""
+    return json.dumps(event)
+
+
+def _as_text(event: Event) -> str:
+    """Return a line for people; a traceback follows on lines of its own."""
+    rest = dict(event)
+    time, level, what = (rest.pop(key, "") for key in ("time", "level", "event"))
+    traceback = rest.pop("exception", None)
+    line = f"{time} {level:7} {json.dumps(what)[1:-1]}"
+    line += "".join(f" {key}={json.dumps(value)}" for key, value in rest.items())
+    if traceback is not None:
+        lines = str(traceback).splitlines()
+        line += "".join(f"\n  {json.dumps(part)[1:-1]}" for part in lines)
+    return line
+
+
+def _with_characters_only(value: Any) -> Any:
+    """Return what JSON can hold; half a surrogate pair, of bytes not in UTF-8, is none."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {str(key): _with_characters_only(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_with_characters_only(item) for item in value]
+        case _:
+            return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+class _LibraryHandler(logging.Handler):
+    """Takes what libraries log."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: Event = {
+            "time": timestamp(self._sink.clock.wall()),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            event["exception"] = logging.Formatter().formatException(record.exc_info)
+        self._sink.put_repeated(event, f"{record.name}: {record.msg}")
+
+
+class _Forward:
+    """The logger at the end of structlog's processors."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return self._take
+
+    def _take(self, **event: Any) -> None:
+        self._sink.put(event)
+
+
+@contextmanager
+def logging_to(sink: Sink) -> Iterator[None]:
+    """Send every log of the process to the sink, for as long as the context lasts."""
+    handler = _LibraryHandler(sink)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    obey(sink.settings, sink)
+    sink.start()
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        logging.captureWarnings(capture=False)
+        structlog.reset_defaults()
+        sink.close()
+
+
+def obey(settings: Log, sink: Sink) -> None:
+    """Log by these settings from now on."""
+
+    def stamp(_: Any, level: str, event: Event) -> Event:
+        head = {"time": timestamp(sink.clock.wall()), "level": level, "event": event.pop("event")}
+        return {**head, **event}
+
+    sink.settings = settings
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, stamp],
+        logger_factory=lambda *_: _Forward(sink),
+        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+        cache_logger_on_first_use=False,
+    )
+
+
+def timestamp(wall: float) -> str:
+    """Return a wall time in seconds as RFC 3339 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,56 @@
+"""Telling the service manager how we are: sd_notify(3) and sd_watchdog_enabled(3).
+
+A datagram to the socket named by `$NOTIFY_SOCKET`. Without one nothing is said, and a service
+manager that does not listen is no reason to fail.
+"""
+
+import contextlib
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends states to the service manager, if there is one."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        # A leading @ stands for Linux's abstract namespace.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def ready(self) -> None:
+        """Say that start-up, or a reload, is over."""
+        self._tell("READY=1")
+
+    def reloading(self, monotonic: float) -> None:
+        """Say that a reload begins; `monotonic` in seconds tells it from an older one."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic * 1e6)}")
+
+    def stopping(self) -> None:
+        """Say that the end has begun."""
+        self._tell("STOPPING=1")
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        self._tell("WATCHDOG=1")
+
+    def _tell(self, state: str) -> None:
+        if not self._address:
+            return
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
+            sock.setblocking(False)  # noqa: FBT003 -- the socket module's way to say it
+            sock.connect(self._address)
+            sock.send(state.encode())
+
+
+def watchdog_pause(environ: Mapping[str, str], pid: int) -> float | None:
+    """Return the seconds between two feedings, half of what the watchdog allows; None without one.
+
+    A watchdog that was set for another process is none of ours.
+    """
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not microseconds.isdecimal():
+        return None
+    return int(microseconds) / 2e6 or None
