@@ -1,0 +1,599 @@
+"""Lines of waiters, and who may send when: the dispatcher owns time.
+
+A request waits in the line of its account and route. When the account is open (no hold, no probe
+in the air, room in flight) and the line's pace is due, the slot is offered to the first in line
+that is still connected; nothing is booked on arrival, so whoever leaves costs nothing. The slot
+comes back as a report: sent, answered, refused, or given back unused.
+
+Decisions are synchronous (`Account.pump`); the only thing that waits is the caller's own task. The
+arithmetic is in core/pacing.py; which accounts there are is dispatch.py's business.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+
+from proxy.clock import Clock, Timer
+from proxy.core.pacing import (
+    Hold,
+    Pace,
+    RetryBudget,
+    hold_after,
+    predicted_wait,
+    return_after,
+)
+from proxy.core.state import AccountState, LineState
+from proxy.metrics import Metrics
+from proxy.problems import Problem
+from proxy.retries import Patience
+from proxy.settings import Pacing
+from proxy.store import Turns
+from proxy.store.alone import Alone
+
+
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """What all accounts have in common; `pacing` and `patience` are replaced on reload."""
+
+    clock: Clock
+    metrics: Metrics
+    random: Callable[[], float]
+    pacing: Pacing
+    patience: Patience
+    started_at: float
+    turns: Turns = field(default_factory=Alone)
+    draining: bool = False
+    arrivals: int = 0
+
+    def next_arrival(self) -> int:
+        """Return the number of a request in order of arrival."""
+        self.arrivals += 1
+        return self.arrivals
+
+
+class Account:
+    """One service account: its lines, its hold, what it has in flight."""
+
+    def __init__(self, shared: Shared, key: str, label: str, *, interval: float | None) -> None:
+        self.key = key
+        self.label = label
+        self.hold: Hold | None = None
+        self.in_flight = 0
+        self.own_interval = interval
+        self._shared = shared
+        self._clock = shared.clock
+        self._lines: dict[str, Line] = {}
+        self._probe: Slot | None = None
+        self._budget = RetryBudget()
+        self._held_seconds = 0.0
+        self._held_counted = 0.0
+        self._opened_at = 0.0
+        self._timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        waiting = sum(line.depth for line in self._lines.values())
+        return f"<Account {self.label}: {waiting} waiting, {self.in_flight} in flight>"
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two sends on a paced route, as configured now."""
+        own = self.own_interval
+        return self._shared.pacing.interval if own is None else own
+
+    @property
+    def lines(self) -> tuple["Line", ...]:
+        """The account's lines, one for each route it has used."""
+        return tuple(self._lines.values())
+
+    def line(self, route: str, *, paced: bool) -> "Line":
+        """Return the account's line on that route."""
+        line = self._lines.get(route)
+        if line is None:
+            line = self._lines[route] = Line(self, self._shared, route, paced=paced)
+            self._shared.metrics.line_opened(self.label, route)
+        return line
+
+    def hold_remaining(self) -> float:
+        """Return the seconds until the account's silence ends."""
+        return self.hold.remaining(self._clock.monotonic()) if self.hold else 0.0
+
+    def held_seconds(self) -> float:
+        """Return the seconds this account has spent on hold so far, the running hold included."""
+        running = self.hold.kept(self._clock.monotonic()) if self.hold else 0.0
+        return self._held_seconds + running
+
+    def count_hold(self) -> None:
+        """Count the seconds on hold that were not counted yet, those of a running hold too."""
+        held = self.held_seconds()
+        if held > self._held_counted:
+            self._shared.metrics.held(self.label, held - self._held_counted)
+            self._held_counted = held
+
+    def idle_from(self) -> float:
+        """Return from when on forgetting this account changes nothing (`inf`: it is in use)."""
+        if self.in_flight or any(line.depth for line in self._lines.values()):
+            return inf
+        dues = [line.due() for line in self._lines.values()]
+        return max(dues, default=0.0) if self.hold is None else max(self.hold.until, *dues, 0.0)
+
+    def state(self, now: float) -> AccountState:
+        """Return what is known of the account."""
+        return AccountState(
+            name=self.label,
+            routes=tuple(
+                LineState(
+                    name=line.route,
+                    queue_depth=line.depth,
+                    oldest_seconds=line.oldest_seconds(now),
+                    interval=line.interval,
+                    sent=line.sent_count,
+                    last_gap_seconds=line.last_gap,
+                )
+                for line in self._lines.values()
+            ),
+            in_flight=self.in_flight,
+            hold_remaining_seconds=self.hold.remaining(now) if self.hold else 0.0,
+        )
+
+    def may_retry(self) -> bool:
+        """Spend one re-send of the account's budget; False when it is used up."""
+        share = self._shared.patience.settings.budget
+        return self._budget.take(self._clock.monotonic(), share)
+
+    def drain(self) -> None:
+        """Refuse everybody who waits."""
+        for line in self._lines.values():
+            line.drain()
+
+    def opens_at(self, now: float) -> float:
+        """Return when the account may send at all: `inf` while an answer must come first."""
+        if self._probe is not None or self.in_flight >= self._shared.pacing.max_in_flight:
+            return inf
+        return self.hold.until if self.hold else now
+
+    def offers_at(self) -> float:
+        """Return when the next slot is to be offered; `inf` if time is not what is waited for."""
+        dues = [line.offers_at() for line in self._lines.values() if line.has_waiters()]
+        return max(self.opens_at(self._opened_at), min(dues)) if dues else inf
+
+    def pump(self) -> None:
+        """Offer every slot that is due, then set the timer for the next one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock.monotonic()
+        while True:
+            waiting = [line for line in self._lines.values() if line.has_waiters()]
+            if not waiting:
+                return
+            opens = self.opens_at(now)
+            due = [line for line in waiting if max(opens, line.due()) <= now]
+            if not due:
+                at = max(opens, min(line.due() for line in waiting))
+                if at < inf:
+                    self._timer = self._clock.call_at(at, self.pump)
+                return
+            min(due, key=Line.first_arrival).offer(now)
+
+    def grant(self, line: "Line", ticket: "Ticket", now: float) -> "Slot":
+        """Give the slot that is due to that waiter."""
+        due = max(line.due(), ticket.joined_at, self._opened_at)
+        if self.hold is not None:
+            due = max(due, self.hold.until)
+        slot = Slot(self, line, ticket, due_at=min(due, now), not_before=line.due())
+        self.in_flight += 1
+        line.sending = slot if line.paced else None
+        if self.hold is not None:
+            self._probe = slot
+        return slot
+
+    def note_sent(self, now: float) -> None:
+        """Count a send for the retry budget."""
+        self._budget.count_send(now)
+
+    def refused(self, slot: "Slot", named: float | None) -> None:
+        """Go on hold because the API refused `slot` and asked for `named` seconds (None: no time).
+
+        An echo, the refusal of something sent before the hold or beside the probe, may prolong a
+        hold but is no further failure in a row.
+        """
+        now = self._clock.monotonic()
+        refusals = 0 if self.hold is None else self.hold.refusals
+        if named is None:
+            if self.hold is None or slot is self._probe:
+                refusals += 1
+            until = now + self._shared.patience.after_refusals(max(1, refusals))
+        elif named > 0:
+            until = now + named
+        else:
+            until = slot.sent_at + slot.cost * self.interval  # the normal pace
+        self._go_on_hold(now, until, refusals)
+        self._shared.turns.held(self.key, until - now)
+
+    def silence(self, seconds: float) -> None:
+        """Obey a hold that another replica was told."""
+        now = self._clock.monotonic()
+        self._go_on_hold(now, now + seconds, 0)
+        self.pump()
+
+    def _go_on_hold(self, now: float, until: float, refusals: int) -> None:
+        if self.hold is None:
+            self._shared.metrics.hold_begun(self.label)
+        self.hold = hold_after(self.hold, now=now, until=until, refusals=refusals)
+
+    def leave(self, slot: "Slot", *, accepted: bool) -> None:
+        """Take back the room `slot` had in flight; an accepted probe ends a hold that is over."""
+        self.in_flight -= 1
+        self._opened_at = now = self._clock.monotonic()
+        slot.line.give_back(slot)
+        if slot is self._probe:
+            self._probe = None
+            if accepted and self.hold is not None and self.hold.until <= now:
+                self._held_seconds += self.hold.kept(now)
+                self.hold = None
+                self.count_hold()
+        self.pump()
+
+
+class Line:
+    """Those of one account who wait on one route, first come first served."""
+
+    def __init__(self, account: Account, shared: Shared, route: str, *, paced: bool) -> None:
+        self.account = account
+        self.route = route
+        self.paced = paced
+        self.sending: Slot | None = None
+        self.sent_count = 0
+        self.last_gap: float | None = None
+        self._last_sent_at = -inf
+        self.pace = Pace(sent_at=shared.started_at)
+        self.turn_at = -inf
+        self.turn_hint = -inf
+        self.contenders = 1
+        self._shared = shared
+        self._clock = shared.clock
+        self._waiting: list[Ticket] = []  # a heap; who left is still in it, without an offer
+        self._cost_waiting = 0.0
+        self.depth = 0
+        if paced:
+            shared.turns.opened(self)
+
+    def __repr__(self) -> str:
+        return f"<Line {self.account.label}/{self.route}: {self.depth} waiting>"
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two sends on this line; 0 where the route is not paced."""
+        return self.account.interval if self.paced else 0.0
+
+    def due(self) -> float:
+        """Return when the pace allows the next send: `inf` while one is about to leave."""
+        if not self.paced:
+            return 0.0
+        return inf if self.sending is not None else max(self._pace_due(), self.turn_at)
+
+    def _pace_due(self) -> float:
+        return self.pace.due(self.interval * self._shared.turns.spread)
+
+    # What the store does with it.
+
+    @property
+    def key(self) -> str:
+        """Name of the account's state in the store."""
+        return self.account.key
+
+    def turn_changed(self) -> None:
+        """Look again who may send now."""
+        self.account.pump()
+
+    def keep_distance(self) -> None:
+        """Send nothing for one interval: others may just have sent."""
+        self.pace = Pace(sent_at=self._clock.monotonic())
+        self.account.pump()
+
+    def silence(self, seconds: float) -> None:
+        """Obey a hold that another replica was told."""
+        self.account.silence(seconds)
+
+    def offers_at(self) -> float:
+        """Return when the first in line may be offered a slot, by the pace alone."""
+        return max(self.due(), self._waiting[0].joined_at)
+
+    def oldest_seconds(self, now: float) -> float:
+        """Return how long the first in line has waited."""
+        return now - self._waiting[0].joined_at if self.has_waiters() else 0.0
+
+    def has_waiters(self) -> bool:
+        """Tell whether anybody waits; forgets those at the front who left."""
+        while self._waiting and self._waiting[0].offer is None:
+            heapq.heappop(self._waiting)
+        return bool(self._waiting)
+
+    def first_arrival(self) -> int:
+        """Return the arrival number of the first in line."""
+        return self._waiting[0].number
+
+    def predicted_wait(self, ticket: "Ticket") -> float:
+        """Return the seconds until a request of this arrival number would be sent."""
+        now = self._clock.monotonic()
+        ahead = self._cost_waiting
+        if ticket.joined_at > -inf:  # coming back, to the front
+            ahead = sum(
+                other.cost
+                for other in self._waiting
+                if other.offer is not None and other.number < ticket.number
+            )
+        due = max(self._pace_due(), min(self.turn_at, self.turn_hint)) if self.paced else now
+        if self.sending is not None:
+            due = max(due, now) + self.sending.cost * self.interval
+        hold = self.account.hold
+        return predicted_wait(
+            now=now,
+            due=max(due, hold.until) if hold else due,
+            cost_ahead=ahead,
+            interval=self.interval * max(self.contenders, self._shared.turns.spread),
+        )
+
+    def admit(self, ticket: "Ticket", limit: float) -> None:
+        """Refuse a newcomer who would wait longer than `limit` seconds, or finds no place.
+
+        Who will not wait at all is admitted only if a slot is free: the prediction does not know
+        when the answers come that must come first.
+        """
+        if self._shared.draining:
+            raise draining()
+        if self.paced and self._shared.turns.is_refusing:
+            raise Problem(
+                "store-unavailable", "The store that keeps the pace is down.", retry_after=1
+            )
+        wait = self.predicted_wait(ticket)
+        has_place = self.depth < self._shared.pacing.max_queue
+        if self._is_free() or (has_place and limit > 0 and wait <= limit):
+            return
+        self._note_wait(ticket, "refused", 0.0)
+        raise Problem(
+            "queue-full",
+            f"A request sent now would wait {wait:.1f} s.",
+            retry_after=self._return_after(wait, limit),
+            predicted_wait=round(wait, 3),
+        )
+
+    async def slot(self, ticket: "Ticket", limit: float) -> "Slot":
+        """Wait up to `limit` seconds for a slot, in order of arrival.
+
+        A caller who is cancelled gives place or slot back; one found gone is cancelled. Raises the
+        Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
+        """
+        if self._shared.draining:
+            raise draining()
+        now = ticket.joined_at = self._clock.monotonic()
+        if self._is_free() and ticket.is_present():
+            return self.account.grant(self, ticket, now)
+        ticket.deadline = now + limit
+        offer: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        ticket.offer = offer
+        expiry = self._clock.call_at(ticket.deadline, lambda: self._expire(ticket, offer, limit))
+        self._enter(ticket)
+        self.account.pump()
+        try:
+            slot = await offer
+        except asyncio.CancelledError:
+            if offer.cancelled():
+                self._note_wait(ticket, "abandoned")
+            elif offer.exception() is None:  # a slot came in the very step of the cancellation
+                self._note_wait(ticket, "abandoned")
+                offer.result().close()
+            raise
+        finally:
+            expiry.cancel()
+            self._withdraw(ticket)
+            self._pass_turn_on()
+        self._note_wait(ticket, "sent")
+        return slot
+
+    def offer(self, now: float) -> None:
+        """Offer the slot that is due to the first in line; who cannot use it just leaves the line.
+
+        That is whoever has gone, which the waiting task may not have been told yet, and whoever is
+        past the deadline, whose timer is about to say so.
+        """
+        ticket = heapq.heappop(self._waiting)
+        offer = ticket.offer
+        self._withdraw(ticket)
+        if offer is None or offer.done() or now > ticket.deadline:
+            self._pass_turn_on()
+        elif ticket.is_present():
+            offer.set_result(self.account.grant(self, ticket, now))
+        else:
+            offer.cancel()
+            self._pass_turn_on()
+
+    def drain(self) -> None:
+        """Refuse everybody who waits."""
+        for ticket in self._waiting:
+            if ticket.offer is not None and not ticket.offer.done():
+                self._note_wait(ticket, "drained")
+                ticket.offer.set_exception(draining())
+
+    def sent(self, slot: "Slot", at: float) -> None:
+        """Note that `slot` was used: its request left at `at`."""
+        self._shared.metrics.sent(
+            self.account.label,
+            self.route,
+            lateness=at - slot.due_at,
+            early=at < slot.not_before,
+            request_id=slot.request_id,
+        )
+        self.last_gap = at - self._last_sent_at if self.sent_count else None
+        self.sent_count, self._last_sent_at = self.sent_count + 1, at
+        self.account.note_sent(at)
+        self._spend(slot, at)
+
+    def not_sent(self, slot: "Slot") -> None:
+        """Note a try that never left; the next one keeps the distance all the same."""
+        self._spend(slot, self._clock.monotonic())
+
+    def give_back(self, slot: "Slot") -> None:
+        """Take back a slot of which nothing was reported: whoever is next may have it."""
+        if self.sending is slot:
+            self.sending = None
+            self._pass_turn_on()
+
+    def _pass_turn_on(self) -> None:
+        """Let others have the turn if nobody here can use it."""
+        if self.paced and self.sending is None and not self.has_waiters():
+            self._shared.turns.unused(self)
+
+    def _spend(self, slot: "Slot", at: float) -> None:
+        if not self.paced:
+            return
+        self.pace = Pace(sent_at=at, cost=slot.cost)
+        self._shared.turns.used(self, slot.cost)
+        if self.sending is slot:
+            self.sending = None
+            self.account.pump()
+
+    def _is_free(self) -> bool:
+        """Tell whether a newcomer could be sent at once."""
+        now = self._clock.monotonic()
+        return not self.has_waiters() and max(self.account.opens_at(now), self.due()) <= now
+
+    def _enter(self, ticket: "Ticket") -> None:
+        heapq.heappush(self._waiting, ticket)
+        self._cost_waiting += ticket.cost
+        self.depth += 1
+        if self.paced:
+            self._shared.turns.wanted(self)
+        if len(self._waiting) > 2 * self.depth + 16:  # mostly people who left
+            self._waiting = [waiter for waiter in self._waiting if waiter.offer is not None]
+            heapq.heapify(self._waiting)
+
+    def _withdraw(self, ticket: "Ticket") -> None:
+        if ticket.offer is not None:
+            ticket.offer = None
+            self._cost_waiting -= ticket.cost
+            self.depth -= 1
+            if self.depth == 0:
+                self._cost_waiting = 0.0  # sums of fractions leave a rounding error
+                self._waiting.clear()
+
+    def _expire(self, ticket: "Ticket", offer: "asyncio.Future[Slot]", limit: float) -> None:
+        self.account.pump()  # a slot due at this very moment is still in time
+        if offer.done():
+            return
+        self._note_wait(ticket, "expired")
+        wait = self.predicted_wait(Ticket(self._shared.next_arrival()))
+        offer.set_exception(
+            Problem(
+                "wait-expired",
+                f"No slot came within {limit:.1f} s.",
+                retry_after=self._return_after(wait, limit),
+            )
+        )
+
+    def _return_after(self, wait: float, limit: float) -> int:
+        excess = wait - limit if wait > limit else min(wait, self.interval)
+        return return_after(excess, jitter=self._shared.random())
+
+    def _note_wait(self, ticket: "Ticket", outcome: str, seconds: float | None = None) -> None:
+        if seconds is None:
+            seconds = self._clock.monotonic() - ticket.joined_at
+        self._shared.metrics.waited(
+            self.account.label, self.route, outcome, seconds, request_id=ticket.request_id
+        )
+
+
+class Ticket:
+    """A request's place in the order of arrival; it keeps its number when it is sent again."""
+
+    __slots__ = ("cost", "deadline", "is_present", "joined_at", "number", "offer", "request_id")
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        cost: float = 1.0,
+        is_present: Callable[[], bool] = lambda: True,
+        request_id: str = "",
+    ) -> None:
+        self.number = number
+        self.request_id = request_id
+        self.cost = cost
+        self.is_present = is_present
+        self.joined_at = -inf
+        self.deadline = inf
+        self.offer: asyncio.Future[Slot] | None = None
+
+    def __lt__(self, other: "Ticket") -> bool:
+        return self.number < other.number
+
+
+class Slot:
+    """The right to send one request now; report what became of it, then close it.
+
+    Closing a slot of which nothing was reported gives it back unused.
+    """
+
+    __slots__ = (
+        "_account",
+        "_open",
+        "cost",
+        "due_at",
+        "line",
+        "not_before",
+        "request_id",
+        "sent_at",
+    )
+
+    def __init__(
+        self, account: Account, line: Line, ticket: Ticket, *, due_at: float, not_before: float
+    ) -> None:
+        self._account = account
+        self._open = True
+        self.line = line
+        self.cost = ticket.cost
+        self.request_id = ticket.request_id
+        self.due_at = due_at
+        self.not_before = not_before
+        self.sent_at = -inf
+
+    def sent(self, at: float) -> None:
+        """Report that the request's bytes were handed to the transport at monotonic time `at`."""
+        if self.sent_at == -inf:
+            self.sent_at = at
+            self.line.sent(self, at)
+
+    def not_sent(self) -> None:
+        """Report that the request provably never left."""
+        self.line.not_sent(self)
+        self.close()
+
+    def answered(self) -> None:
+        """Report an answer that is not a refusal."""
+        self._leave(accepted=True)
+
+    def refused(self, named: float | None) -> None:
+        """Report a 429 that asks for `named` seconds of silence (None: it names no usable time)."""
+        self._account.refused(self, named)
+        self._leave(accepted=False)
+
+    def close(self) -> None:
+        """Give back whatever is left of the slot."""
+        self._leave(accepted=False)
+
+    def _leave(self, *, accepted: bool) -> None:
+        if self._open:
+            self._open = False
+            self._account.leave(self, accepted=accepted)
+
+
+def draining() -> Problem:
+    """Return the refusal of a proxy that shuts down; nothing was sent."""
+    return Problem(
+        "draining",
+        "The proxy is shutting down; nothing was sent.",
+        retry_after=1,
+        close=True,
+    )
