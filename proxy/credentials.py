@@ -1,0 +1,57 @@
+"""A managed account's client id and secret; a secret in a file is read again when it is needed.
+
+The secret is never kept in a place that is shown: not in `repr`, not in an error.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy.settings import Account
+
+
+class SecretUnreadableError(Exception):
+    """The secret's file cannot be read, or is empty; the message names neither its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What proves an account to the login server."""
+
+    client_id: str
+    read_secret: Callable[[], str] = field(repr=False)
+
+    @classmethod
+    def of(cls, account: Account) -> "Credentials":
+        """Take them from an account that is managed."""
+        secret, file = account.client_secret, account.client_secret_file
+        if secret is not None:
+            value = secret.get_secret_value()
+            return cls(account.client_id, lambda: value)
+        assert file is not None  # noqa: S101 -- a managed account has one of the two
+        return cls(account.client_id, lambda: _read(file))
+
+    def match(self, secret: str) -> bool:
+        """Compare in constant time; raises `SecretUnreadableError`."""
+        return hmac.compare_digest(secret.encode(), self.read_secret().encode())
+
+    def fingerprint(self) -> bytes | None:
+        """Return a hash that changes when the secret does; None if it cannot be read."""
+        try:
+            return hashlib.sha256(self.read_secret().encode()).digest()
+        except SecretUnreadableError:
+            return None
+
+
+def _read(file: Path) -> str:
+    try:
+        secret = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretUnreadableError(
+            f"the secret file cannot be read: {type(error).__name__}"
+        ) from None
+    if not secret:
+        raise SecretUnreadableError("the secret file is empty")
+    return secret

@@ -1,0 +1,93 @@
+"""What was learned at the token endpoint: which account a token was issued to.
+
+Tokens are kept as hashes, accounts as ids (dispatch.py). The table is bounded and entries end with
+their token; with a shared store, what one replica learned is known to all.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+from proxy.clock import Clock
+from proxy.store.connection import StoreDown
+from proxy.store.learned import Entry, SharedTokens
+
+_ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
+
+
+class LearnedTokens:
+    """Account ids by token hash.
+
+    `secret_of` gives the secret of a managed account's id: entries of the store that name such an
+    account count only if they are sealed with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        limit: int,
+        shared: SharedTokens | None,
+        secret_of: Callable[[str], str | None],
+    ) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._shared = shared
+        self._secret_of = secret_of
+        self._known: dict[bytes, tuple[str, float]] = {}
+        self._unknown: dict[bytes, float] = {}
+
+    async def learn(self, token: str, account_id: str, lifetime: float) -> None:
+        """Remember for `lifetime` seconds to whom a token was issued."""
+        token_hash = hash_token(token)
+        self._keep(token_hash, account_id, lifetime)
+        if self._shared is not None:
+            secret = self._secret_of(account_id)
+            await self._shared.remember(token_hash, account_id, lifetime, secret)
+
+    async def account_of(self, token_hash: bytes) -> str | None:
+        """Return the id of the account the token was issued to, None if nobody knows."""
+        account_id, expires = self._known.get(token_hash, (None, 0.0))
+        now = self._clock.monotonic()
+        if account_id is not None and expires > now:
+            return account_id
+        self._known.pop(token_hash, None)
+        if self._shared is None or self._unknown.get(token_hash, 0.0) > now:
+            return None
+        return await self._ask(token_hash, self._shared)
+
+    def forget(self, account_id: str) -> None:
+        """Forget the tokens of an account that is gone, or has a new secret."""
+        self._known = {
+            token_hash: known for token_hash, known in self._known.items() if known[0] != account_id
+        }
+
+    async def _ask(self, token_hash: bytes, shared: SharedTokens) -> str | None:
+        try:
+            entry = await shared.recall(token_hash)
+        except StoreDown:
+            return None
+        if entry is None or not self._is_genuine(token_hash, entry):
+            if len(self._unknown) >= self.limit:
+                self._unknown.clear()
+            self._unknown[token_hash] = self._clock.monotonic() + _ASK_AGAIN
+            return None
+        self._keep(token_hash, entry.account_id, entry.expires - self._clock.wall())
+        return entry.account_id
+
+    def _is_genuine(self, token_hash: bytes, entry: Entry) -> bool:
+        secret = self._secret_of(entry.account_id)
+        return secret is None or entry.is_sealed_by(token_hash, secret)
+
+    def _keep(self, token_hash: bytes, account_id: str, lifetime: float) -> None:
+        now = self._clock.monotonic()
+        if len(self._known) >= self.limit:
+            self._known = {key: value for key, value in self._known.items() if value[1] > now}
+        if len(self._known) >= self.limit:
+            del self._known[next(iter(self._known))]  # the one learned first
+        self._known[token_hash] = (account_id, now + lifetime)
+
+
+def hash_token(token: str) -> bytes:
+    """Return the SHA-256 of a token: what is kept instead of it."""
+    return hashlib.sha256(token.encode()).digest()
