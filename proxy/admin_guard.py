@@ -1,0 +1,88 @@
+"""Who may use the admin port: the checks before any of its handlers.
+
+A browser is the way in: a page of anybody's can point it at loopback. So the Host must be an
+address, localhost or a configured name (DNS rebinding), and nothing that another site asks for is
+answered (Fetch Metadata, https://www.w3.org/TR/fetch-metadata/). Off loopback whatever changes
+something needs the token; without one configured it does not exist.
+"""
+
+import hmac
+import ipaddress
+import re
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from proxy.problems import OwnResponse
+from proxy.settings import Admin
+
+_PORT: Final = re.compile(r":[0-9]*\Z")
+_SAFE: Final = frozenset({"GET", "HEAD"})
+
+
+class AdminGuard:
+    """Decides which requests reach the admin port's handlers."""
+
+    def __init__(self, settings: Admin) -> None:
+        self._names = {"localhost", *(host.lower() for host in settings.allowed_hosts)}
+        self._is_local = settings.host == "localhost" or _is_loopback(settings.host)
+        self._token_file = settings.token_file
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer a request that is refused; hand on any other."""
+        refusal = self._refusal(request)
+        return await handler(request) if refusal is None else refusal
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if not self._is_known(request.headers.get("Host", "")):
+            return OwnResponse(text="Unknown Host.\n", status=HTTPStatus.FORBIDDEN)
+        if _is_cross_site(request):
+            return OwnResponse(text="Not for other sites.\n", status=HTTPStatus.FORBIDDEN)
+        if request.method in _SAFE or self._is_local:
+            return None
+        if self._token_file is None:
+            return OwnResponse(text="Not found.\n", status=HTTPStatus.NOT_FOUND)
+        if not _has_token(request, self._token_file):
+            return OwnResponse(
+                text="The admin token is needed.\n",
+                status=HTTPStatus.UNAUTHORIZED,
+                headers={"WWW-Authenticate": 'Bearer realm="export-proxy admin"'},
+            )
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        name = _PORT.sub("", host).lower()
+        return name in self._names or _is_address(name)
+
+
+def _is_cross_site(request: web.Request) -> bool:
+    if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        return True
+    origin = request.headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
+
+
+def _has_token(request: web.Request, file: Path) -> bool:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return False
+    shown = request.headers.get("Authorization", "").encode("utf-8", "replace")
+    return bool(token) and hmac.compare_digest(shown, f"Bearer {token}".encode())
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return _is_address(host) and ipaddress.ip_address(host.strip("[]")).is_loopback

@@ -1,0 +1,320 @@
+"""Sending a request in turn, and again as far as that is safe.
+
+A request is sent again only if the API refused it (429; 401 or 403 with a stale token) or if it
+provably never left. It keeps its place in the order of arrival, so it goes back to the front of its
+line. Bounds: attempts, elapsed time, what the caller will still wait, the account's retry budget.
+Never after something was sent and no answer came: it may have been carried out.
+"""
+
+import json
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final, Literal
+
+import aiohttp
+
+from proxy.clock import Clock
+from proxy.core.needs import Needs
+from proxy.core.retry_after import delay_seconds, http_date, retry_after
+from proxy.dispatch import Dispatcher
+from proxy.drain import Drain
+from proxy.exchange import Exchange
+from proxy.lines import Line, Slot, Ticket
+from proxy.metrics import Metrics
+from proxy.problems import Problem
+from proxy.retries import Patience
+from proxy.settings import Settings
+from proxy.tokens import AccountToken, Reason, Token
+from proxy.upstream import (
+    Answer,
+    BadAnswer,
+    OutcomeUnknown,
+    Outgoing,
+    Unsent,
+    Upstream,
+    is_closed_by_peer,
+)
+
+_MAX_KEPT: Final = (
+    1_048_576  # bytes of a refusal, which is read whole to be passed on if it is final
+)
+# The vendor's codes for a permission that is missing; the names stand in the message only.
+_MISSING_PERMISSION: Final = frozenset({"missing.permissions", "missing.any.permissions"})
+
+
+_DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """The API did nothing: it wants silence (429), or another token.
+
+    `reason` is why sending again may help; None where it would not.
+    """
+
+    answer: Answer
+    reason: Literal["rate_limited"] | Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A request that is ready to be sent: as whom, where it waits, and what it needs.
+
+    `managed` is the account's own token, sent in the place of the caller's credential.
+    """
+
+    exchange: Exchange
+    line: Line
+    outgoing: Outgoing
+    needs: Needs
+    managed: AccountToken | None
+
+
+class Sender:
+    """Sends requests to the API, each in its turn."""
+
+    def __init__(  # noqa: PLR0913 -- the parts it sends with, each by name
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        drain: Drain,
+        api: Upstream,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._dispatcher = dispatcher
+        self._drain = drain
+        self._api = api
+        self._patience = Patience(settings.retry)
+
+    async def send(self, errand: Errand) -> aiohttp.ClientResponse | Answer:
+        """Return the API's answer: still to be streamed, or read whole if it was a refusal.
+
+        Raises a Problem when there is no answer.
+        """
+        exchange = errand.exchange
+        ticket = Ticket(
+            self._dispatcher.shared.next_arrival(),
+            cost=errand.needs.cost,
+            is_present=lambda: not is_closed_by_peer(exchange.request.transport),
+            request_id=exchange.id,
+        )
+        refusal: _Refusal | None = None
+        while True:
+            token = await self._token(errand)
+            try:
+                slot = await self._slot(errand, ticket)
+            except Problem as problem:
+                if refusal is None or problem.name == "draining":
+                    raise
+                return _passed_on(refusal, errand.line)
+            with closing(slot):
+                if errand.managed and token and not errand.managed.may_be_sent(token):
+                    continue  # renewed or expired while it waited; the slot goes back
+                outcome = await self._try(errand, slot, token)
+            match outcome:
+                case Unsent():
+                    await self._back_off(errand)
+                case _Refusal() as refusal:
+                    if not await self._goes_back(errand, ticket, token, refusal):
+                        return _passed_on(refusal, errand.line)
+                case aiohttp.ClientResponse() as response:
+                    return response
+
+    async def _token(self, errand: Errand) -> Token | None:
+        """Return a fresh token before a slot is taken, so that a slow login server burns none."""
+        if errand.managed is None:
+            return None
+        async with self._waiting_for_token(errand.exchange):
+            return await errand.managed.usable(errand.needs.scopes, limit=errand.exchange.may_wait)
+
+    async def _slot(self, errand: Errand, ticket: Ticket) -> Slot:
+        """Wait in line for as long as the request may still wait."""
+        exchange, line = errand.exchange, errand.line
+        if not exchange.attempts:
+            line.admit(ticket, exchange.may_wait)
+        begun, held = self._clock.monotonic(), line.account.held_seconds()
+        try:
+            return await line.slot(ticket, exchange.may_wait)
+        finally:
+            exchange.waited += self._clock.monotonic() - begun
+            exchange.held += line.account.held_seconds() - held
+
+    async def _try(
+        self, errand: Errand, slot: Slot, token: Token | None
+    ) -> aiohttp.ClientResponse | _Refusal | Unsent:
+        """Send once, and report to the slot what became of it."""
+        exchange = errand.exchange
+        exchange.attempts += 1
+        begun = self._clock.monotonic()
+        try:
+            response = await self._api.send(_signed(errand.outgoing, token), slot.sent)
+            self._metrics.answered(
+                errand.line.account.label,
+                exchange.route,
+                response.status,
+                self._clock.monotonic() - begun,
+                request_id=exchange.id,
+            )
+            self._note_skew(response)
+            if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+                slot.refused(self._named_wait(response))
+                return _Refusal(await self._read_refusal(response), "rate_limited")
+            slot.answered()
+            if token is not None and response.status in _DENIALS:
+                answer = await self._api.read(response, _MAX_KEPT)
+                return _Refusal(answer, _renewal_reason(answer))
+            return response
+        except Unsent as unsent:
+            slot.not_sent()
+            return unsent
+        except OutcomeUnknown as unknown:
+            raise _outcome_unknown(unknown) from None
+        except BadAnswer:
+            raise Problem("bad-upstream", "The API's answer is not usable.") from None
+        finally:
+            exchange.upstream += self._clock.monotonic() - begun
+
+    async def _read_refusal(self, response: aiohttp.ClientResponse) -> Answer:
+        """Read a 429; it is a refusal even if its body is broken or absurdly long."""
+        try:
+            return await self._api.read(response, _MAX_KEPT)
+        except (OutcomeUnknown, BadAnswer):
+            return Answer(response.status, "", [], b"")
+
+    def _note_skew(self, response: aiohttp.ClientResponse) -> None:
+        now = self._clock.wall()
+        date = http_date(response.headers.get("Date", ""), now=now)
+        if date is not None:
+            self._metrics.clock_skew("api", date - now)
+
+    def _named_wait(self, response: aiohttp.ClientResponse) -> float | None:
+        return retry_after(
+            response.headers.getall("Retry-After", ()),
+            date=response.headers.get("Date"),
+            now=self._clock.wall(),
+            maximum=self._settings.retry.max_retry_after,
+        )
+
+    async def _goes_back(
+        self, errand: Errand, ticket: Ticket, token: Token | None, refusal: _Refusal
+    ) -> bool:
+        """Tell whether a refused request goes back to the front of its line, and count it."""
+        exchange, account = errand.exchange, errand.line.account
+        wait = errand.line.predicted_wait(ticket)
+        elapsed = self._clock.monotonic() - exchange.arrived
+        if wait > exchange.may_wait or not self._patience.may_send_again(
+            attempts=exchange.attempts, elapsed=elapsed + wait
+        ):
+            return False
+        match refusal.reason:
+            case None:
+                return False
+            case "rate_limited":
+                goes_back, reason = account.may_retry(), "rate_limited"
+            case renewal:  # bounded by itself: once a request
+                goes_back = await self._is_renewed(errand, token, renewal)
+                reason = "stale_token"
+        if goes_back:
+            self._metrics.retried(account.label, reason)
+        return goes_back
+
+    async def _is_renewed(self, errand: Errand, token: Token | None, reason: Reason) -> bool:
+        """Tell whether there is another token to send with; each request gets one renewal."""
+        exchange = errand.exchange
+        if errand.managed is None or token is None or exchange.was_renewed:
+            return False
+        exchange.was_renewed = True
+        async with self._waiting_for_token(exchange):
+            renewed = await errand.managed.renewed(token, reason, limit=exchange.may_wait)
+        return renewed is not None
+
+    async def _back_off(self, errand: Errand) -> None:
+        """Let some time pass outside the line, or give up a request that never left."""
+        exchange, now = errand.exchange, self._clock.monotonic()
+        pause = self._patience.after_unsent(exchange.attempts)
+        if pause > exchange.may_wait or not self._patience.may_send_again(
+            attempts=exchange.attempts, elapsed=now - exchange.arrived + pause
+        ):
+            raise Problem(
+                "upstream-unreachable",
+                "The API cannot be reached; nothing was sent.",
+                retry_after=max(1.0, pause),
+            )
+        async with self._drain.interrupts():
+            await self._clock.sleep_until(now + pause)
+        exchange.waited += pause
+        self._metrics.retried(errand.line.account.label, "unreachable")
+
+    @asynccontextmanager
+    async def _waiting_for_token(self, exchange: Exchange) -> AsyncIterator[None]:
+        begun = self._clock.monotonic()
+        try:
+            async with self._drain.interrupts():
+                yield
+        finally:
+            seconds = self._clock.monotonic() - begun
+            exchange.token += seconds
+            exchange.waited += seconds
+
+
+def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
+    """Return the request with the managed token in the place of the caller's credential."""
+    if token is None:
+        return outgoing
+    fields = [field for field in outgoing.fields if field[0].lower() != "authorization"]
+    return replace(outgoing, fields=[*fields, ("Authorization", f"Bearer {token.value}")])
+
+
+def _passed_on(refusal: _Refusal, line: Line) -> Answer:
+    """Return the API's own refusal; a 429 says how long the hold still is."""
+    answer = refusal.answer
+    if answer.status != HTTPStatus.TOO_MANY_REQUESTS:
+        return answer
+    fields = [field for field in answer.fields if field[0].lower() != "retry-after"]
+    remaining = delay_seconds(line.account.hold_remaining())
+    return replace(answer, fields=[*fields, ("Retry-After", str(remaining))])
+
+
+def _renewal_reason(answer: Answer) -> Reason | None:
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return "unauthorized"
+    return "stale_scope" if _error_code(answer) in _MISSING_PERMISSION else None
+
+
+def _error_code(answer: Answer) -> str | None:
+    """Read the vendor's error code from a decoded copy of the body."""
+    encodings = [
+        value.lower() for name, value in answer.fields if name.lower() == "content-encoding"
+    ]
+    try:
+        body = answer.body
+        if encodings == ["gzip"]:
+            body = zlib.decompressobj(31).decompress(body, _MAX_KEPT)
+        elif encodings == ["deflate"]:
+            body = zlib.decompressobj().decompress(body, _MAX_KEPT)
+        document = json.loads(body)
+    except (ValueError, RecursionError, zlib.error):
+        return None
+    code = document.get("code") if isinstance(document, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _outcome_unknown(unknown: OutcomeUnknown) -> Problem:
+    if unknown.timed_out:
+        return Problem(
+            "outcome-unknown",
+            "The request was sent and no answer came in time; it may have been carried out.",
+            status=HTTPStatus.GATEWAY_TIMEOUT,
+        )
+    return Problem(
+        "outcome-unknown",
+        "The request was sent and the connection was lost; it may have been carried out.",
+    )

@@ -1,0 +1,231 @@
+"""The HTTP server of both ports: aiohttp's, with our limits and our answers.
+
+Its parser's refusals become problems, without the offending line (it may hold a token) in body or
+log. A caller who goes away cancels its handler. Bodies are not decompressed. Connections are capped
+in all and for each peer; one too many is closed unanswered. So is a caller who is too slow, in
+sending a head or in taking an answer.
+"""
+
+import asyncio
+import secrets
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, cast
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
+
+from proxy.problems import Problem
+from proxy.settings import Limits, Tls
+
+_log = structlog.get_logger(__name__)
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_LINGERING: Final = 2.0  # seconds in which a refused body is still read, so that the answer arrives
+_BACKLOG: Final = 128
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
+
+
+class Server(web.Server):
+    """Makes a connection handler for each connection.
+
+    `limits` and `write_timeout` may be replaced at any time; what is open obeys those it was opened
+    under. `write_timeout` is for how many seconds a caller may take nothing of an answer.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        limits: Limits,
+        *,
+        write_timeout: float = 60.0,
+        request_factory: Callable[..., web.BaseRequest] | None = None,
+    ) -> None:
+        super().__init__(
+            handle,
+            request_factory=request_factory,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            lingering_time=_LINGERING,
+        )
+        self.limits = limits
+        self.write_timeout = write_timeout
+        self._peers: Counter[str] = Counter()
+
+    def __call__(self) -> web.RequestHandler:
+        """Return the protocol of a new connection."""
+        return _Connection(
+            self,
+            loop=self._loop,
+            keepalive_timeout=self.limits.header_timeout,
+            max_line_size=self.limits.max_header,
+            max_field_size=self.limits.max_header,
+            **self._kwargs,
+        )
+
+    def has_room(self, peer: str) -> bool:
+        """Tell whether one more connection of that peer is within the limits, and count it."""
+        limits = self.limits
+        if (
+            len(self._connections) >= limits.max_connections
+            or self._peers[peer] >= limits.max_connections_per_peer
+        ):
+            return False
+        self._peers[peer] += 1
+        return True
+
+    def forget(self, peer: str) -> None:
+        """Note that a connection of that peer is gone."""
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ("_head_size", "_peer", "_server")
+
+    if TYPE_CHECKING:
+        _head_size: int
+        _peer: str | None
+        _server: Server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(self._manager, Server)  # noqa: S101 -- for the type checker
+        self._server = self._manager
+        self._head_size = 0
+        _bound_writes(transport, self._server.write_timeout)
+        peer = _address(transport)
+        self._peer = peer if self._server.has_room(peer) else None
+        super().connection_made(transport)
+        if self._peer is None:
+            cast("asyncio.Transport", transport).abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and refuse a head as soon as it is too large: the library keeps 128 fields."""
+        super().data_received(data)
+        waiter = self._waiter  # there is one, and it is pending, while the next head is awaited
+        if waiter is None or waiter.done():
+            self._head_size = 0
+            return
+        self._head_size += len(data)
+        if self._head_size > self._server.limits.max_header:
+            error = _ErrInfo(HTTPStatus.BAD_REQUEST, LineTooLong(b"", 0), "")
+            self._messages.append((error, EMPTY_PAYLOAD))
+            waiter.set_result(None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._peer is not None:
+            self._server.forget(self._peer)
+            self._peer = None
+        super().connection_lost(exc)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answer; for the rest of a body that had its time nobody waits."""
+        if resp.status == HTTPStatus.REQUEST_TIMEOUT:
+            self._lingering_time = 0.0
+        return await super().finish_response(request, resp, start_time)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 -- quotes the caller
+    ) -> web.StreamResponse:
+        """Answer what never reached a handler, or escaped from one."""
+        if request.writer.output_size > 0:
+            raise ConnectionError  # half an answer is out; closing is all that is left
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.error("a request failed outside its handler", exc_info=exc)
+            problem = Problem("internal", "The proxy failed; see its log.", close=True)
+        elif isinstance(exc, LineTooLong):
+            problem = Problem("too-large", "The head is too long.", status=431, close=True)
+        else:
+            problem = Problem("bad-request", "The request is not valid HTTP.", close=True)
+        return problem.response(secrets.token_hex(16))
+
+
+class RelayedResponse(web.StreamResponse):
+    """An answer of the API: nothing the API did not send is invented, Date aside.
+
+    A forwarded answer without Date gets one (RFC 9110 section 6.6.1).
+    """
+
+    async def _prepare_headers(self) -> None:
+        invented = [name for name in ("Content-Type", "Server") if name not in self.headers]
+        await super()._prepare_headers()
+        for name in invented:
+            self.headers.popall(name, None)
+
+
+class Site(web.TCPSite):
+    """Listens; a TLS handshake has as many seconds as a head, where the library gives it sixty."""
+
+    __slots__ = ("_handshake_timeout",)
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        handshake_timeout: float,
+    ) -> None:
+        super().__init__(runner, host, port, backlog=_BACKLOG, ssl_context=tls)
+        self._handshake_timeout = handshake_timeout
+
+    async def start(self) -> None:
+        """Open the port."""
+        if self._ssl_context is None:
+            await super().start()
+            return
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None  # noqa: S101 -- for the type checker
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            self._host,
+            self._port,
+            backlog=_BACKLOG,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=self._handshake_timeout,
+        )
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Return a context for the listen port, TLS 1.2 or newer.
+
+    Raises OSError (of which ssl.SSLError is one) if the files cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(tls.cert_file, tls.key_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _bound_writes(transport: asyncio.BaseTransport, seconds: float) -> None:
+    """Have the kernel end the connection of a peer who takes nothing for so long.
+
+    So it also ends when all is written and closed, and only the peer's window is in the way.
+    """
+    if _TCP_USER_TIMEOUT is not None:
+        connection = transport.get_extra_info("socket")
+        milliseconds = max(1, int(seconds * 1000))
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""
