@@ -1,0 +1,281 @@
+"""The admin port: what Prometheus and a load balancer see there, and that nobody else does."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
+
+from proxy import __version__
+from proxy.app import Running
+from tests.kit.client import Response, exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.proxy import TOKEN, proxy_for
+from tests.kit.upstream import RawUpstream, Reply
+
+EXPORTS = "/api/v2/recordings/exports"
+USERS = "/api/v2/users/me"
+FAST = {"interval": 0.01}
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+PAGES = ["/metrics", "/healthz", "/readyz", "/status", "/status.json"]
+
+
+async def get(url: str, path: str, *, host: str = "localhost", accept: str = "*/*") -> Response:
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\n\r\n"
+    return parse_response(await exchange(HOST, _port(url), head.encode()))
+
+
+async def call(proxy: Running, method: str, target: str, token: str = TOKEN) -> Response:
+    head = f"{method} {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n"
+    return parse_response(await exchange(HOST, _port(proxy.url), head.encode()), method)
+
+
+@asynccontextmanager
+async def used_proxy() -> AsyncIterator[Running]:
+    """A proxy that has met every kind of traffic: paced, held, unpaced, refused, unreachable."""
+    script = [Reply(429, [("Retry-After", "1")]), Reply(201), Reply(200), Reply(500)]
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(
+            upstream.url,
+            pacing=FAST,
+            accounts=[{"name": "london", "client_id": "id"}],
+        ) as proxy,
+    ):
+        assert (await call(proxy, "POST", EXPORTS)).status == 201
+        assert (await call(proxy, "GET", USERS)).status == 200
+        assert (await call(proxy, "PROPFIND", USERS)).status == 500
+        assert (await call(proxy, "GET", '/nobody"s\\path')).status == 400
+        assert (await call(proxy, "DELETE", "/api/v2/tokens/me")).status == 403
+        yield proxy
+
+
+# Metrics
+
+
+@pytest.mark.needs("promtool")
+async def test_the_metrics_pass_promtool() -> None:
+    async with used_proxy() as proxy:
+        text = (await get(proxy.admin_url, "/metrics")).body
+    promtool = await asyncio.create_subprocess_exec(
+        "promtool",
+        "check",
+        "metrics",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await promtool.communicate(text)
+    assert (promtool.returncode, said) == (0, b"")
+
+
+async def test_metrics_are_text_unless_openmetrics_is_asked_for() -> None:
+    async with used_proxy() as proxy:
+        text = await get(proxy.admin_url, "/metrics")
+        other = await get(proxy.admin_url, "/metrics", accept=OPENMETRICS)
+    assert text.values("Content-Type")[0].startswith(b"text/plain; version=")
+    assert other.values("Content-Type")[0].startswith(b"application/openmetrics-text")
+    assert other.body.endswith(b"# EOF\n")
+    as_text = {family.name for family in read_text(text.body.decode())}
+    names = {family.name for family in read_openmetrics(other.body.decode())}
+    assert "export_proxy_requests" in names
+    # Text has no place for when a counter began, so that is a gauge of its own there.
+    assert names == {name for name in as_text if not name.endswith("_created")}
+
+
+NAMES = {  # without the prefix, and without the _total of a counter
+    "requests": ("counter", {"account", "route", "method", "code", "origin"}),
+    "request_duration_seconds": ("histogram", {"route", "origin"}),
+    "queue_wait_seconds": ("histogram", {"account", "route", "outcome"}),
+    "queue_depth": ("gauge", {"account", "route"}),
+    "queue_oldest_seconds": ("gauge", {"account", "route"}),
+    "in_flight": ("gauge", {"account"}),
+    "send_lateness_seconds": ("histogram", {"route"}),
+    "early_sends": ("counter", {"account", "route"}),
+    "interval_seconds": ("gauge", {"account", "route"}),
+    "upstream_responses": ("counter", {"account", "route", "code"}),
+    "upstream_duration_seconds": ("histogram", {"route"}),
+    "retries": ("counter", {"account", "reason"}),
+    "hold_remaining_seconds": ("gauge", {"account"}),
+    "holds": ("counter", {"account"}),
+    "held_seconds": ("counter", {"account"}),
+    "build_info": ("gauge", {"version", "python", "aiohttp"}),
+}
+
+
+async def test_the_metrics_have_the_types_and_labels_that_dashboards_rely_on() -> None:
+    async with used_proxy() as proxy:
+        text = (await get(proxy.admin_url, "/metrics")).body.decode()
+    families = {family.name: family for family in read_text(text)}
+    for name, (kind, labels) in NAMES.items():
+        family = families[f"export_proxy_{name}"]
+        assert family.type == kind, name
+        samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        assert samples, name
+        assert {key for sample in samples for key in sample.labels} - {"le"} == labels, name
+
+
+async def test_the_numbers_are_those_of_the_traffic() -> None:
+    async with used_proxy() as proxy:
+        text = (await get(proxy.admin_url, "/metrics")).body.decode()
+    values = {
+        (sample.name.removeprefix("export_proxy_"), frozenset(sample.labels.items())): sample.value
+        for family in read_text(text)
+        for sample in family.samples
+    }
+
+    def value(name: str, **labels: str) -> float:
+        return values[name, frozenset(labels.items())]
+
+    exports = {"account": "other", "route": "exports"}
+    own = {"origin": "proxy", "method": "DELETE", "code": "403"}
+    theirs = {"origin": "upstream", "account": "other"}
+    assert value("requests_total", **theirs, route="exports", method="POST", code="201") == 1
+    assert value("requests_total", **theirs, route="api", method="GET", code="200") == 1
+    assert value("requests_total", **theirs, route="api", method="other", code="500") == 1
+    assert value("requests_total", **own, account="other", route="blocked") == 1
+    assert value("upstream_responses_total", **exports, code="429") == 1
+    assert value("upstream_responses_total", **exports, code="201") == 1
+    assert value("queue_wait_seconds_count", **exports, outcome="sent") >= 1
+    assert value("early_sends_total", **exports) == 0
+    assert value("retries_total", account="other", reason="rate_limited") == 1
+    assert value("holds_total", account="other") == 1
+    assert 1 <= value("held_seconds_total", account="other") < 2
+    assert value("in_flight", account="other") == 0
+    assert value("interval_seconds", **exports) == 0.01
+    (version,) = {dict(labels)["version"] for name, labels in values if name == "build_info"}
+    assert version == __version__
+
+
+# Health
+
+
+async def test_health_and_readiness_are_answered_while_it_serves() -> None:
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        assert (await get(proxy.admin_url, "/healthz")).status == 200
+        assert (await get(proxy.admin_url, "/readyz")).status == 200
+    assert upstream.connections == 0
+
+
+async def test_readiness_fails_while_it_drains_and_health_does_not() -> None:
+    """What is in flight keeps both ports up for a moment after the end was announced."""
+    stop = asyncio.Event()
+    started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
+
+    async def serve(upstream: RawUpstream) -> None:
+        async with proxy_for(upstream.url) as proxy:
+            started.set_result(proxy)
+            await stop.wait()
+
+    async with (
+        RawUpstream(default=Reply(delay=0.3)) as upstream,
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(serve(upstream))
+        proxy = await started
+        in_flight = tasks.create_task(call(proxy, "GET", USERS))
+        await upstream.received()
+        stop.set()
+        await asyncio.sleep(0)
+        readiness = await get(proxy.admin_url, "/readyz")
+        health = await get(proxy.admin_url, "/healthz")
+        assert not in_flight.done()
+    assert (readiness.status, health.status) == (503, 200)
+    assert in_flight.result().status == 200
+
+
+# Status
+
+
+async def test_the_status_counts_who_waits() -> None:
+    accounts = [{"name": "london", "client_id": "id", "interval": 2}]
+    async with (
+        RawUpstream(default=Reply(delay=5)) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.01}, accounts=accounts) as proxy,
+        asyncio.TaskGroup() as tasks,
+    ):
+        sent = tasks.create_task(call(proxy, "POST", EXPORTS))
+        await upstream.received()
+        answer = await get(proxy.admin_url, "/status.json")
+        sent.cancel()
+    assert answer.values("Content-Type")[0].startswith(b"application/json")
+    by_name = {account["name"]: account for account in json.loads(answer.body)["accounts"]}
+    assert set(by_name) == {"london", "other"}
+    assert by_name["london"]["in_flight"] == 0
+    other = by_name["other"]
+    assert (other["in_flight"], other["hold_remaining_seconds"]) == (1, 0)
+    assert other["routes"] == [
+        {
+            "name": "exports",
+            "queue_depth": 0,
+            "oldest_seconds": 0,
+            "interval": 0.01,
+            "sent": 1,
+            "last_gap_seconds": None,
+        }
+    ]
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_the_listen_port_serves_no_admin_page(path: str) -> None:
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        stranger = await get(proxy.url, path)
+        caller = await call(proxy, "GET", path)
+    for answer in (stranger, caller):
+        assert answer.status in (401, 404)
+        assert answer.values("Content-Type") == [b"application/problem+json"]
+    assert upstream.connections == 0
+
+
+@pytest.mark.parametrize("path", [EXPORTS, USERS, "/oauth/token"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_admin_port_forwards_nothing(method: str, path: str) -> None:
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n\r\n"
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        answer = await exchange(HOST, _port(proxy.admin_url), head.encode())
+    assert parse_response(answer).status == 404
+    assert upstream.connections == 0
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status.json", "/x"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9180", "127.0.0.1.evil.example", "localhost.evil", ""]
+)
+async def test_another_host_name_is_refused(path: str, host: str) -> None:
+    """A page whose name was rebound to this address could read the answers otherwise."""
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        answer = await get(proxy.admin_url, path, host=host)
+    assert answer.status == 403
+    assert b"export_proxy" not in answer.body
+
+
+@pytest.mark.parametrize("host", ["localhost", "evil.example"])
+async def test_no_answer_names_the_software(host: str) -> None:
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        answers = [await get(proxy.admin_url, path, host=host) for path in (*PAGES, "/x")]
+    assert all(not answer.values("Server") for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "10.1.2.3:9180", "localhost", "LocalHost:9180", "[::1]", "[::1]:9180"],
+)
+async def test_addresses_and_localhost_are_answered(host: str) -> None:
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        assert (await get(proxy.admin_url, "/healthz", host=host)).status == 200
+
+
+def read_openmetrics(text: str) -> list[Metric]:
+    families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # left so
+    return list(families)
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2])

@@ -1,0 +1,299 @@
+"""Everything that can go wrong on the wire: nothing is created twice, and the caller can tell.
+
+Sent at most once, unless it provably never left. Retry-After only where nothing was created.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+
+import pytest
+
+from proxy.app import Running
+from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+from tests.kit.upstream import (
+    Garbage,
+    HalfBody,
+    Hang,
+    RawUpstream,
+    ReadThenClose,
+    ReadThenReset,
+    Reply,
+    Step,
+    free_port,
+)
+
+EXPORTS = "/api/v2/recordings/exports"
+UNPACED = "/api/v2/users/me"
+ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
+FAST = {"interval": 0.05}
+IMPATIENT = {"response_timeout": 0.4, "connect_timeout": 0.4}
+
+
+async def call(
+    proxy: Running,
+    method: str = "POST",
+    path: str = EXPORTS,
+    *,
+    key: str = "a",
+    version: str = "1.1",
+) -> Response:
+    """Send a request with a token of its own, so that no other one delays it."""
+    body = b'{"mediaType": "voice"}' if method == "POST" else b""
+    head = (
+        f"{method} {path} HTTP/{version}\r\nHost: proxy\r\nAuthorization: Bearer {key}\r\n"
+        f"X-Export-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    port = int(proxy.url.rpartition(":")[2])
+    return parse_response(await exchange(HOST, port, head.encode() + body, timeout=30), method)
+
+
+def problem(response: Response) -> tuple[int, str]:
+    """Status and name of a problem; fails for an answer that is none."""
+    assert response.values("content-type") == [b"application/problem+json"]
+    return response.status, json.loads(response.body)["type"].removeprefix("urn:export-proxy:")
+
+
+def sends_per_key(upstream: RawUpstream) -> Counter[bytes]:
+    return Counter(request.values("x-export-key")[0] for request in upstream.requests)
+
+
+# Sent, and no usable answer
+
+LOST = (502, "outcome-unknown")
+SILENT = (504, "outcome-unknown")
+UNUSABLE = (502, "bad-upstream")
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        (ReadThenReset(), LOST),
+        (ReadThenClose(), LOST),
+        (Hang(), SILENT),
+        (Reply(raw=b"HTTP/1.1 202 Acc"), SILENT),
+        (Reply(raw=b"HTTP/1.1 202 Acc", close_after=True), LOST),
+        (Garbage(b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n"), UNUSABLE),
+        (Garbage(b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n"), UNUSABLE),
+        (Garbage(b"HTTP/1.1 999 No\r\nContent-Length: 0\r\n\r\n"), UNUSABLE),
+        (Garbage(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), UNUSABLE),
+        (Reply(headers=[("Content-Length", "1"), ("Content-Length", "2")], body=b"a"), UNUSABLE),
+        (Garbage(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), UNUSABLE),
+    ],
+    ids=[
+        *("reset", "close", "silence", "half a head, silence", "half a head, close"),
+        *("another protocol", "TLS", "status 999", "unasked 101", "two lengths", "no chunk"),
+    ],
+)
+async def test_sent_and_lost(step: Step, outcome: tuple[int, str]) -> None:
+    """Sent once, answered once, and nobody is told to come back.
+
+    Only of a safe method on a route without a pace may the HTTP client make a second try.
+    """
+    async with (
+        RawUpstream(default=step) as upstream,
+        proxy_for(upstream.url, upstream=IMPATIENT, pacing=FAST) as proxy,
+    ):
+        responses = await asyncio.gather(
+            call(proxy, "POST", EXPORTS, key="1"),
+            call(proxy, "GET", EXPORTS, key="2"),
+            call(proxy, "POST", UNPACED, key="3"),
+            call(proxy, "GET", UNPACED, key="4"),
+        )
+    for response in responses:
+        assert problem(response) == outcome
+        assert response.values("retry-after") == []
+    assert upstream.stray == []
+    sends = sends_per_key(upstream)
+    assert 1 <= sends.pop(b"4") <= 2
+    assert sends == {b"1": 1, b"2": 1, b"3": 1}
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        HalfBody(),
+        HalfBody(chunked=True),
+        Reply(raw=b"HTTP/1.1 202 Accepted\r\nContent-Length: 10\r\n\r\n01234"),
+        Reply(raw=b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n"),
+    ],
+    ids=["length", "chunked", "length, then silence", "chunked, then silence"],
+)
+async def test_half_a_body(step: Step, version: str) -> None:
+    """The caller sees that the answer is cut short: no clean end, no second send."""
+    async with (
+        RawUpstream(default=step) as upstream,
+        proxy_for(upstream.url, upstream=IMPATIENT, pacing=FAST) as proxy,
+        await RawConnection.open(HOST, int(proxy.url.rpartition(":")[2])) as caller,
+    ):
+        await caller.send(
+            f"POST {EXPORTS} HTTP/{version}\r\nHost: proxy\r\nAuthorization: Bearer a\r\n"
+            "Content-Length: 2\r\n\r\n{}".encode()
+        )
+        response = await caller.read_response("POST")
+        was_reset = caller.was_reset
+    assert response.status in {200, 202}
+    assert response.body in {b"", b"01234"}
+    assert not response.complete or was_reset
+    assert response.values("retry-after") == []
+    assert len(upstream.requests) == 1
+
+
+async def test_a_lost_answer_delays_nobody_else() -> None:
+    """The slot counts, the next caller gets the next one."""
+    async with (
+        RawUpstream([Hang(), ReadThenReset()], default=ACCEPTED) as upstream,
+        proxy_for(upstream.url, upstream=IMPATIENT, pacing={"interval": 0.1}) as proxy,
+    ):
+        responses = await asyncio.gather(*(call(proxy) for _ in range(4)))
+    assert sorted(response.status for response in responses) == [202, 202, 502, 504]
+    times = [request.arrived_at for request in upstream.requests]
+    assert len(times) == 4
+    assert 0.28 <= times[3] - times[0] < 0.6
+
+
+# Connections that were idle
+
+
+async def test_idle_connections_that_close_just_as_posts_start() -> None:
+    """Two hundred POSTs race with closes: each is sent at most once, and answered."""
+    idle, pairs, rounds = 0.1, 10, 20
+
+    async def race(pair: int) -> tuple[list[Response], RawUpstream]:
+        """One connection at a time, so that its age is known."""
+        responses = []
+        async with (
+            RawUpstream(default=ACCEPTED, close_idle_after=idle) as upstream,
+            proxy_for(upstream.url, pacing=FAST) as proxy,
+        ):
+            await call(proxy, key="warm")
+            for turn in range(rounds):
+                early = 0.001 * ((pair + turn) % 16 - 3)  # the request itself takes some ms
+                await asyncio.sleep(idle - early)
+                responses.append(await call(proxy, key=str(turn)))
+        return responses, upstream
+
+    reused = closed = accepted = 0
+    for responses, upstream in await asyncio.gather(*(race(pair) for pair in range(pairs))):
+        for response in responses:
+            if response.status != 202:
+                assert problem(response) in {LOST, (503, "upstream-unreachable")}
+                assert (response.status == 503) == bool(response.values("retry-after"))
+        assert set(sends_per_key(upstream).values()) == {1}
+        accepted += sum(response.status == 202 for response in responses)
+        reused += len(upstream.requests) - len(upstream.requests_per_connection)
+        closed += upstream.connections - 1
+    assert accepted >= 150
+    assert reused > 0
+    assert closed > 0
+
+
+async def test_idle_closes_at_the_default_settings() -> None:
+    """The API closes after 5 s, the callers come every 4.9 to 5.1 s: hardly one is lost."""
+    accounts, rounds = 100, 2
+    async with (
+        RawUpstream(default=ACCEPTED, close_idle_after=5) as upstream,
+        proxy_for(upstream.url) as proxy,
+    ):
+
+        async def come_regularly(account: int) -> list[Response]:
+            responses = [await call(proxy, key=f"{account}")]
+            for _ in range(rounds):
+                await asyncio.sleep(4.9 + 0.2 * account / (accounts - 1))
+                responses.append(await call(proxy, key=f"{account}"))
+            return responses[1:]
+
+        answers = await asyncio.gather(*(come_regularly(n) for n in range(accounts)))
+
+    statuses = [response.status for responses in answers for response in responses]
+    assert statuses.count(202) >= 198
+    assert max(sends_per_key(upstream).values()) == 1 + rounds
+
+
+async def test_a_connection_is_used_again_while_it_is_fresh() -> None:
+    """Idle for less than `idle_timeout`; with 0 never."""
+    async with RawUpstream(default=ACCEPTED) as upstream:
+        for idle_timeout in (4, 0):
+            async with proxy_for(
+                upstream.url, upstream={"idle_timeout": idle_timeout}, pacing=FAST
+            ) as proxy:
+                for _ in range(3):
+                    await call(proxy)
+    assert list(upstream.requests_per_connection.values()) == [3, 1, 1, 1]
+
+
+async def test_a_closed_connection_is_never_used() -> None:
+    """Neither one that the API closed, nor one that has been idle for too long."""
+    async with (
+        RawUpstream(
+            [Reply(202, close_after=True), ACCEPTED, ACCEPTED], default=ACCEPTED
+        ) as upstream,
+        proxy_for(upstream.url, upstream={"idle_timeout": 0.3}, pacing=FAST) as proxy,
+    ):
+        statuses = [(await call(proxy)).status]
+        await asyncio.sleep(0.05)
+        statuses.append((await call(proxy)).status)  # the first was closed
+        await asyncio.sleep(0.6)
+        statuses.append((await call(proxy)).status)  # the second is too old
+    assert statuses == [202, 202, 202]
+    assert upstream.requests_per_connection == {1: 1, 2: 1, 3: 1}
+
+
+# Never left
+
+
+async def test_refused_connections_are_tried_again_until_the_api_is_up() -> None:
+    """Up within a second: everybody gets a 202, nobody twice."""
+    port = free_port()
+    async with proxy_for(f"http://{HOST}:{port}", pacing={"interval": 0.1}) as proxy:
+        calls = [asyncio.ensure_future(call(proxy, key=str(n))) for n in range(5)]
+        calls += [asyncio.ensure_future(call(proxy, "GET", UNPACED, key="5"))]
+        await asyncio.sleep(0.9)
+        async with RawUpstream(default=ACCEPTED, port=port) as upstream:
+            responses = await asyncio.gather(*calls)
+    assert [response.status for response in responses] == [202] * 6
+    assert sends_per_key(upstream) == {str(n).encode(): 1 for n in range(6)}
+
+
+async def test_what_never_left_is_tried_four_times_and_may_come_back() -> None:
+    """The tries span at least 1.75 s; nothing was sent, so the caller hears when to return."""
+
+    async def try_out(url: str) -> tuple[Response, float]:
+        async with proxy_for(url, pacing={"interval": 0.1}) as proxy:
+            begun = time.monotonic()
+            return await call(proxy), time.monotonic() - begun
+
+    async with FaultProxy(free_port(), ResetOnConnect()) as resetting:
+        outcomes = await asyncio.gather(
+            try_out(f"http://{HOST}:{free_port()}"),  # connect refused
+            try_out("http://no-such-host.invalid"),  # DNS failure
+            try_out(f"https://{HOST}:{resetting.port}"),  # TLS failure
+        )
+        assert resetting.connections == 4
+    for response, elapsed in outcomes:
+        assert problem(response) == (503, "upstream-unreachable")
+        (retry_after,) = response.values("retry-after")
+        assert int(retry_after) >= 1
+        assert 1.75 <= elapsed < 6
+
+
+async def test_a_connect_that_hangs_is_given_up() -> None:
+    """A TLS handshake without an answer ends with `connect_timeout`; nothing was sent."""
+    async with (
+        RawUpstream(default=Hang(), accept_delay=60) as upstream,
+        proxy_for(
+            f"https://127.0.0.1:{upstream.port}",
+            upstream={"connect_timeout": 0.2},
+            pacing=FAST,
+            retry={"max_attempts": 2, "initial_backoff": 0.1},
+        ) as proxy,
+    ):
+        response = await call(proxy)
+    assert problem(response) == (503, "upstream-unreachable")
+    assert response.values("retry-after")
+    assert upstream.connections == 2

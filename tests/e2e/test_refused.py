@@ -1,0 +1,493 @@
+"""The API says 429: the account falls silent for as long as was asked, and callers hardly notice.
+
+Intervals are short where the claim does not depend on them. What the upstream saw is the measure.
+"""
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import formatdate
+from itertools import combinations, pairwise
+from math import ceil
+
+import pytest
+
+from proxy.app import Running
+from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, Step
+
+EXPORTS = "/api/v2/recordings/exports"
+UNPACED = "/api/v2/users/me"
+ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
+TOLERANCE = 0.020  # between our stamp and the arrival upstream
+SLACK = 0.3  # a busy machine
+
+
+def refusal(*retry_after: str, date: str | None = None, delay: float = 0) -> Reply:
+    headers = [("Retry-After", value.encode().decode("latin-1")) for value in retry_after]
+    if date is not None:
+        headers.append(("Date", date))
+    body = b'{"code": "too.many.requests.retry.after", "status": 429}'
+    return Reply(429, [*headers, ("Content-Type", "application/json")], body, delay=delay)
+
+
+def by_token(steps: Mapping[str, Sequence[Step]]) -> Callable[[RecordedRequest], Step]:
+    """Play each token's steps in turn; whatever comes after them, or without, is accepted."""
+    left = {f"Bearer {token}".encode(): iter(own) for token, own in steps.items()}
+
+    def choose(request: RecordedRequest) -> Step:
+        return next(left.get(request.values("authorization")[0], iter(())), ACCEPTED)
+
+    return choose
+
+
+def arrivals(upstream: RawUpstream, token: str, path: str = "") -> list[float]:
+    """When this token's requests to paths that begin so arrived."""
+    return [
+        request.arrived_at
+        for request in upstream.requests
+        if request.values("authorization") == [f"Bearer {token}".encode()]
+        and request.target.startswith(path.encode())
+    ]
+
+
+def gaps(times: Sequence[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def keeps_pace(times: Sequence[float], interval: float) -> bool:
+    """Tell whether k sends after any other at least k intervals have passed."""
+    return all(
+        times[k] - times[j] >= (k - j) * interval - TOLERANCE
+        for j, k in combinations(range(len(times)), 2)
+    )
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def request_bytes(token: str, method: str = "POST", path: str = EXPORTS, *fields: str) -> bytes:
+    body = b'{"mediaType": "voice"}' if method == "POST" else b""
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: proxy",
+        f"Authorization: Bearer {token}",
+        f"Content-Length: {len(body)}",
+        *fields,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def post(proxy: Running, token: str, *fields: str, path: str = EXPORTS) -> Response:
+    data = request_bytes(token, "POST", path, *fields)
+    return parse_response(await exchange(HOST, port_of(proxy.url), data, timeout=30), "POST")
+
+
+async def get(proxy: Running, token: str, path: str = UNPACED) -> Response:
+    data = request_bytes(token, "GET", path)
+    return parse_response(await exchange(HOST, port_of(proxy.url), data, timeout=30), "GET")
+
+
+def retry_after(response: Response) -> int:
+    (value,) = response.values("retry-after")
+    assert value.isdigit()
+    return int(value)
+
+
+def problem(response: Response) -> str:
+    assert response.values("content-type") == [b"application/problem+json"]
+    name = json.loads(response.body)["type"]
+    assert isinstance(name, str)
+    return name.removeprefix("urn:export-proxy:")
+
+
+async def hold_shown(proxy: Running) -> float:
+    """What the admin port says is left of the hold of everyone nobody configured."""
+    raw = await exchange(
+        HOST, port_of(proxy.admin_url), b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    (other,) = json.loads(parse_response(raw).body)["accounts"]
+    left = other["hold_remaining_seconds"]
+    assert isinstance(left, float)
+    return left
+
+
+# One refusal
+
+
+async def test_one_refusal_quiets_its_account_and_no_other() -> None:
+    """Silence for two seconds on all routes, then one by one; nobody sees a 429."""
+    silent_until = 0.0
+
+    def refuse_the_third(request: RecordedRequest) -> Step:
+        nonlocal silent_until
+        if request.values("authorization") != [b"Bearer a"]:
+            return ACCEPTED
+        seen.append(request.arrived_at)
+        if len(seen) == 3:
+            silent_until = request.arrived_at + 2
+            refused_one.set()
+        return refusal("2") if request.arrived_at < silent_until else ACCEPTED
+
+    seen: list[float] = []
+    refused_one = asyncio.Event()
+    async with (
+        RawUpstream(refuse_the_third) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.2}) as proxy,
+    ):
+        ours = asyncio.gather(*(post(proxy, "a") for _ in range(13)))
+        theirs = asyncio.gather(*(post(proxy, "b") for _ in range(13)))
+        await refused_one.wait()
+        await asyncio.sleep(0.1)
+        assert 1.5 < await hold_shown(proxy) <= 2
+        unpaced = await get(proxy, "a")
+        responses = [unpaced, *await ours, *await theirs]
+        assert await hold_shown(proxy) == 0
+
+    assert [response.status for response in responses] == [202] * 27
+    refused = seen[2]
+    assert not [at for at in seen if refused < at < refused + 2]
+    assert len(seen) <= 13 + 1 + 1 + 1  # one refusal, at most one more, and the unpaced request
+    assert keeps_pace(arrivals(upstream, "a", EXPORTS), 0.2)
+    assert max(gaps(arrivals(upstream, "a", EXPORTS)[3:])) < 0.2 + SLACK
+    others = arrivals(upstream, "b")
+    assert keeps_pace(others, 0.2)
+    assert max(gaps(others)) < 0.2 + 0.15
+
+
+async def test_someone_else_eats_the_quota() -> None:
+    """Four accounts lose three seconds each, and nothing else."""
+    simulator = Simulator(
+        SimulatorSettings(
+            interval=0.2, any_client=True, any_client_spec=ClientSpec(secret=None, opaque=True)
+        ),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    names = ("a", "b", "c", "d")
+    async with simulator.serve(HOST) as api, proxy_for(api.url, pacing={"interval": 0.2}) as proxy:
+        tokens = {name: await log_in(proxy, name) for name in names}
+        burst = asyncio.gather(
+            *(
+                post(proxy, tokens[name], f"X-Export-Key: {name}-{n}")
+                for n in range(20)
+                for name in names
+            )
+        )
+        await asyncio.sleep(1)
+        for name in names:
+            simulator.eat_quota(name, 3)
+        responses = await burst
+        reports = [simulator.report(name) for name in names]
+
+    assert [response.status for response in responses] == [202] * 80
+    for report in reports:
+        assert report.exports == 20
+        assert report.duplicates == {}
+        assert 1 <= report.refused <= 2
+        assert report.ahead is not None
+        assert report.ahead <= TOLERANCE
+        assert report.span <= (19 * 0.2 + 3) * 1.03
+
+
+async def log_in(proxy: Running, client_id: str) -> str:
+    """A token that the proxy knows to be this client's."""
+    basic = b64encode(f"{client_id}:secret".encode()).decode()
+    form = "grant_type=client_credentials"
+    data = (
+        f"POST /oauth/token HTTP/1.1\r\nHost: proxy\r\nAuthorization: Basic {basic}\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
+        f"{form}"
+    )
+    raw = await exchange(HOST, port_of(proxy.url), data.encode())
+    token = json.loads(parse_response(raw, "POST").body)["access_token"]
+    assert isinstance(token, str)
+    return token
+
+
+# What Retry-After says
+
+INTERVAL, BACKOFF, MAXIMUM = 0.1, 0.4, 3.0
+NORMAL_PACE = (INTERVAL, INTERVAL)
+AS_IF_ABSENT = (BACKOFF, 2 * BACKOFF)  # the first step, and as much again of jitter at most
+CLAMPED = (MAXIMUM, MAXIMUM)
+
+
+def asctime(at: float) -> str:
+    return time.strftime("%a %b %e %H:%M:%S %Y", time.gmtime(at))
+
+
+def rfc850(at: float) -> str:
+    return time.strftime("%A, %d-%b-%y %H:%M:%S GMT", time.gmtime(at))
+
+
+async def test_every_retry_after_gives_the_documented_wait() -> None:
+    """RFC 9110 section 10.2.3, and everything a server may write in its place."""
+    now = time.time()
+    date = formatdate(now, usegmt=True)
+    cases: dict[str, tuple[Reply, tuple[float, float]]] = {
+        "seconds": (refusal("2"), (2, 2)),
+        "fraction": (refusal("0.5"), (1, 1)),
+        "zero": (refusal("0"), NORMAL_PACE),
+        "negative": (refusal("-5"), AS_IF_ABSENT),
+        "signed": (refusal("+5"), AS_IF_ABSENT),
+        "other-digits": (refusal("٣"), AS_IF_ABSENT),
+        "nan": (refusal("nan"), AS_IF_ABSENT),
+        "inf": (refusal("inf"), AS_IF_ABSENT),
+        "exponent": (refusal("1e3"), AS_IF_ABSENT),
+        "empty": (refusal(""), AS_IF_ABSENT),
+        "list": (refusal("5,6"), AS_IF_ABSENT),
+        "400-digits": (refusal("9" * 400), CLAMPED),
+        "past-date": (refusal(formatdate(now - 60, usegmt=True), date=date), NORMAL_PACE),
+        "no-zone": (refusal(formatdate(now + 2)[:-6], date=date), AS_IF_ABSENT),
+        "imf-fixdate": (refusal(formatdate(now + 2, usegmt=True), date=date), (2, 2)),
+        "asctime": (refusal(asctime(now + 2), date=date), (2, 2)),
+        "rfc850": (refusal(rfc850(now + 2), date=date), (2, 2)),
+        "year-9999": (refusal("Fri, 31 Dec 9999 23:59:59 GMT"), CLAMPED),
+        "absent": (refusal(), AS_IF_ABSENT),
+        "two": (refusal("1", "2"), (2, 2)),
+        "two-one-broken": (refusal("soon", "1"), (1, 1)),
+    }
+    retry = {"max_retry_after": MAXIMUM, "initial_backoff": BACKOFF}
+    script = by_token({name: [reply] for name, (reply, _) in cases.items()})
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing={"interval": INTERVAL}, retry=retry) as proxy,
+    ):
+        responses = await asyncio.gather(*(post(proxy, name) for name in cases))
+
+    assert {response.status for response in responses} == {202}
+    for name, (_, (shortest, longest)) in cases.items():
+        first, second = arrivals(upstream, name)
+        assert shortest - TOLERANCE <= second - first <= longest + SLACK, name
+
+
+# Refused again and again
+
+
+async def test_endless_refusals_end_in_the_apis_own_answer() -> None:
+    """Four sends at most, then the 429 as the API wrote it, with what is left of the hold."""
+    endless: dict[str, list[Step]] = {
+        "one": [refusal("1")] * 4,
+        "zero": [refusal("0")] * 4,
+        "absent": [refusal()] * 4,
+        "broken": [refusal("soon")] * 4,
+    }
+    retry = {"initial_backoff": 0.2}
+    async with (
+        RawUpstream(by_token(endless)) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.1}, retry=retry) as proxy,
+    ):
+        responses = await asyncio.gather(*(post(proxy, token) for token in endless))
+        await asyncio.sleep(1)
+        returned = time.monotonic()
+        await post(proxy, "one")
+
+    for response in responses:
+        assert response.status == 429
+        assert response.body == refusal().body
+        assert response.values("content-type") == [b"application/json"]
+        assert response.values("proxy-status") == []
+    assert [retry_after(response) for response in responses] == [1, 1, 2, 2]
+    sends = {token: gaps(arrivals(upstream, token)) for token in endless}
+    assert {token: len(between) for token, between in sends.items()} == {
+        "one": 4,  # the last of them after the answer: its Retry-After was true
+        "zero": 3,
+        "absent": 3,
+        "broken": 3,
+    }
+    assert arrivals(upstream, "one")[-1] - returned < SLACK
+    for token in ("absent", "broken"):  # the silence doubles, with up to 0.2 s of jitter
+        for between, shortest in zip(sends[token], (0.2, 0.4, 0.8), strict=True):
+            assert shortest <= between + TOLERANCE
+            assert between <= shortest + 0.2 + SLACK
+
+
+async def test_endless_refusals_of_many_stay_within_the_budget() -> None:
+    """A sick upstream does not get more than a tenth on top of what it would get anyway."""
+    tokens = {"zero": "0", "one": "1"}
+    async with (
+        RawUpstream(
+            by_token({token: [refusal(tokens[token])] * 999 for token in tokens})
+        ) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.02, "max_wait": 5}) as proxy,
+    ):
+        responses = await asyncio.gather(
+            *(post(proxy, token) for _ in range(200) for token in tokens)
+        )
+
+    assert {response.status for response in responses} == {429}
+    assert all(retry_after(response) >= 1 for response in responses)
+    for token, answers in (("zero", responses[::2]), ("one", responses[1::2])):
+        sent = [answer for answer in answers if not answer.values("proxy-status")]
+        sends = arrivals(upstream, token)
+        assert len(sends) <= len(sent) + max(3, 0.1 * len(sends))
+        assert keeps_pace(sends, 0.02)
+
+
+async def test_a_hold_longer_than_the_caller_may_wait_is_passed_on_at_once() -> None:
+    """The one who was refused hears it from the API, the others when their time is over."""
+    async with (
+        RawUpstream([refusal("30")]) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.1, "max_wait": 1}) as proxy,
+    ):
+        begun = time.monotonic()
+        calls = [asyncio.ensure_future(post(proxy, "a")) for _ in range(3)]
+        refused = await calls[0]
+        elapsed = time.monotonic() - begun
+        newcomer = await post(proxy, "a")
+        waiting = await asyncio.gather(*calls[1:])
+
+    assert elapsed < 0.1 + SLACK
+    assert refused.status == 429
+    assert refused.body == refusal().body
+    assert refused.values("proxy-status") == []
+    assert retry_after(refused) == 30
+    assert len(upstream.requests) == 1
+    assert problem(newcomer) == "queue-full"
+    predicted = json.loads(newcomer.body)["predicted_wait"]
+    assert 29 < predicted < 31
+    assert ceil(predicted - 1) <= retry_after(newcomer) <= 1.25 * ceil(predicted - 1) + 1
+    assert [problem(response) for response in waiting] == ["wait-expired"] * 2
+    for response in waiting:
+        assert 28 <= retry_after(response) <= 38
+
+
+async def test_an_absurd_hold_is_clamped_and_then_probed_by_one() -> None:
+    """A day is cut to `max_retry_after`; after it one request at a time finds out."""
+    refusals = [refusal("86400")] * 3
+    async with (
+        RawUpstream(by_token({"a": refusals})) as upstream,
+        proxy_for(
+            upstream.url, pacing={"interval": 0.1, "max_wait": 6}, retry={"max_retry_after": 1}
+        ) as proxy,
+    ):
+        responses = await asyncio.gather(*(post(proxy, "a") for _ in range(6)))
+
+    assert [response.status for response in responses] == [202] * 6
+    times = arrivals(upstream, "a")
+    assert len(times) == 6 + 3
+    assert min(gaps(times)[:3]) >= 1
+    assert keeps_pace(times, 0.1)
+
+
+# The end of a hold
+
+
+async def test_when_a_hold_ends_one_goes_first() -> None:
+    """The others, on any route, wait for its answer."""
+    script = by_token({"a": [refusal("1"), Reply(202, delay=0.6)]})
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.1}) as proxy,
+    ):
+        calls = [asyncio.ensure_future(post(proxy, "a")) for _ in range(4)]
+        await upstream.received()
+        await asyncio.sleep(0.1)
+        calls += [asyncio.ensure_future(get(proxy, "a")) for _ in range(3)]
+        responses = await asyncio.gather(*calls)
+
+    assert {response.status for response in responses} == {202}
+    refused, probe, *others = arrivals(upstream, "a")
+    assert probe - refused >= 1
+    assert min(others) - probe >= 0.6
+    assert len(others) == 6
+
+
+async def test_a_probe_whose_caller_leaves_is_followed_by_the_next() -> None:
+    """Nobody waits for an answer that nobody will read."""
+    script = by_token({"a": [refusal("1"), Reply(202, delay=5)]})
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.1}) as proxy,
+        await RawConnection.open(HOST, port_of(proxy.url)) as leaving,
+    ):
+        await leaving.send(request_bytes("a"))
+        await upstream.received()
+        staying = asyncio.ensure_future(post(proxy, "a"))
+        await upstream.received(2)
+        leaving.close()
+        response = await staying
+
+    assert response.status == 202
+    _, probe, second = arrivals(upstream, "a")
+    assert second - probe < 0.1 + SLACK
+
+
+async def test_a_longer_hold_is_never_shortened() -> None:
+    """Of two in flight the first is told two seconds, the second one."""
+    script = by_token({"a": [refusal("2", delay=0.2), refusal("1", delay=0.3)]})
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.05}) as proxy,
+    ):
+        responses = await asyncio.gather(*(get(proxy, "a") for _ in range(2)))
+
+    assert [response.status for response in responses] == [202] * 2
+    _, second, *later = arrivals(upstream, "a")
+    assert len(later) == 2
+    assert min(later) - second >= 2
+
+
+async def test_a_refused_request_keeps_its_place() -> None:
+    """It goes back to the front, before those who came after it."""
+    async with (
+        RawUpstream(by_token({"a": [refusal("1")]})) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.1}) as proxy,
+    ):
+        calls = []
+        for n in range(4):
+            calls.append(asyncio.ensure_future(post(proxy, "a", f"X-Export-Key: {n}")))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*calls)
+
+    order = [request.values("x-export-key")[0] for request in upstream.requests]
+    assert order == [b"0", b"0", b"1", b"2", b"3"]
+
+
+CUT_SHORT = b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 99\r\n\r\n{"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(raw=CUT_SHORT, close_after=True),
+        Reply(429, [("Retry-After", "1")], b"x" * 100_000),
+        Reply(429, [("Retry-After", "1")], b"{}", chunked=True),
+    ],
+    ids=["cut short", "long", "chunked"],
+)
+async def test_a_refusal_is_one_whatever_its_body(reply: Reply) -> None:
+    """The status line says all there is to know; its caller is still served."""
+    async with (
+        RawUpstream([reply], default=ACCEPTED) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.05}) as proxy,
+    ):
+        response = await post(proxy, "a")
+    assert response.status == 202
+    (gap,) = gaps(arrivals(upstream, "a"))
+    assert 1 <= gap + TOLERANCE < 1 + SLACK + TOLERANCE
+
+
+async def test_a_passed_on_refusal_without_its_body_is_still_an_answer() -> None:
+    """A 429 that broke off, or answers HEAD, is framed anew."""
+    broken = Reply(raw=CUT_SHORT, close_after=True)
+    head = Reply(429, [("Retry-After", "1"), ("Content-Length", "99")])
+    async with (
+        RawUpstream(by_token({"a": [broken], "b": [head]})) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 0.05, "max_wait": 0.5}) as proxy,
+    ):
+        cut_short = await post(proxy, "a")
+        raw = await exchange(HOST, port_of(proxy.url), request_bytes("b", "HEAD"))
+        headless = parse_response(raw, "HEAD")
+    for response in (cut_short, headless):
+        assert response.status == 429
+        assert response.complete
+        assert retry_after(response) == 1
+        assert response.body == b""

@@ -1,0 +1,168 @@
+"""The vendor's own Python SDK through the proxy: its base URL changed, and nothing else.
+
+It knows nothing of a pace, has no timeout, and re-sends whatever carries Retry-After or is dropped.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from proxy.app import Running
+from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+
+PACKAGE = "PureCloudPlatformClientV2"
+INTERVAL = 0.1
+SECRET = "not-a-secret"
+pytestmark = pytest.mark.needs(PACKAGE)
+
+
+@pytest.fixture
+def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The package, with no configuration file of the user's in sight."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    package: Any = import_module(PACKAGE)
+    original = package.configuration.host
+    yield package
+    package.configuration.host = original
+
+
+@asynccontextmanager
+async def api_behind_proxy(**sections: dict[str, Any]) -> AsyncIterator[tuple[Simulator, Running]]:
+    simulator = Simulator(
+        SimulatorSettings(
+            interval=INTERVAL,
+            any_client=True,
+            any_client_spec=ClientSpec(secret=SECRET, opaque=True),
+        ),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    async with (
+        simulator.serve(HOST) as api,
+        proxy_for(api.url, pacing={"interval": INTERVAL}, **sections) as proxy,
+    ):
+        yield simulator, proxy
+
+
+def create_exports(sdk: Any, client: Any, keys: Sequence[str]) -> list[str]:
+    """What a script does: one job after the other. The states of the jobs."""
+    api = sdk.RecordingApi(client)
+    return [api.post_recording_jobs({"externalId": key}).state for key in keys]
+
+
+def close(client: Any) -> None:
+    client.get_http_client().rest_client.pool_manager.clear()
+
+
+async def test_only_the_base_url_changes(sdk: Any) -> None:
+    """Log in, create a job, look at it, start it, cancel it."""
+
+    def script(url: str) -> list[str]:
+        sdk.configuration.host = url
+        client = sdk.api_client.ApiClient().get_client_credentials_token("one", SECRET)
+        try:
+            api = sdk.RecordingApi(client)
+            job = api.post_recording_jobs({"externalId": "k"})
+            found = api.get_recording_job(job.id)
+            started = api.put_recording_job(job.id, {"state": "PROCESSING"})
+            api.delete_recording_job(job.id)
+            return [job.state, found.state, started.state]
+        finally:
+            close(client)
+
+    async with api_behind_proxy() as (simulator, proxy):
+        states = await asyncio.to_thread(script, proxy.url)
+        report = simulator.report("one")
+    assert states == ["PENDING", "PENDING", "PROCESSING"]
+    assert (report.exports, report.refused, report.accepted) == (1, 0, 4)
+
+
+async def test_the_gateway_setting_with_its_prefixes(sdk: Any) -> None:
+    """One host and port, a path in front of each kind of call."""
+
+    def script(url: URL) -> list[str]:
+        client = sdk.api_client.ApiClient()
+        client.set_gateway(url.host, url.scheme, url.port, "login", "gc")
+        client.get_client_credentials_token("one", SECRET)
+        try:
+            return create_exports(sdk, client, ["k1", "k2"])
+        finally:
+            close(client)
+
+    listen = {"api_prefix": "/gc", "login_prefix": "/login"}
+    async with api_behind_proxy(listen={"port": 0, **listen}) as (simulator, proxy):
+        states = await asyncio.to_thread(script, URL(proxy.url))
+        report = simulator.report("one")
+    assert states == ["PENDING"] * 2
+    assert (report.exports, report.duplicates, report.refused) == (2, {}, 0)
+
+
+async def test_bursts_from_threads_while_someone_else_eats_the_quota(sdk: Any) -> None:
+    """No exception in any thread, and every export exactly once."""
+    names = ("one", "two")
+    threads, each = 4, 5
+
+    async with api_behind_proxy() as (simulator, proxy):
+        sdk.configuration.host = proxy.url
+        clients = {
+            name: await asyncio.to_thread(
+                sdk.api_client.ApiClient().get_client_credentials_token, name, SECRET
+            )
+            for name in names
+        }
+        burst = asyncio.gather(
+            *(
+                asyncio.to_thread(
+                    create_exports,
+                    sdk,
+                    clients[name],
+                    [f"{name}-{thread}-{n}" for n in range(each)],
+                )
+                for thread in range(threads)
+                for name in names
+            )
+        )
+        for _ in range(2):
+            await asyncio.sleep(0.5)
+            for name in names:
+                simulator.eat_quota(name, 1.5)
+            await asyncio.sleep(2)
+        states = await burst
+        for client in clients.values():
+            close(client)
+        reports = [simulator.report(name) for name in names]
+
+    assert states == [["PENDING"] * each] * (threads * len(names))
+    for report in reports:
+        assert report.exports == threads * each
+        assert report.duplicates == {}
+        assert 1 <= report.refused <= 4
+        assert report.tokens_minted == 1
+
+
+async def test_a_hold_longer_than_the_proxy_lets_wait(sdk: Any) -> None:
+    """The SDK sleeps as long as the hold lasts, and is served then: one refusal, no storm."""
+    async with api_behind_proxy() as (simulator, proxy):
+        sdk.configuration.host = proxy.url
+        client = await asyncio.to_thread(
+            sdk.api_client.ApiClient().get_client_credentials_token, "one", SECRET
+        )
+        simulator.eat_quota("one", 2.5)
+        begun = time.monotonic()
+        states = await asyncio.to_thread(create_exports, sdk, client, ["k1", "k2"])
+        elapsed = time.monotonic() - begun
+        close(client)
+        report = simulator.report("one")
+    assert states == ["PENDING"] * 2
+    assert (report.exports, report.duplicates) == (2, {})
+    assert report.refused == report.eaten == 1
+    assert 2.5 <= elapsed < 5
