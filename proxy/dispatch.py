@@ -77,7 +77,7 @@ class Dispatcher:
         paced = {route.name: route.paced for route in settings.routes}
         for account in self.accounts():
             for line in account.lines:
-                line.paced = paced.get(line.route, line.paced)
+                line.apply(paced=paced.get(line.route, line.paced))
             account.pump()
 
     def configured(self, name: str) -> Account:

@@ -154,9 +154,7 @@ class Identity:
             return secrets.token_hex()
 
     def _note_failure(self, peer: str, times: list[float]) -> None:
+        self._failures.pop(peer, None)
         if len(self._failures) >= self._rules.max_unidentified:
-            now = self._clock.monotonic()
-            self._failures = {
-                other: seen for other, seen in self._failures.items() if seen[-1] > now - _MINUTE
-            }
+            del self._failures[next(iter(self._failures))]  # the one that failed longest ago
         self._failures[peer] = times

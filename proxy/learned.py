@@ -5,12 +5,12 @@ their token; with a shared store, what one replica learned is known to all.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from proxy.clock import Clock
 from proxy.store.connection import StoreDown
-from proxy.store.learned import Entry, SharedTokens
+from proxy.store.learned import Entry, Lesson, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
 
@@ -36,6 +36,8 @@ class LearnedTokens:
         self._secret_of = secret_of
         self._known: dict[bytes, tuple[str, float]] = {}
         self._unknown: dict[bytes, float] = {}
+        if shared is not None:
+            shared.repeat(self._lessons)
 
     async def learn(self, token: str, account_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued."""
@@ -43,7 +45,7 @@ class LearnedTokens:
         self._keep(token_hash, account_id, lifetime)
         if self._shared is not None:
             secret = self._secret_of(account_id)
-            await self._shared.remember(token_hash, account_id, lifetime, secret)
+            await self._shared.remember(Lesson(token_hash, account_id, lifetime, secret))
 
     async def account_of(self, token_hash: bytes) -> str | None:
         """Return the id of the account the token was issued to, None if nobody knows."""
@@ -61,6 +63,12 @@ class LearnedTokens:
         self._known = {
             token_hash: known for token_hash, known in self._known.items() if known[0] != account_id
         }
+
+    def _lessons(self) -> Iterator[Lesson]:
+        now = self._clock.monotonic()
+        for token_hash, (account_id, expires) in self._known.items():
+            if expires > now:
+                yield Lesson(token_hash, account_id, expires - now, self._secret_of(account_id))
 
     async def _ask(self, token_hash: bytes, shared: SharedTokens) -> str | None:
         try:

@@ -29,7 +29,7 @@ from proxy.metrics import Metrics
 from proxy.problems import Problem
 from proxy.retries import Patience
 from proxy.settings import Pacing
-from proxy.store import Turns
+from proxy.store import FREE, Turns
 from proxy.store.alone import Alone
 
 
@@ -115,7 +115,7 @@ class Account:
         """Return from when on forgetting this account changes nothing (`inf`: it is in use)."""
         if self.in_flight or any(line.depth for line in self._lines.values()):
             return inf
-        dues = [line.due() for line in self._lines.values()]
+        dues = [line.pace_due() for line in self._lines.values()]
         return max(dues, default=0.0) if self.hold is None else max(self.hold.until, *dues, 0.0)
 
     def state(self, now: float) -> AccountState:
@@ -160,6 +160,11 @@ class Account:
 
     def pump(self) -> None:
         """Offer every slot that is due, then set the timer for the next one."""
+        self._offer_due()
+        for line in self._lines.values():
+            line.see_to_turn()
+
+    def _offer_due(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -249,16 +254,17 @@ class Line:
         self.last_gap: float | None = None
         self._last_sent_at = -inf
         self.pace = Pace(sent_at=shared.started_at)
-        self.turn_at = -inf
+        self.turn = FREE
         self.turn_hint = -inf
         self.contenders = 1
+        self._closed_until = -inf
+        self._has_sent = False  # the first pace is that of the start
         self._shared = shared
         self._clock = shared.clock
         self._waiting: list[Ticket] = []  # a heap; who left is still in it, without an offer
         self._cost_waiting = 0.0
         self.depth = 0
-        if paced:
-            shared.turns.opened(self)
+        shared.turns.opened(self)
 
     def __repr__(self) -> str:
         return f"<Line {self.account.label}/{self.route}: {self.depth} waiting>"
@@ -269,33 +275,74 @@ class Line:
         return self.account.interval if self.paced else 0.0
 
     def due(self) -> float:
-        """Return when the pace allows the next send: `inf` while one is about to leave."""
+        """Return when pace and turn allow the next send: `inf` while one is about to leave."""
+        if self.paced and self.sending is not None:
+            return inf
+        return max(self.pace_due(), self.turn.opens(self._clock.monotonic()))
+
+    def pace_due(self) -> float:
+        """Return when the pace allows the next send."""
         if not self.paced:
             return 0.0
-        return inf if self.sending is not None else max(self._pace_due(), self.turn_at)
+        return max(self.pace.due(self.interval * self._shared.turns.spread), self._closed_until)
 
-    def _pace_due(self) -> float:
-        return self.pace.due(self.interval * self._shared.turns.spread)
+    def apply(self, *, paced: bool) -> None:
+        """Obey a route that is paced from now on, or no longer."""
+        if paced is not self.paced:
+            self.paced = paced
+            self._shared.turns.opened(self)
 
-    # What the store does with it.
+    # What the store asks and tells.
 
     @property
     def key(self) -> str:
         """Name of the account's state in the store."""
         return self.account.key
 
-    def turn_changed(self) -> None:
-        """Look again who may send now."""
-        self.account.pump()
+    def wants_turn(self) -> bool:
+        """Tell whether somebody waits here who could be sent in a turn."""
+        return self.has_waiters() and self.account.opens_at(self._clock.monotonic()) < inf
 
-    def keep_distance(self) -> None:
-        """Send nothing for one interval: others may just have sent."""
-        self.pace = Pace(sent_at=self._clock.monotonic())
+    def pace_left(self) -> float:
+        """Return the seconds for which the last send from here keeps the next one back."""
+        if not self._has_sent:
+            return 0.0
+        return max(0.0, self.pace.due(self.interval) - self._clock.monotonic())
+
+    def hold_left(self) -> float:
+        """Return the seconds of silence the account has left."""
+        return self.account.hold_remaining()
+
+    def turn_changed(self) -> None:
+        """Look again who may send now; who wanted to wait no longer than to know is told."""
         self.account.pump()
+        if self.has_waiters():
+            ticket = self._waiting[0]
+            if ticket.offer is not None and ticket.patience_until <= self._clock.monotonic():
+                self._expire(ticket, ticket.offer, 0.0)
+
+    def keep_distance(self, replicas: int) -> None:
+        """Send nothing for an interval, or for `replicas` of them after a send from here."""
+        self._closed_until = max(
+            self._clock.monotonic() + self.interval, self.pace.due(self.interval * replicas)
+        )
 
     def silence(self, seconds: float) -> None:
         """Obey a hold that another replica was told."""
         self.account.silence(seconds)
+
+    def refuse_waiters(self) -> None:
+        """Refuse everybody who waits: there is no store to keep the pace."""
+        self._refuse_all("refused", store_unavailable)
+
+    def see_to_turn(self) -> None:
+        """Have a turn come if somebody here could use it, and let others have it if not."""
+        if self.sending is not None and self.paced:
+            return  # it is being used
+        if self.wants_turn():
+            self._shared.turns.wanted(self)
+        else:
+            self._shared.turns.unused(self)
 
     def offers_at(self) -> float:
         """Return when the first in line may be offered a slot, by the pace alone."""
@@ -325,7 +372,8 @@ class Line:
                 for other in self._waiting
                 if other.offer is not None and other.number < ticket.number
             )
-        due = max(self._pace_due(), min(self.turn_at, self.turn_hint)) if self.paced else now
+        turn = self.turn.opens(now)
+        due = max(self.pace_due(), self.turn_hint if turn == inf else turn)
         if self.sending is not None:
             due = max(due, now) + self.sending.cost * self.interval
         hold = self.account.hold
@@ -344,13 +392,12 @@ class Line:
         """
         if self._shared.draining:
             raise draining()
-        if self.paced and self._shared.turns.is_refusing:
-            raise Problem(
-                "store-unavailable", "The store that keeps the pace is down.", retry_after=1
-            )
+        self._refuse_without_store()
         wait = self.predicted_wait(ticket)
         has_place = self.depth < self._shared.pacing.max_queue
-        if self._is_free() or (has_place and limit > 0 and wait <= limit):
+        if self._is_free() or (
+            has_place and wait <= limit and (limit > 0 or self._is_free(asked=False))
+        ):
             return
         self._note_wait(ticket, "refused", 0.0)
         raise Problem(
@@ -368,10 +415,13 @@ class Line:
         """
         if self._shared.draining:
             raise draining()
+        self._refuse_without_store()
         now = ticket.joined_at = self._clock.monotonic()
         if self._is_free() and ticket.is_present():
             return self.account.grant(self, ticket, now)
-        ticket.deadline = now + limit
+        patience = self._shared.turns.patience  # to learn whether a slot is free takes time
+        ticket.deadline = now + max(limit, patience)
+        ticket.patience_until = now + limit if limit < patience else inf
         offer: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         ticket.offer = offer
         expiry = self._clock.call_at(ticket.deadline, lambda: self._expire(ticket, offer, limit))
@@ -389,7 +439,7 @@ class Line:
         finally:
             expiry.cancel()
             self._withdraw(ticket)
-            self._pass_turn_on()
+            self.see_to_turn()
         self._note_wait(ticket, "sent")
         return slot
 
@@ -403,19 +453,25 @@ class Line:
         offer = ticket.offer
         self._withdraw(ticket)
         if offer is None or offer.done() or now > ticket.deadline:
-            self._pass_turn_on()
-        elif ticket.is_present():
+            return
+        if ticket.is_present():
             offer.set_result(self.account.grant(self, ticket, now))
         else:
             offer.cancel()
-            self._pass_turn_on()
 
     def drain(self) -> None:
         """Refuse everybody who waits."""
+        self._refuse_all("drained", draining)
+
+    def _refuse_all(self, outcome: str, problem: Callable[[], Problem]) -> None:
         for ticket in self._waiting:
             if ticket.offer is not None and not ticket.offer.done():
-                self._note_wait(ticket, "drained")
-                ticket.offer.set_exception(draining())
+                self._note_wait(ticket, outcome)
+                ticket.offer.set_exception(problem())
+
+    def _refuse_without_store(self) -> None:
+        if self.paced and self._shared.turns.is_refusing:
+            raise store_unavailable()
 
     def sent(self, slot: "Slot", at: float) -> None:
         """Note that `slot` was used: its request left at `at`."""
@@ -439,33 +495,26 @@ class Line:
         """Take back a slot of which nothing was reported: whoever is next may have it."""
         if self.sending is slot:
             self.sending = None
-            self._pass_turn_on()
-
-    def _pass_turn_on(self) -> None:
-        """Let others have the turn if nobody here can use it."""
-        if self.paced and self.sending is None and not self.has_waiters():
-            self._shared.turns.unused(self)
 
     def _spend(self, slot: "Slot", at: float) -> None:
         if not self.paced:
             return
-        self.pace = Pace(sent_at=at, cost=slot.cost)
-        self._shared.turns.used(self, slot.cost)
+        self.pace, self._has_sent = Pace(sent_at=at, cost=slot.cost), True
+        self._shared.turns.used(self)
         if self.sending is slot:
             self.sending = None
             self.account.pump()
 
-    def _is_free(self) -> bool:
-        """Tell whether a newcomer could be sent at once."""
+    def _is_free(self, *, asked: bool = True) -> bool:
+        """Tell whether a newcomer could be sent at once; not `asked`, as far as we know here."""
         now = self._clock.monotonic()
-        return not self.has_waiters() and max(self.account.opens_at(now), self.due()) <= now
+        due = self.due() if asked or self.sending is not None else self.pace_due()
+        return not self.has_waiters() and max(self.account.opens_at(now), due) <= now
 
     def _enter(self, ticket: "Ticket") -> None:
         heapq.heappush(self._waiting, ticket)
         self._cost_waiting += ticket.cost
         self.depth += 1
-        if self.paced:
-            self._shared.turns.wanted(self)
         if len(self._waiting) > 2 * self.depth + 16:  # mostly people who left
             self._waiting = [waiter for waiter in self._waiting if waiter.offer is not None]
             heapq.heapify(self._waiting)
@@ -508,7 +557,16 @@ class Line:
 class Ticket:
     """A request's place in the order of arrival; it keeps its number when it is sent again."""
 
-    __slots__ = ("cost", "deadline", "is_present", "joined_at", "number", "offer", "request_id")
+    __slots__ = (
+        "cost",
+        "deadline",
+        "is_present",
+        "joined_at",
+        "number",
+        "offer",
+        "patience_until",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -524,6 +582,7 @@ class Ticket:
         self.is_present = is_present
         self.joined_at = -inf
         self.deadline = inf
+        self.patience_until = inf  # who will wait no longer than it takes to learn of a free slot
         self.offer: asyncio.Future[Slot] | None = None
 
     def __lt__(self, other: "Ticket") -> bool:
@@ -587,6 +646,11 @@ class Slot:
         if self._open:
             self._open = False
             self._account.leave(self, accepted=accepted)
+
+
+def store_unavailable() -> Problem:
+    """Return the refusal while there is no store to keep the pace; nothing was sent."""
+    return Problem("store-unavailable", "The store that keeps the pace is down.", retry_after=1)
 
 
 def draining() -> Problem:

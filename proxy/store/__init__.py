@@ -4,18 +4,35 @@ Each replica keeps its own lines of waiters; what they share is whose turn it is
 seam: alone.py for a single process, turns.py for many on one Redis.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from math import inf
+from typing import Final, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """From when and until when a line may use its turn; monotonic seconds."""
+
+    at: float
+    until: float
+
+    def opens(self, now: float) -> float:
+        """Return from when on the turn may be used; `inf` once it has run out."""
+        return self.at if now <= self.until else inf
+
+
+FREE: Final = Turn(-inf, inf)  # nobody else is to be asked
+NOT_OURS: Final = Turn(inf, -inf)
 
 
 class SharedLine(Protocol):
-    """What a store knows of a replica's line; times are monotonic seconds.
+    """What a store knows of a replica's line, and tells it; times are monotonic seconds.
 
-    `turn_at` is from when on the line may use its turn: `inf` when it is not its turn, `-inf` when
-    nobody else has one. `turn_hint` is when its turn is expected, `contenders` how many replicas
-    have waiters on this line.
+    `turn` is kept by the store. So are `turn_hint`, when the line's turn is expected to come, and
+    `contenders`, how many replicas have waiters on this line.
     """
 
-    turn_at: float
+    turn: Turn
     turn_hint: float
     contenders: int
 
@@ -30,24 +47,41 @@ class SharedLine(Protocol):
         ...
 
     @property
+    def paced(self) -> bool:
+        """Whether sends take turns; where they do not, they obey holds all the same."""
+        ...
+
+    @property
     def interval(self) -> float:
         """Seconds between two sends."""
         ...
 
-    def has_waiters(self) -> bool:
-        """Tell whether anybody waits here."""
+    def wants_turn(self) -> bool:
+        """Tell whether somebody waits here who could be sent in a turn."""
+        ...
+
+    def pace_left(self) -> float:
+        """Return the seconds for which the last send from here keeps the next one back."""
+        ...
+
+    def hold_left(self) -> float:
+        """Return the seconds of silence the account has left."""
         ...
 
     def turn_changed(self) -> None:
         """Look again who may send now."""
         ...
 
-    def keep_distance(self) -> None:
-        """Send nothing for one interval: others may just have sent."""
+    def keep_distance(self, replicas: int) -> None:
+        """Send nothing for an interval, or for `replicas` of them after a send from here."""
         ...
 
     def silence(self, seconds: float) -> None:
         """Obey a hold that another replica was told."""
+        ...
+
+    def refuse_waiters(self) -> None:
+        """Refuse everybody who waits: there is no store to keep the pace."""
         ...
 
 
@@ -60,24 +94,29 @@ class Turns(Protocol):
         ...
 
     @property
+    def patience(self) -> float:
+        """How many seconds it may take to learn whose turn it is."""
+        ...
+
+    @property
     def is_refusing(self) -> bool:
         """Tell whether paced requests are refused, because the store is down."""
         ...
 
     def opened(self, line: SharedLine) -> None:
-        """There is a new line."""
+        """There is a new line, or one that was not paced is now, or the reverse."""
         ...
 
     def wanted(self, line: SharedLine) -> None:
-        """Somebody waits on the line: see that its turn comes."""
-        ...
-
-    def used(self, line: SharedLine, cost: float) -> None:
-        """The turn was used for a send of that cost (in intervals)."""
+        """Somebody could be sent: see that the line's turn comes. Repeating it changes nothing."""
         ...
 
     def unused(self, line: SharedLine) -> None:
-        """Nobody waits any more: somebody else may have the turn."""
+        """Nobody could be sent: somebody else may have the turn. Repeating it changes nothing."""
+        ...
+
+    def used(self, line: SharedLine) -> None:
+        """The turn was used for a send: `pace_left` says how long others have to wait."""
         ...
 
     def held(self, key: str, seconds: float) -> None:

@@ -1,15 +1,18 @@
 """The connection to Redis (or Valkey, or a primary behind Sentinel), and its circuit breaker.
 
-A command takes at most `timeout` and is never repeated: a reservation that timed out may still have
-been made. The first failure opens the circuit, so that nobody waits for the next; a look every
-`PROBE` seconds closes it again. Commands run in tasks of ours and not in those of callers, so that
-a caller who goes away cannot leave a reply behind for the next command.
+A command takes at most `timeout` and is never repeated: one that timed out may still have been
+carried out. The first failure opens the circuit, so that nobody waits for the next; a look every
+`PROBE` seconds closes it again. Replicas look at the same moments, so that they return together.
+The store counts as up while we are subscribed to it and it runs our commands.
+
+Commands run in tasks of ours and not in those of callers: a caller who goes away can neither leave
+a reply behind for the next command nor cost a connection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -27,7 +30,11 @@ from proxy.settings import Store
 _log = structlog.get_logger(__name__)
 
 PREFIX: Final = "export-proxy:"
-PROBE: Final = 0.9  # seconds
+PROBE: Final = 1.0  # seconds
+_COMMANDS: Final = 8  # at once; more would only wait for each other, and time out doing so
+_QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
+_STALL: Final = 0.05  # seconds; a timer that is later tells of us and not of the server
+_CLOSING: Final = 5.0  # seconds to say good-bye to a server
 _T = TypeVar("_T")
 
 
@@ -35,79 +42,206 @@ class StoreDown(Exception):
     """The store did not answer in time, or not sensibly."""
 
 
-class Connection:
-    """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer."""
+class Subscriber(Protocol):
+    """Who the connection is for."""
 
-    def __init__(self, settings: Store, *, clock: Clock, metrics: Metrics) -> None:
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What it listens to."""
+        ...
+
+    def hear(self, text: str, since: float) -> None:
+        """Take a message that came after `since` (monotonic)."""
+        ...
+
+    async def rehearse(self) -> None:
+        """Do what it is going to do, to see that it can be done. Raises what Redis raises."""
+        ...
+
+
+class Connection:
+    """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
+
+    `settled` is set once it is known whether it answers. Call `forgot` if it turns out to have lost
+    what it was told; those in `reminders` are then called, and when it comes back.
+    """
+
+    def __init__(
+        self,
+        settings: Store,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self.settings = settings
-        self.redis = _connect(settings)
-        self.is_up = True
+        self.is_up = False
+        self.settled = asyncio.Event()
         self.went_down: list[Callable[[], None]] = []
         self.came_back: list[Callable[[], None]] = []
+        self.reminders: list[Callable[[], None]] = []
         self._clock = clock
         self._metrics = metrics
-        metrics.store_is(up=True)
+        self._spawn = spawn
+        self._room = asyncio.Semaphore(_COMMANDS)
+        self._is_closed = False
+        self.redis, self._sentinels = _connect(settings)
+
+    def __repr__(self) -> str:
+        return f"<Connection {'up' if self.is_up else 'down'}>"
 
     async def call(self, command: Callable[[], Awaitable[_T]]) -> _T:
         """Run a command. Raises StoreDown if it fails, or at once while the circuit is open."""
+        if not self.is_up or self._is_closed:
+            raise StoreDown
+        result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._spawn(self._carry_out(command, result))
+        return await result
+
+    def fail(self, error: Exception) -> None:
+        """Open the circuit."""
+        if self._is_closed or (self.settled.is_set() and not self.is_up):
+            return
+        self.is_up = False
+        self._metrics.store_is(up=False)
+        # The error's text may name the server, and with some errors its password.
+        _log.warning(
+            "the store is down",
+            error=type(error).__name__,
+            on_failure=self.settings.on_failure,
+        )
+        self._spawn(self._drop_idle())
+        self._tell(self.went_down)
+        self.settled.set()
+
+    def forgot(self) -> None:
+        """Have everybody repeat what the store lost."""
+        self._tell(self.reminders)
+
+    async def run(self, subscriber: Subscriber) -> None:
+        """Listen, and look whether the store is back, until cancelled."""
+        while True:
+            try:
+                async with self._subscribed(subscriber) as news:
+                    self.is_up = True
+                    self._metrics.store_is(up=True)
+                    _log.info("the store is up")
+                    self._tell(self.came_back)
+                    self._tell(self.reminders)
+                    self.settled.set()
+                    await self._listen(news, subscriber)
+            except (RedisError, OSError, TimeoutError) as error:
+                self.fail(error)
+            # By the wall clock, which replicas have in common.
+            pause = PROBE - self._clock.wall() % PROBE
+            await self._clock.sleep_until(self._clock.monotonic() + pause)
+
+    async def close(self) -> None:
+        """Close all connections; from now on every command fails."""
+        self._is_closed = True
+        self.is_up = False
+        self._tell(self.went_down)
+        for _ in range(_COMMANDS):  # what is under way ends soon, one way or the other
+            await self._room.acquire()
+        for client in (self.redis, *self._sentinels):
+            await client.aclose()
+
+    async def _carry_out(
+        self, command: Callable[[], Awaitable[_T]], result: asyncio.Future[_T]
+    ) -> None:
+        try:
+            async with self._room:
+                outcome = await self._run_now(command)
+            if not result.done():  # else nobody waits any more
+                result.set_result(outcome)
+        except StoreDown as down:
+            if not result.done():
+                result.set_exception(down)
+        finally:
+            result.cancel()  # where we were cancelled
+
+    async def _run_now(self, command: Callable[[], Awaitable[_T]]) -> _T:
         if not self.is_up:
             raise StoreDown
         try:
-            async with asyncio.timeout(self.settings.timeout):
+            async with self._timeout():
                 return await command()
         except (RedisError, OSError, TimeoutError) as error:
-            self.fail(type(error).__name__)
+            self.fail(error)
             raise StoreDown from None
 
-    def fail(self, reason: str) -> None:
-        """Open the circuit."""
-        if self.is_up:
-            self.is_up = False
-            self._metrics.store_is(up=False)
-            _log.warning("the store is down", error=reason, on_failure=self.settings.on_failure)
-            for tell in self.went_down:
-                tell()
+    @asynccontextmanager
+    async def _timeout(self) -> AsyncIterator[None]:
+        """Bound what is inside by `timeout`; time in which our own loop stood still is added."""
+        loop = asyncio.get_running_loop()
+        timeout = self.settings.timeout
+        async with asyncio.timeout(timeout) as limit:
+            ends = loop.time() + timeout * 0.99
 
-    async def run(self) -> None:
-        """Look whether the store is back, until cancelled."""
-        while True:
-            await self._clock.sleep_until(self._clock.monotonic() + PROBE)
-            if not self.is_up and await self._answers():
-                self.is_up = True
-                self._metrics.store_is(up=True)
-                _log.info("the store is back")
-                for tell in self.came_back:
-                    tell()
+            def forgive() -> None:
+                if loop.time() > ends + _STALL:
+                    limit.reschedule(loop.time() + timeout)
 
-    async def close(self) -> None:
-        """Close all connections."""
-        await self.redis.aclose()
+            timer = loop.call_at(ends, forgive)
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     @asynccontextmanager
-    async def news(self, *channels: str) -> AsyncIterator[PubSub]:
-        """Subscribe to channels for as long as the context lasts."""
-        async with self.redis.pubsub(ignore_subscribe_messages=True) as news:
-            await news.subscribe(*channels)
+    async def _subscribed(self, subscriber: Subscriber) -> AsyncIterator[PubSub]:
+        """Subscribe for as long as the context lasts, if the store can do what we need."""
+        async with self.redis.pubsub() as news:
+            async with self._timeout():
+                await news.subscribe(*subscriber.channels)
+                for _ in subscriber.channels:
+                    await news.get_message(timeout=None)
+                await subscriber.rehearse()
             yield news
 
-    async def _answers(self) -> bool:
+    async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
+        """Hand on what is said, for as long as the circuit is closed."""
+        is_asked = False
+        while self.is_up:
+            since = self._clock.monotonic()
+            patience = self.settings.timeout if is_asked else _QUIET
+            message = await news.get_message(timeout=patience)
+            if message is not None:
+                is_asked = False
+                if message["type"] == "message":
+                    subscriber.hear(message["data"].decode("ascii", "replace"), since)
+            elif not is_asked:
+                async with self._timeout():
+                    await news.ping()
+                is_asked = True
+            elif self._clock.monotonic() - since < patience + _STALL:
+                raise TimeoutError
+
+    async def _drop_idle(self) -> None:
+        """Close connections nobody uses: they lead to a server that is in trouble."""
         try:
-            async with asyncio.timeout(self.settings.timeout):
-                await cast("Awaitable[Any]", self.redis.ping())
+            await self.redis.connection_pool.disconnect(inuse_connections=False)
         except (RedisError, OSError, TimeoutError):
-            return False
-        return True
+            return  # then they are closed
+
+    @staticmethod
+    def _tell(listeners: list[Callable[[], None]]) -> None:
+        for tell in listeners:
+            tell()
 
 
-def _connect(settings: Store) -> "Redis":
+def _connect(settings: Store) -> "tuple[Redis, list[Redis]]":
+    """Return the client of the store, and those of the sentinels that know where it is."""
     url = settings.url.get_secret_value()
     options: dict[str, Any] = {
-        "socket_timeout": settings.timeout,
-        "socket_connect_timeout": settings.timeout,
+        "protocol": 2,
+        "socket_timeout": None,  # Connection bounds the whole command
+        "socket_connect_timeout": _CLOSING,
         "retry": Retry(NoBackoff(), 0),
+        "max_connections": 2 * _COMMANDS,  # some may be closing; one listens
     }
     if not url.startswith("redis+sentinel://"):
-        return Redis.from_url(url, **options)
+        return Redis.from_url(url, **options), []
     parts = urlsplit(url)
     service, _, database = parts.path.strip("/").partition("/")
     hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
@@ -116,10 +250,17 @@ def _connect(settings: Store) -> "Redis":
             "username": unquote(parts.username or "") or None,
             "password": unquote(parts.password),
         }
+    # A sentinel that does not answer leaves time to ask the others, and then the store.
+    share = settings.timeout / (len(hosts) + 1)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         [(host.strip("[]"), int(port)) for host, _, port in hosts],
-        sentinel_kwargs={key: options[key] for key in ("socket_timeout", "socket_connect_timeout")},
+        sentinel_kwargs={
+            "protocol": 2,
+            "socket_timeout": share,
+            "socket_connect_timeout": share,
+            "retry": Retry(NoBackoff(), 0),
+        },
         **options,
     )
-    master: Redis = sentinel.master_for(service, db=int(database or 0))
-    return master
+    primary: Redis = sentinel.master_for(service, db=int(database or 0))
+    return primary, sentinel.sentinels

@@ -7,18 +7,30 @@ the store still cannot make a token of theirs stand for somebody else's account.
 
 import hashlib
 import hmac
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from proxy.clock import Clock
 from proxy.store.connection import PREFIX, Connection, StoreDown
 
 _TOKEN: Final = PREFIX + "token:"
+_MAX_DIGITS: Final = 12  # of a date
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a replica learned; `lifetime` in seconds, `secret` that of a managed account."""
+
+    token_hash: bytes
+    account_id: str
+    lifetime: float
+    secret: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A token's account; `expires` is wall time in whole seconds."""
+    """A token's account, as the store has it; `expires` is wall time in whole seconds."""
 
     account_id: str
     expires: int
@@ -33,24 +45,32 @@ class Entry:
 class SharedTokens:
     """The table of learned tokens in the store."""
 
-    def __init__(self, connection: Connection, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self._connection = connection
         self._clock = clock
+        self._spawn = spawn
+        self._is_repeating = False
 
-    async def remember(
-        self, token_hash: bytes, account_id: str, lifetime: float, secret: str | None
-    ) -> None:
+    def repeat(self, lessons: Callable[[], Iterable[Lesson]]) -> None:
+        """Have these told again whenever the store may have lost them."""
+
+        def remind() -> None:
+            if not self._is_repeating:
+                self._is_repeating = True
+                self._spawn(self._repeat(lessons))
+
+        self._connection.reminders.append(remind)
+
+    async def remember(self, lesson: Lesson) -> None:
         """Tell the other replicas; while the store is down they will not know."""
-        expires = int(self._clock.wall() + lifetime)
-        seal = "" if secret is None else _seal(token_hash, account_id, expires, secret)
         try:
-            await self._connection.call(
-                lambda: self._connection.redis.set(
-                    _TOKEN + token_hash.hex(),
-                    f"{account_id} {expires} {seal}",
-                    ex=max(1, int(lifetime)),
-                )
-            )
+            await self._write(lesson)
         except StoreDown:
             return
 
@@ -59,17 +79,40 @@ class SharedTokens:
 
         Raises StoreDown if nobody can say.
         """
-        value = await self._connection.call(
-            lambda: self._connection.redis.get(_TOKEN + token_hash.hex())
+        # MGET, because GET fails on a key of another type.
+        (value,) = await self._connection.call(
+            lambda: self._connection.redis.mget([_TOKEN + token_hash.hex()])
         )
         if value is None:
             return None
         text = value if isinstance(value, str) else value.decode("ascii", "replace")
         account_id, _, rest = text.partition(" ")
         expires, _, seal = rest.partition(" ")
-        if not expires.isdecimal() or int(expires) <= self._clock.wall():
+        if not expires.isdecimal() or len(expires) > _MAX_DIGITS:
             return None
-        return Entry(account_id, int(expires), seal)
+        entry = Entry(account_id, int(expires), seal)
+        return entry if entry.expires > self._clock.wall() else None
+
+    async def _write(self, lesson: Lesson) -> None:
+        token_hash, account_id, secret = lesson.token_hash, lesson.account_id, lesson.secret
+        expires = int(self._clock.wall() + lesson.lifetime)
+        seal = "" if secret is None else _seal(token_hash, account_id, expires, secret)
+        await self._connection.call(
+            lambda: self._connection.redis.set(
+                _TOKEN + token_hash.hex(),
+                f"{account_id} {expires} {seal}",
+                ex=max(1, int(lesson.lifetime)),
+            )
+        )
+
+    async def _repeat(self, lessons: Callable[[], Iterable[Lesson]]) -> None:
+        try:
+            for lesson in tuple(lessons()):
+                await self._write(lesson)
+        except StoreDown:
+            return  # there will be another reminder
+        finally:
+            self._is_repeating = False
 
 
 def _seal(token_hash: bytes, account_id: str, expires: int, secret: str) -> str:

@@ -5,6 +5,9 @@ script (turn.lua) passes the turn on and tells the next one. So a send costs one
 replicas contend and two where one is alone, and no waiter but the first in a line costs any. A turn
 belongs to the line, not to a caller: if the first in line hangs up, the next one uses it.
 
+A turn is a lease: it ends some time after it could first be used, unless it is asked for again.
+Who lost it without knowing, because the process stood still, does not use it.
+
 While the store is down each replica spaces its own sends by interval x replicas, or refuses them.
 When it is back every line keeps its distance for one interval first, so there is no burst.
 
@@ -13,43 +16,70 @@ Moments come from the server's clock only and reach us as "so long from now". Ke
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from importlib.resources import files
-from math import inf
 from secrets import token_hex
 from typing import Any, Final
-from weakref import WeakSet
-
-from redis.exceptions import RedisError
+from weakref import WeakValueDictionary
 
 from proxy.clock import Clock, Timer
 from proxy.metrics import Metrics
-from proxy.store import SharedLine
-from proxy.store.connection import PREFIX, PROBE, Connection, StoreDown
+from proxy.store import FREE, NOT_OURS, SharedLine, Turn
+from proxy.store.connection import PREFIX, Connection, StoreDown
 
 _LEASE: Final = 2.0  # seconds a turn may stay unused after it is due, before others take it
 _RENEW_AT: Final = 0.5  # of the lease
-_LOOK_AGAIN: Final = 0.5  # seconds after the expected turn, when no word came
-_HEAR: Final = 0.2  # seconds; how soon the listener notices that the store is down
+_LOOK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a turn
 _KEEP_MS: Final = 600_000  # how long the state outlives what it says
+_REHEARSAL: Final = PREFIX + "{rehearsal}"
+_REHEARSAL_MS: Final = 1_000
+_ALL: Final = PREFIX + "all"
 _SCRIPT: Final = files("proxy.store").joinpath("turn.lua").read_text(encoding="utf-8")
 
+_MAX_DIGITS: Final = 20
 
-class _Phase(Enum):
-    IDLE = auto()  # nobody waits here
-    BUSY = auto()  # a command is under way
-    QUEUED = auto()  # others go first
-    HOLDING = auto()  # our turn
+_Name = tuple[str, str]  # key and route
+
+
+class _Op(Enum):
+    """What a line may say to the script."""
+
+    ASK = "ask"
+    SENT = "sent"
+    LEAVE = "leave"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """Which operation on which state something comes from; a lost state begins anew."""
+
+    born: int
+    count: int
+
+    def is_after(self, other: "_Stamp | None") -> bool:
+        return other is None or other.born != self.born or other.count < self.count
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A turn we were told of: when it opens, and a moment after which it was given."""
+
+    stamp: _Stamp
+    at: float
+    since: float
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where one of our lines stands in the store."""
+    """Where one of our lines stands in the store, while it wants turns."""
 
     line: SharedLine
-    phase: _Phase = _Phase.IDLE
+    is_ours: bool = False
+    is_busy: bool = False  # a command is under way
+    has_sent: bool = False  # while a command was under way: yet to be reported
+    word: "_Word | None" = None  # heard while a command was under way
+    stamp: "_Stamp | None" = None  # of the last answer
     timer: Timer | None = None
-    unreported: float | None = None  # the span of a send that happened while a command ran
 
     def cancel_timer(self) -> None:
         if self.timer is not None:
@@ -65,6 +95,13 @@ class _Standing:
     wait: float
     wanting: int
     ahead: int
+    hold: float
+    stamp: _Stamp
+
+    @classmethod
+    def of(cls, answer: list[Any]) -> "_Standing":
+        mine, wait, wanting, ahead, hold, born, count = map(int, answer)
+        return cls(bool(mine), wait / 1e6, wanting, ahead, hold / 1e6, _Stamp(born, count))
 
 
 class SharedTurns:
@@ -84,213 +121,315 @@ class SharedTurns:
         self._spawn = spawn
         self._me = token_hex(6)
         self._script = connection.redis.register_script(_SCRIPT)
-        self._lines: WeakSet[SharedLine] = WeakSet()
-        self._places: dict[tuple[str, str], _Place] = {}
+        self._lines: WeakValueDictionary[_Name, SharedLine] = WeakValueDictionary()
+        self._places: dict[_Name, _Place] = {}
+        self._looking: set[_Name] = set()  # lines that wait to be told of a hold
+        self._abandoned: set[_Name] = set()  # what the store may still think we want
+        self._is_shared = False
         connection.went_down.append(self._go_alone)
-        connection.came_back.append(self._rejoin)
+        connection.came_back.append(self._join)
+
+    def __repr__(self) -> str:
+        mode = "shared" if self._is_shared else "alone"
+        return f"<SharedTurns {self._me}: {mode}, {len(self._places)} places>"
 
     @property
     def spread(self) -> int:
         """The number of replicas while the store is down, else 1."""
-        return 1 if self._connection.is_up else self._connection.settings.replicas
+        return 1 if self._is_shared else self._connection.settings.replicas
+
+    @property
+    def patience(self) -> float:
+        """How long the store may take to answer."""
+        return self._connection.settings.timeout
 
     @property
     def is_refusing(self) -> bool:
         """Tell whether the store is down and `on_failure` says to refuse."""
-        connection = self._connection
-        return not connection.is_up and connection.settings.on_failure == "reject"
+        return not self._is_shared and self._connection.settings.on_failure == "reject"
 
     # What lines tell.
 
     def opened(self, line: SharedLine) -> None:
-        """Take a new line in."""
-        self._lines.add(line)
-        line.turn_at = inf if self._connection.is_up else -inf
+        """Take a line in, new or no longer what it was."""
+        self._lines[_name(line)] = line
+        line.turn = NOT_OURS if self._is_shared else FREE
 
     def wanted(self, line: SharedLine) -> None:
-        """Ask for a turn, unless that has been done."""
-        if self._connection.is_up:
-            place = self._places.setdefault((line.key, line.route), _Place(line))
-            if place.phase is _Phase.IDLE:
-                self._start(place, "ask", line.interval)
-
-    def used(self, line: SharedLine, cost: float) -> None:
-        """Report a send and, if somebody waits, ask for the next turn in the same breath."""
-        if not self._connection.is_up:
-            self._metrics.store_bypassed()
+        """Ask for a turn, or for a hold where there are no turns, unless that has been done."""
+        if not self._is_shared:
             return
-        place = self._places.setdefault((line.key, line.route), _Place(line))
-        span = cost * line.interval
-        if place.phase is _Phase.BUSY:
-            place.unreported = span
-        else:
-            self._start(place, "done", span)
+        if not line.paced:
+            self.unused(line)  # it may have been paced before
+            self._look(line)
+        elif _name(line) not in self._places:
+            place = self._places[_name(line)] = _Place(line)
+            self._start(place, _Op.ASK)
 
     def unused(self, line: SharedLine) -> None:
         """Give up a turn, or a place in the queue."""
-        place = self._places.get((line.key, line.route))
-        if place is not None and place.phase in {_Phase.HOLDING, _Phase.QUEUED}:
-            self._start(place, "done", 0.0)
+        place = self._places.get(_name(line))
+        if place is not None and not place.is_busy:
+            self._start(place, _Op.LEAVE)
+
+    def used(self, line: SharedLine) -> None:
+        """Report a send and, if somebody waits, ask for the next turn in the same breath."""
+        if not self._is_shared:
+            self._metrics.store_bypassed()
+            return
+        line.turn = NOT_OURS
+        self._report(self._places.setdefault(_name(line), _Place(line)))
 
     def held(self, key: str, seconds: float) -> None:
         """Have all replicas obey a hold."""
-        if self._connection.is_up:
+        if self._is_shared and seconds > 0:
             self._spawn(self._hold(key, seconds))
 
-    # Commands.
+    # Commands: one at a time for each place.
 
-    def _start(self, place: _Place, op: str, span: float) -> None:
-        place.phase = _Phase.BUSY
-        place.line.turn_at = inf
+    def _start(self, place: _Place, op: _Op) -> None:
+        place.is_busy = True
         place.cancel_timer()
-        self._spawn(self._run(place, op, span))
+        if op is not _Op.ASK or not place.is_ours:
+            place.is_ours = False
+            place.line.turn = NOT_OURS
+        self._spawn(self._run(place, op))
 
-    async def _run(self, place: _Place, op: str, span: float) -> None:
+    def _report(self, place: _Place) -> None:
+        """Tell for how long the last send from here keeps the next one back."""
+        place.has_sent = place.is_busy
+        if not place.is_busy:
+            self._start(place, _Op.SENT)
+
+    async def _run(self, place: _Place, op: _Op) -> None:
         """Run one command for a line, then whatever became due meanwhile."""
         line = place.line
-        again = op == "done" and line.has_waiters()
+        begun = self._clock.monotonic()
+        span = line.pace_left() if op is _Op.SENT else 0.0
+        again = op is _Op.SENT and line.wants_turn()
         try:
-            standing = await self._call(line, op, span, again=again)
+            standing = await self._say(
+                line.key, op.value, line.route, span=span, interval=line.interval, again=again
+            )
         except StoreDown:
             return  # the lines go on by themselves
-        line.contenders = max(1, standing.wanting)
+        if self._places.get(_name(line)) is not place:
+            return  # the store was down and is back, and this is history
+        place.is_busy = False
+        place.stamp = standing.stamp
+        word, place.word = place.word, None
+        is_in = again or op is _Op.ASK
+        line.contenders = max(1, standing.wanting + (0 if is_in else 1))
         line.turn_hint = self._clock.monotonic() + standing.wait + standing.ahead * line.interval
-        if place.unreported is not None:
-            span, place.unreported = place.unreported, None
-            self._start(place, "done", span)
+        if place.has_sent:
+            self._report(place)
         elif standing.is_ours:
-            self._take_turn(place, standing.wait)
-        elif op == "ask" or again:
+            self._take(place, self._clock.monotonic() + standing.wait, begun)
+        elif is_in and word is not None and word.stamp.is_after(standing.stamp):
+            self._take(place, word.at, word.since)
+        elif is_in:
             self._queue(place)
         else:
-            place.phase = _Phase.IDLE
-        self._settle(place)
+            del self._places[_name(line)]
+        self._obey(line, standing.hold)
+        line.turn_changed()
 
-    def _settle(self, place: _Place) -> None:
-        """Ask if somebody came while a command ran; leave if everybody went."""
-        if place.line.has_waiters():
-            self.wanted(place.line)
-        elif place.phase is _Phase.IDLE:
-            self._places.pop((place.line.key, place.line.route), None)
-        else:
-            self.unused(place.line)
+    async def _say(  # noqa: PLR0913 -- the script's arguments
+        self, key: str, op: str, route: str, *, span: float, interval: float, again: bool = False
+    ) -> _Standing:
+        async def command() -> list[Any]:
+            return await self._call_script(key, op, route, span, interval, again=again)
+
+        return _Standing.of(await self._connection.call(command))
+
+    async def _call_script(  # noqa: PLR0913 -- likewise
+        self,
+        key: str,
+        op: str,
+        route: str,
+        span: float = 0.0,
+        interval: float = 0.0,
+        *,
+        again: bool = False,
+        keep_ms: int = _KEEP_MS,
+    ) -> list[Any]:
+        times = (_us(span), _us(interval), _us(_LEASE))
+        arguments: list[str | int] = [op, route, self._me, *times, int(again), PREFIX, keep_ms]
+        answer: list[Any] = await self._script(keys=[key], args=arguments)
+        return answer
 
     async def _hold(self, key: str, seconds: float) -> None:
         try:
-            await self._script_call(key, "hold", "", span=seconds, again=False)
+            await self._say(key, "hold", "", span=seconds, interval=0.0)
         except StoreDown:
-            return  # this replica obeys it; the others will be told by a 429 of their own
+            return  # this replica obeys it, and tells the others when the store is back
 
-    async def _call(self, line: SharedLine, op: str, span: float, *, again: bool) -> _Standing:
-        answer = await self._script_call(line.key, op, line.route, span=span, again=again)
-        mine, wait, wanting, ahead = map(int, answer)
-        return _Standing(bool(mine), wait / 1e6, wanting, ahead)
-
-    async def _script_call(
-        self, key: str, op: str, route: str, *, span: float, again: bool
-    ) -> list[Any]:
-        arguments: list[str | int] = [
-            op,
-            route,
-            self._me,
-            _us(span),
-            _us(_LEASE),
-            int(again),
-            PREFIX,
-            _KEEP_MS,
-        ]
-
-        async def command() -> list[Any]:
-            answer: list[Any] = await self._script(keys=[key], args=arguments)
-            return answer
-
-        return await self._connection.call(command)
+    async def _leave(self, name: _Name) -> None:
+        """Give up what the store thinks we want."""
+        try:
+            await self._say(name[0], "leave", name[1], span=0.0, interval=0.0)
+        except StoreDown:
+            self._abandoned.add(name)
 
     # Turns.
 
-    def _take_turn(self, place: _Place, wait: float) -> None:
-        at = self._clock.monotonic() + wait
-        place.phase = _Phase.HOLDING
-        place.line.turn_at = place.line.turn_hint = at
-        self._look_at(place, at + _LEASE * _RENEW_AT)
-        place.line.turn_changed()
+    def _take(self, place: _Place, at: float, since: float) -> None:
+        """Have the turn, which opens at that moment and was given some time after `since`."""
+        now = self._clock.monotonic()
+        turn = Turn(at, since + max(0.0, at - now) + _LEASE)
+        if turn.until <= now:  # we stood still for so long that it may be over
+            self._start(place, _Op.ASK)
+            return
+        place.is_ours = True
+        place.line.turn = turn
+        place.line.turn_hint = turn.at
+        self._look_at(place, turn.at + _LEASE * _RENEW_AT)
 
     def _queue(self, place: _Place) -> None:
-        place.phase = _Phase.QUEUED
-        place.line.turn_at = inf
-        self._look_at(place, place.line.turn_hint + _LOOK_AGAIN)
+        place.is_ours = False
+        place.line.turn = NOT_OURS
+        self._look_at(place, max(place.line.turn_hint, self._clock.monotonic() + _LOOK_AGAIN))
 
     def _look_at(self, place: _Place, at: float) -> None:
+        """At that moment keep a turn that is not used yet, or ask about one that is overdue."""
         place.cancel_timer()
-        place.timer = self._clock.call_at(at, lambda: self._spawn(self._look_again(place)))
+        place.timer = self._clock.call_at(at, lambda: self._look_again(place))
 
-    async def _look_again(self, place: _Place) -> None:
-        """Keep a turn that is not used yet, or ask what became of one that is overdue."""
-        line, phase = place.line, place.phase
+    def _look_again(self, place: _Place) -> None:
+        place.timer = None
+        if not place.is_busy:
+            self._start(place, _Op.ASK)
+
+    # Holds.
+
+    def _look(self, line: SharedLine) -> None:
+        name = _name(line)
+        if line.turn is not FREE and name not in self._looking:
+            self._looking.add(name)
+            self._spawn(self._see_hold(line))
+
+    async def _see_hold(self, line: SharedLine) -> None:
+        """Learn of a hold that began before this replica had anything to do with the account."""
         try:
-            standing = await self._call(line, "ask", line.interval, again=False)
+            standing = await self._say(line.key, "look", "", span=0.0, interval=0.0)
         except StoreDown:
             return
-        if place.phase is not phase or phase not in {_Phase.HOLDING, _Phase.QUEUED}:
-            return  # it was used, or given up, while we asked
-        if not standing.is_ours:
-            line.turn_hint = self._clock.monotonic() + (standing.ahead + 1) * line.interval
-            self._queue(place)
-        elif phase is _Phase.QUEUED:
-            self._take_turn(place, standing.wait)
-        else:
-            at = self._clock.monotonic() + standing.wait
-            line.turn_at = max(line.turn_at, at) if standing.wait > 0 else line.turn_at
-            self._look_at(place, at + _LEASE * _RENEW_AT)
+        finally:
+            self._looking.discard(_name(line))
+        if self._is_shared and not line.paced:
+            line.turn = FREE
+            self._obey(line, standing.hold)
+            line.turn_changed()
+
+    @staticmethod
+    def _obey(line: SharedLine, seconds: float) -> None:
+        if seconds > line.hold_left():
+            line.silence(seconds)
 
     # News from the others.
 
-    async def run(self) -> None:
-        """Listen to the other replicas until cancelled, through failures of the store."""
-        while True:
-            if self._connection.is_up:
-                try:
-                    await self._listen()
-                except (RedisError, OSError, TimeoutError) as error:
-                    self._connection.fail(type(error).__name__)
-            await self._clock.sleep_until(self._clock.monotonic() + PROBE / 4)
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What is said to us, and what is said to all."""
+        return PREFIX + self._me, _ALL
 
-    async def _listen(self) -> None:
-        async with self._connection.news(PREFIX + self._me, PREFIX + "holds") as news:
-            while self._connection.is_up:
-                message = await news.get_message(timeout=_HEAR)
-                if message is not None:
-                    self._hear(message["channel"].decode(), message["data"].decode())
+    async def rehearse(self) -> None:
+        """Run the script once, on a key of its own."""
+        await self._call_script(_REHEARSAL, "leave", "", keep_ms=_REHEARSAL_MS)
 
-    def _hear(self, channel: str, text: str) -> None:
-        if channel == PREFIX + "holds":
-            who, key, wait = text.split(" ")
-            if who != self._me:
-                for line in list(self._lines):
+    def hear(self, text: str, since: float) -> None:
+        """Take news; what is not understood is not for us."""
+        match text.split(" "):
+            case ["turn", key, route, *rest] if _are_numbers(rest, 3):
+                born, count, wait = map(int, rest)
+                at = self._clock.monotonic() + wait / 1e6
+                self._hear_turn((key, route), _Word(_Stamp(born, count), at, since))
+            case ["over", key, route, *rest] if _are_numbers(rest, 2):
+                self._hear_over((key, route), _Stamp(*map(int, rest)))
+            case ["lost", who, key, route, *rest] if who != self._me and _are_numbers(rest, 1):
+                self._hear_lost((key, route), int(rest[0]))
+            case ["hold", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
+                for line in list(self._lines.values()):
                     if line.key == key:
-                        line.silence(int(wait) / 1e6)
+                        self._obey(line, int(rest[0]) / 1e6)
+
+    def _hear_turn(self, name: _Name, word: _Word) -> None:
+        place = self._places.get(name)
+        if place is None:
+            self._spawn(self._leave(name))
+        elif place.is_busy:
+            place.word = word
+        elif word.stamp.is_after(place.stamp):
+            self._take(place, word.at, word.since)
+            # Not at once: the next message may say that it is over.
+            self._clock.call_at(self._clock.monotonic(), place.line.turn_changed)
+
+    def _hear_over(self, name: _Name, stamp: _Stamp) -> None:
+        place = self._places.get(name)
+        if place is None or place.is_busy or not place.is_ours or not stamp.is_after(place.stamp):
             return
-        key, route, wait = text.split(" ")
-        place = self._places.get((key, route))
-        if place is not None and place.phase is _Phase.QUEUED:
-            self._take_turn(place, int(wait) / 1e6)
+        if self._clock.monotonic() < place.line.turn.until:
+            self._metrics.store_bypassed()  # the server's clock was set forward
+        place.is_ours = False
+        self._start(place, _Op.ASK)
+
+    def _hear_lost(self, name: _Name, born: int) -> None:
+        """Say again what the store was told and has forgotten."""
+        line, place = self._lines.get(name), self._places.get(name)
+        knew = place.stamp if place is not None else None
+        if line is None or (knew is None and line.pace_left() <= 0):
+            return  # we knew nothing either
+        if knew is not None and knew.born == born:
+            return  # we have heard from it since
+        self._metrics.store_bypassed()
+        self._connection.forgot()
+        self.held(line.key, line.hold_left())
+        self._tell_again(line)
+
+    def _tell_again(self, line: SharedLine) -> None:
+        """Report the last send, for as long as it counts, and ask if somebody waits."""
+        place = self._places.setdefault(_name(line), _Place(line))
+        place.is_ours = False
+        self._report(place)
 
     # Failure and return.
 
     def _go_alone(self) -> None:
+        self._is_shared = False
+        self._abandoned.update(self._places)
         for place in self._places.values():
             place.cancel_timer()
         self._places.clear()
-        for line in list(self._lines):
-            line.turn_at, line.contenders = -inf, 1
+        for line in list(self._lines.values()):
+            line.turn, line.contenders = FREE, 1
+            if self.is_refusing and line.paced:
+                line.refuse_waiters()
             line.turn_changed()
 
-    def _rejoin(self) -> None:
-        for line in list(self._lines):
-            line.turn_at = inf
-            line.keep_distance()
-            if line.has_waiters():
-                self.wanted(line)
+    def _join(self) -> None:
+        self._is_shared = True
+        holds: dict[str, float] = {}
+        for line in list(self._lines.values()):
+            line.turn = NOT_OURS
+            holds[line.key] = line.hold_left()
+            if line.paced:
+                line.keep_distance(self._connection.settings.replicas)
+                if line.pace_left() > 0:
+                    self._tell_again(line)
+            line.turn_changed()
+        for key, seconds in holds.items():
+            self.held(key, seconds)
+        abandoned, self._abandoned = self._abandoned, set()
+        for name in abandoned - self._places.keys():
+            self._spawn(self._leave(name))
+
+
+def _name(line: SharedLine) -> _Name:
+    return line.key, line.route
+
+
+def _are_numbers(words: list[str], count: int) -> bool:
+    return len(words) == count and all(w.isdecimal() and len(w) < _MAX_DIGITS for w in words)
 
 
 def _us(seconds: float) -> int:
