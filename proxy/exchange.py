@@ -45,8 +45,10 @@ class Exchange:
     def server_timing(self, now: float) -> str:
         """Return where the time went, in ms; the parts sum to the elapsed time."""
         rest = now - self.arrived - self.held - self.token - self.upstream
-        parts = {"queue": rest, "hold": self.held, "token": self.token, "upstream": self.upstream}
-        return ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in parts.items())
+        return (
+            f"queue;dur={1000 * rest:.1f}, hold;dur={1000 * self.held:.1f},"
+            f" token;dur={1000 * self.token:.1f}, upstream;dur={1000 * self.upstream:.1f}"
+        )
 
     def facts(self, *, code: int, seconds: float) -> dict[str, object]:
         """Return what the log says of a request that is over; nothing of it is a secret."""

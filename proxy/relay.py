@@ -4,7 +4,6 @@ import socket
 import struct
 from collections.abc import Sequence
 
-import aiohttp
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
@@ -12,7 +11,7 @@ from proxy.clock import Clock
 from proxy.core.headers import Field
 from proxy.exchange import Exchange
 from proxy.server import RelayedResponse
-from proxy.upstream import Answer, OutcomeUnknown, Upstream, head_of
+from proxy.upstream import Answer, OutcomeUnknown, Response, Upstream
 
 
 class Relay:
@@ -25,15 +24,19 @@ class Relay:
     async def pass_on(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
         """Give an answer that was read whole to the caller."""
         response = self._head(exchange, answer.status, answer.reason, answer.fields)
+        response.leaves_whole()
         await response.prepare(exchange.request)
         await response.write_eof(answer.body)
         return response
 
     async def stream(
-        self, exchange: Exchange, answer: aiohttp.ClientResponse, upstream: Upstream
+        self, exchange: Exchange, answer: Response, upstream: Upstream
     ) -> web.StreamResponse:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
-        response = self._head(exchange, answer.status, *head_of(answer))
+        if answer.is_complete:
+            head, body = answer.head(), answer.content.read_nowait()
+            return await self.pass_on(exchange, Answer(answer.status, *head, body))
+        response = self._head(exchange, answer.status, *answer.head())
         chunks = upstream.chunks(answer)
         try:
             await response.prepare(exchange.request)

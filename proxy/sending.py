@@ -8,13 +8,11 @@ Never after something was sent and no answer came: it may have been carried out.
 
 import json
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Literal
-
-import aiohttp
 
 from proxy.clock import Clock
 from proxy.core.needs import Needs
@@ -33,6 +31,7 @@ from proxy.upstream import (
     BadAnswer,
     OutcomeUnknown,
     Outgoing,
+    Response,
     Unsent,
     Upstream,
     is_closed_by_peer,
@@ -93,8 +92,9 @@ class Sender:
         self._drain = drain
         self._api = api
         self._patience = Patience(settings.retry)
+        self._seen_date = ""
 
-    async def send(self, errand: Errand) -> aiohttp.ClientResponse | Answer:
+    async def send(self, errand: Errand) -> Response | Answer:
         """Return the API's answer: still to be streamed, or read whole if it was a refusal.
 
         Raises a Problem when there is no answer.
@@ -125,14 +125,14 @@ class Sender:
                 case _Refusal() as refusal:
                     if not await self._goes_back(errand, ticket, token, refusal):
                         return _passed_on(refusal, errand.line)
-                case aiohttp.ClientResponse() as response:
+                case Response() as response:
                     return response
 
     async def _token(self, errand: Errand) -> Token | None:
         """Return a fresh token before a slot is taken, so that a slow login server burns none."""
         if errand.managed is None:
             return None
-        async with self._waiting_for_token(errand.exchange):
+        with self._waiting_for_token(errand.exchange):
             return await errand.managed.usable(errand.needs.scopes, limit=errand.exchange.may_wait)
 
     async def _slot(self, errand: Errand, ticket: Ticket) -> Slot:
@@ -149,7 +149,7 @@ class Sender:
 
     async def _try(
         self, errand: Errand, slot: Slot, token: Token | None
-    ) -> aiohttp.ClientResponse | _Refusal | Unsent:
+    ) -> Response | _Refusal | Unsent:
         """Send once, and report to the slot what became of it."""
         exchange = errand.exchange
         exchange.attempts += 1
@@ -182,20 +182,25 @@ class Sender:
         finally:
             exchange.upstream += self._clock.monotonic() - begun
 
-    async def _read_refusal(self, response: aiohttp.ClientResponse) -> Answer:
+    async def _read_refusal(self, response: Response) -> Answer:
         """Read a 429; it is a refusal even if its body is broken or absurdly long."""
         try:
             return await self._api.read(response, _MAX_KEPT)
         except (OutcomeUnknown, BadAnswer):
             return Answer(response.status, "", [], b"")
 
-    def _note_skew(self, response: aiohttp.ClientResponse) -> None:
+    def _note_skew(self, response: Response) -> None:
+        """Compare the clocks by the first answer of each second, in which theirs has just moved."""
+        text = response.headers.get("Date", "")
+        if text == self._seen_date:
+            return
+        self._seen_date = text
         now = self._clock.wall()
-        date = http_date(response.headers.get("Date", ""), now=now)
+        date = http_date(text, now=now)
         if date is not None:
             self._metrics.clock_skew("api", date - now)
 
-    def _named_wait(self, response: aiohttp.ClientResponse) -> float | None:
+    def _named_wait(self, response: Response) -> float | None:
         return retry_after(
             response.headers.getall("Retry-After", ()),
             date=response.headers.get("Date"),
@@ -232,7 +237,7 @@ class Sender:
         if errand.managed is None or token is None or exchange.was_renewed:
             return False
         exchange.was_renewed = True
-        async with self._waiting_for_token(exchange):
+        with self._waiting_for_token(exchange):
             renewed = await errand.managed.renewed(token, reason, limit=exchange.may_wait)
         return renewed is not None
 
@@ -248,16 +253,16 @@ class Sender:
                 "The API cannot be reached; nothing was sent.",
                 retry_after=max(1.0, pause),
             )
-        async with self._drain.interrupts():
+        with self._drain.interrupts():
             await self._clock.sleep_until(now + pause)
         exchange.waited += pause
         self._metrics.retried(errand.line.account.label, "unreachable")
 
-    @asynccontextmanager
-    async def _waiting_for_token(self, exchange: Exchange) -> AsyncIterator[None]:
+    @contextmanager
+    def _waiting_for_token(self, exchange: Exchange) -> Iterator[None]:
         begun = self._clock.monotonic()
         try:
-            async with self._drain.interrupts():
+            with self._drain.interrupts():
                 yield
         finally:
             seconds = self._clock.monotonic() - begun

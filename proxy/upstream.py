@@ -1,31 +1,36 @@
 """The HTTP client towards the API: sends a request at most once, and knows when it left.
 
-- Bytes pass unchanged: the path is never re-quoted, redirects are not followed, cookies not kept,
-  bodies not decompressed, no header invented, nothing taken from the environment.
-- A send is stamped when its last byte has been handed to the transport. The library's own traces
-  fire before the first one, so the stamp is taken in the request object itself.
-- Whatever goes wrong is one of three: `Unsent` (provably nothing left), `OutcomeUnknown` (it may
-  have been applied) or `BadAnswer` (answered, but not in HTTP). Errors of the library end here;
-  they are never logged with `repr`, which would show the Authorization header.
-- A pooled connection that is idle longer than `idle_timeout`, or already closed by the peer, is not
-  used, and the library never gets to its own second try.
+Of the HTTP library it uses the pool of connections and the parser of answers. The request is
+written here: in one piece, so that nothing comes between looking whether the connection still
+stands, writing, and stamping the send; and so that bytes pass unchanged: no path is quoted, no
+redirect followed, no cookie kept, no body decoded, no field invented, nothing taken from the
+environment.
+
+Whatever goes wrong is one of three: `Unsent` (provably nothing left), `OutcomeUnknown` (it may have
+been applied) or `BadAnswer` (answered, but not in HTTP). Errors of the library end here; they are
+never logged with `repr`, which may show the Authorization header.
+
+A pooled connection that is idle longer than `idle_timeout`, or already closed by the peer, is not
+used. Nothing is sent twice here.
 """
 
 import asyncio
 import functools
 import select
 import ssl
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 from aiohttp import HttpVersion11
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from proxy.clock import Clock
@@ -36,8 +41,9 @@ _STALE_TRIES: Final = 3  # pooled connections that turn out closed before a send
 _DNS_SECONDS: Final = 10  # an address that changed is noticed after this long
 _MAX_FIELD: Final = 8190  # bytes of a line of an answer's head, of which there may be 128
 _PROXY_WANTS_CREDENTIALS: Final = 407
-_NOT_OURS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _POLL_CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+_FOREIGN: Final = (aiohttp.ClientError, TimeoutError, OSError)  # what the library raises
+_WITHOUT_LENGTH: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # where no body is the rule
 
 
 class Unsent(Exception):
@@ -58,13 +64,18 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A request as it is to appear on the wire; `target` is the raw path and query."""
+    """A request as it is to appear on the wire; `path` and `query` are raw."""
 
     method: str
     path: str
     query: str
     fields: list[Field]
     body: bytes
+
+    @property
+    def target(self) -> str:
+        """The request target in origin-form."""
+        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +88,43 @@ class Answer:
     body: bytes
 
 
-class Departure:
-    """When one try left: `on_sent` is called with the monotonic time its last byte was written."""
+class Response:
+    """An answer whose head has come.
 
-    __slots__ = ("_clock", "_on_sent", "started")
+    Its connection goes back to the pool when the body has come, too; release one that is not read
+    to its end, which closes the connection.
+    """
 
-    def __init__(self, clock: Clock, on_sent: Callable[[float], None]) -> None:
-        self._clock = clock
-        self._on_sent = on_sent
-        self.started = False
+    __slots__ = ("_connection", "_message", "content", "headers", "status")
 
-    def complete(self) -> None:
-        """Stamp the send."""
-        self._on_sent(self._clock.monotonic())
+    def __init__(
+        self, connection: Connection, message: RawResponseMessage, content: StreamReader
+    ) -> None:
+        self.status = message.code
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self.content = content
+        self._message = message
+        self._connection = connection
+        content.on_eof(connection.release)
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether the body has come already, so that nobody need wait for it."""
+        return self.content.is_eof()
+
+    def head(self) -> tuple[str, list[Field]]:
+        """Return the reason phrase and the end-to-end fields."""
+        reason = self._message.reason or ""
+        return (
+            reason if is_writable(reason) else "",
+            response_fields(
+                wire_fields(self._message.raw_headers), self.headers.getall("Connection", ())
+            ),
+        )
+
+    def release(self) -> None:
+        """Give the connection back, or close it if some of the body is still to come."""
+        self._connection.release()
 
 
 class Upstream:
@@ -98,7 +133,7 @@ class Upstream:
     def __init__(self, settings: UpstreamSettings, base: str, *, clock: Clock) -> None:
         self._clock = clock
         self._is_given_up = False
-        self._retired: list[aiohttp.ClientSession] = []
+        self._retired: list[aiohttp.BaseConnector] = []
         self._use(settings, base)
 
     def apply(self, settings: UpstreamSettings, base: str) -> None:
@@ -107,7 +142,7 @@ class Upstream:
         The retired pool's idle connections close by themselves.
         """
         if (settings, URL(base).origin()) != (self._settings, self._base):
-            self._retired.append(self._session)
+            self._retired.append(self._pool)
             self._use(settings, base)
 
     async def give_up(self) -> None:
@@ -117,66 +152,76 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
-        for session in (self._session, *self._retired):
-            await session.close()
+        for pool in (self._pool, *self._retired):
+            await pool.close()
 
     def connections(self) -> tuple[int, int]:
         """Return how many connections are active and how many idle."""
-        connector = self._session.connector
-        if connector is None:
-            return 0, 0
-        idle = sum(map(len, connector._conns.values()))  # noqa: SLF001 -- no public count
-        return len(connector._acquired), idle  # noqa: SLF001
+        idle = sum(map(len, self._pool._conns.values()))  # noqa: SLF001 -- no public count
+        return len(self._pool._acquired), idle  # noqa: SLF001
 
     def _use(self, settings: UpstreamSettings, base: str) -> None:
         self._settings = settings
         self._base = URL(base).origin()
+        self._host = self._base.host_port_subcomponent or ""
         self._proxy, self._proxy_headers = _forward_proxy(settings)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=settings.max_connections,
-                ttl_dns_cache=_DNS_SECONDS,
-                ssl=verifying_context(settings.ca_file),
-                **(
-                    {"keepalive_timeout": settings.idle_timeout}
-                    if settings.idle_timeout
-                    else {"force_close": True}
-                ),
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            request_class=_StampedRequest,
-            skip_auto_headers=_NOT_OURS,
-            max_line_size=_MAX_FIELD,
-            max_field_size=_MAX_FIELD,
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                connect=settings.connect_timeout,
-                sock_read=settings.response_timeout,
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=settings.connect_timeout)
+        self._pool = aiohttp.TCPConnector(
+            limit=settings.max_connections,
+            ttl_dns_cache=_DNS_SECONDS,
+            ssl=verifying_context(settings.ca_file),
+            **(
+                {"keepalive_timeout": settings.idle_timeout}
+                if settings.idle_timeout
+                else {"force_close": True}
             ),
         )
+        # The pool is asked for a connection with a request of its own; it is never sent.
+        self._destination = ClientRequest(
+            "GET",
+            self._base,
+            loop=asyncio.get_running_loop(),
+            proxy=self._proxy,
+            # With its Host, which the pool would add, and then take the key for another one.
+            proxy_headers={"Host": self._host, **self._proxy_headers} if self._proxy else None,
+        )
 
-    async def send(
-        self, request: Outgoing, on_sent: Callable[[float], None]
-    ) -> aiohttp.ClientResponse:
+    async def send(self, request: Outgoing, on_sent: Callable[[float], None]) -> Response:
         """Send once and return the answer with its body still to be read.
 
         Raises `Unsent`, `OutcomeUnknown` or `BadAnswer`. `on_sent` is called exactly when
-        something may have left, also if this is cancelled.
+        something may have left, with the monotonic time at which all of it was written.
         """
-        for _ in range(_STALE_TRIES):
-            departure = Departure(self._clock, on_sent)
-            try:
-                return await self._try(request, departure)
-            except _StaleConnectionError:
-                continue
-            finally:
-                if departure.started:
-                    departure.complete()
-        raise Unsent("every pooled connection was closed")
+        if self._pool.closed:
+            raise Unsent("given up")
+        connection = None
+        try:
+            connection = await self._connect()
+            protocol = connection.protocol
+            assert protocol is not None  # noqa: S101 -- for the type checker
+            await self._write(request, protocol)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, _FOREIGN):
+                raise Unsent(_reason(error)) from None
+            raise
+        try:
+            on_sent(self._clock.monotonic())
+            protocol.start_timeout()
+            message, content = await _final_answer(protocol)
+            self._check(message)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, HttpProcessingError):
+                raise BadAnswer("the answer is not HTTP") from None
+            if isinstance(error, _FOREIGN):
+                timed_out = self._is_given_up or isinstance(error, TimeoutError)
+                raise OutcomeUnknown(timed_out=timed_out) from None
+            raise
+        return Response(connection, message, content)
 
-    async def read(self, answer: aiohttp.ClientResponse, limit: int) -> Answer:
+    async def read(self, answer: Response, limit: int) -> Answer:
         """Read an answer whole; one longer than `limit` bytes raises `BadAnswer`.
 
         Raises `OutcomeUnknown` if it breaks off.
@@ -185,129 +230,90 @@ class Upstream:
         async for chunk in self.chunks(answer):
             body += chunk
             if len(body) > limit:
-                answer.close()
+                answer.release()
                 raise BadAnswer("longer than can be kept")
-        return Answer(answer.status, *head_of(answer), bytes(body))
+        return Answer(answer.status, *answer.head(), bytes(body))
 
-    async def chunks(self, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    async def chunks(self, answer: Response) -> AsyncGenerator[bytes]:
         """Yield the body as it comes; `OutcomeUnknown` when it breaks off."""
         try:
             async for chunk in answer.content.iter_any():
                 yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _FOREIGN as error:
             raise OutcomeUnknown(timed_out=isinstance(error, TimeoutError)) from None
         finally:
             answer.release()
 
-    async def _try(self, request: Outgoing, departure: Departure) -> aiohttp.ClientResponse:
-        url = URL.build(
-            scheme=self._base.scheme,
-            authority=self._base.authority,
-            path=request.path,
-            query_string=request.query,
-            encoded=True,
-        )
+    async def _connect(self) -> Connection:
+        for _ in range(_STALE_TRIES):
+            connection = await self._pool.connect(self._destination, [], self._timeout)
+            if not is_closed_by_peer(connection.transport):
+                return connection
+            connection.close()
+        raise Unsent("every pooled connection was closed")
 
-        async def attempt(
-            client_request: ClientRequest, handler: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
-            assert isinstance(client_request, _StampedRequest)  # noqa: S101 -- for the type checker
-            client_request.departure = departure
-            # The session would keep one of two names that differ in case alone.
-            client_request.headers.extend(request.fields)
-            if self._asks_forward_proxy():
-                client_request.headers.extend(self._proxy_headers or {})
-            with self._translated(departure):  # a foreign error would make the library send again
-                return await handler(client_request)
-
-        if self._session.closed:
-            raise Unsent("given up")
-        answer = await self._session.request(
-            request.method,
-            url,
-            data=request.body or None,
-            allow_redirects=False,
-            proxy=self._proxy,
-            proxy_headers=self._proxy_headers,
-            middlewares=(attempt,),
+    async def _write(self, request: Outgoing, protocol: ResponseHandler) -> None:
+        """Hand the whole request to the transport; nothing in here waits."""
+        protocol.set_response_params(
+            skip_payload=request.method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            read_timeout=self._settings.response_timeout,
+            max_line_size=_MAX_FIELD,
+            max_field_size=_MAX_FIELD,
         )
-        if self._asks_forward_proxy() and answer.status == _PROXY_WANTS_CREDENTIALS:
-            answer.close()
+        headers = CIMultiDict([("Host", self._host)])
+        if request.body or request.method not in _WITHOUT_LENGTH:
+            headers["Content-Length"] = str(len(request.body))
+        if not self._settings.idle_timeout:
+            headers["Connection"] = "close"
+        headers.extend(request.fields)
+        target = request.target
+        if self._asks_forward_proxy():
+            target = f"{self._base}{target}"
+            headers.extend(self._proxy_headers)
+        writer = StreamWriter(protocol, asyncio.get_running_loop())
+        await writer.write_headers(f"{request.method} {target} HTTP/1.1", headers)
+        if request.body:
+            await writer.write(request.body, drain=False)
+        else:
+            writer.send_headers()
+
+    def _check(self, message: RawResponseMessage) -> None:
+        """Refuse an answer that must not be passed on."""
+        if self._asks_forward_proxy() and message.code == _PROXY_WANTS_CREDENTIALS:
             raise Unsent("the forward proxy wants other credentials")
-        if not 200 <= answer.status <= 599:  # noqa: PLR2004 -- RFC 9110 section 15
-            answer.close()
+        if not 200 <= message.code <= 599:  # noqa: PLR2004 -- RFC 9110 section 15
             raise BadAnswer("a status nobody asked for")
-        if answer.version != HttpVersion11 and "Transfer-Encoding" in answer.headers:
-            answer.close()
+        if message.version != HttpVersion11 and "Transfer-Encoding" in message.headers:
             raise BadAnswer("chunks before HTTP/1.1")  # RFC 9112 section 6.1
-        return answer
 
     def _asks_forward_proxy(self) -> bool:
         """Tell whether a forward proxy reads the requests itself: there is no tunnel for http."""
         return self._proxy is not None and self._base.scheme == "http"
 
-    @contextmanager
-    def _translated(self, departure: Departure) -> Iterator[None]:
-        """Turn the library's errors into ours."""
-        try:
-            yield
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unsent(type(error).__name__) from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise Unsent(f"the forward proxy answered {error.status}") from None
-        except aiohttp.ClientResponseError:
-            raise BadAnswer("the answer is not HTTP") from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if not departure.started:
-                raise Unsent(type(error).__name__) from None
-            timed_out = self._is_given_up or isinstance(error, TimeoutError)
-            raise OutcomeUnknown(timed_out=timed_out) from None
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the forward proxy answered {error.status}"
+    return type(error).__name__
 
 
-class _StaleConnectionError(Exception):
-    """The pooled connection was already closed by the peer; nothing was written to it."""
+async def _final_answer(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
+    """Return head and body of the answer; interim ones (RFC 9110 section 15.2) are for nobody."""
+    while True:
+        message, content = await protocol.read()
+        if not 100 <= message.code <= 199 or message.code == 101:  # noqa: PLR2004 -- as named
+            return message, content
 
 
-class _StampedRequest(ClientRequest):
-    """A request that notes when it begins to leave and when it has left."""
-
-    departure: Departure
-
-    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        if is_closed_by_peer(conn.transport):
-            raise _StaleConnectionError
-        if self._body is not None or conn.protocol is None or conn.protocol.writing_paused:
-            return await super().send(conn)  # goes on in write_bytes, as a task of its own
-        self.departure.started = True
-        response = await super().send(conn)
-        self.departure.complete()
-        return response
-
-    async def write_bytes(
-        self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
-    ) -> None:
-        self.departure.started = True
-        await super().write_bytes(writer, conn, content_length)
-        self.departure.complete()
-
-
-def head_of(answer: aiohttp.ClientResponse) -> tuple[str, list[Field]]:
-    """Return the reason phrase and the end-to-end fields of an answer."""
-    headers = answer.headers
-    reason = answer.reason or ""
-    return (
-        reason if is_writable(reason) else "",
-        response_fields(wire_fields(answer.raw_headers), headers.getall("Connection", ())),
-    )
-
-
-def _forward_proxy(settings: UpstreamSettings) -> tuple[URL | None, dict[str, str] | None]:
+def _forward_proxy(settings: UpstreamSettings) -> tuple[URL | None, dict[str, str]]:
     """Return the outgoing proxy's URL and what authenticates us to it (RFC 7617)."""
     if settings.proxy_url is None:
-        return None, None
+        return None, {}
     url = URL(settings.proxy_url.get_secret_value())
     if url.user is None:
-        return url, None
+        return url, {}
     credentials = aiohttp.encode_basic_auth(url.user, url.password or "")
     return url.with_user(None), {"Proxy-Authorization": credentials}
 
