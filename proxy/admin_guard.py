@@ -64,7 +64,12 @@ def _is_cross_site(request: web.Request) -> bool:
     if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         return True
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != request.host.lower()
+    except ValueError:  # no URL, and so no origin of ours
+        return True
 
 
 def _has_token(request: web.Request, file: Path) -> bool:

@@ -92,12 +92,18 @@ class Bodies:
         body: bytes | None = None
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(self.limits.body_timeout):
-                async for chunk in request.content.iter_any():
-                    size += len(chunk)
-                    self._buffered += len(chunk)
-                    self._check(size)
-                    chunks.append(chunk)
+            if request.content.is_eof():  # it came with its head, so there is nothing to wait for
+                chunks.append(request.content.read_nowait())
+                size = len(chunks[0])
+                self._buffered += size
+                self._check(size)
+            else:
+                async with asyncio.timeout(self.limits.body_timeout):
+                    async for chunk in request.content.iter_any():
+                        size += len(chunk)
+                        self._buffered += len(chunk)
+                        self._check(size)
+                        chunks.append(chunk)
             body = b"".join(chunks)
         except TimeoutError:
             raise Problem("timeout", "The body did not arrive in time.", close=True) from None

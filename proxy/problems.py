@@ -30,30 +30,36 @@ class Again(Enum):
 class Kind:
     """One row of the table: what callers can rely on for a problem of this name.
 
-    `proxy_error` is the error type of RFC 9209 section 2.3.
+    `proxy_error` is the error type of RFC 9209 section 2.3. `variants` are the statuses it may have
+    instead of `status`.
     """
 
     status: int
     title: str
     again: Again
     proxy_error: str
+    variants: tuple[int, ...] = ()
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "bad-request": Kind(400, "The request is malformed", Again.NO, "http_request_error"),
+    "bad-request": Kind(
+        400, "The request is malformed", Again.NO, "http_request_error", variants=(417,)
+    ),
     "unauthenticated": Kind(401, "No usable credential", Again.NO, "http_request_denied"),
     "missing-scope": Kind(403, "The token lacks a scope", Again.DEPENDS, "http_request_denied"),
     "route-denied": Kind(403, "This path is closed here", Again.NO, "http_request_denied"),
     "not-found": Kind(404, "No route for this path", Again.NO, "http_request_denied"),
     "method-not-allowed": Kind(405, "Not a method of this path", Again.NO, "http_request_denied"),
     "timeout": Kind(408, "The body came too slowly", Again.NO, "http_request_error"),
-    "too-large": Kind(413, "The request is too large", Again.NO, "http_request_error"),
+    "too-large": Kind(
+        413, "The request is too large", Again.NO, "http_request_error", variants=(431,)
+    ),
     "nested-field": Kind(422, "A field must be flat", Again.NO, "http_request_denied"),
     "queue-full": Kind(429, "The line is too long", Again.YES, "http_request_denied"),
     "wait-expired": Kind(429, "No slot within the limit", Again.YES, "http_request_denied"),
     "internal": Kind(500, "A bug in the proxy", Again.NO, "proxy_internal_error"),
     "outcome-unknown": Kind(
-        502, "Sent, but the answer was lost", Again.NO, "connection_terminated"
+        502, "Sent, but the answer was lost", Again.NO, "connection_terminated", variants=(504,)
     ),
     "bad-upstream": Kind(502, "The API's answer is not usable", Again.NO, "http_protocol_error"),
     "token-rejected": Kind(
@@ -95,6 +101,8 @@ class Problem(Exception):
         kind = KINDS[name]
         if kind.again is (Again.NO if retry_after is not None else Again.YES):
             raise ValueError(f"{name}: Retry-After given or missing against the table")
+        if status not in {None, kind.status, *kind.variants}:
+            raise ValueError(f"{name}: no status of the table")
         self.name = name
         self.kind = kind
         self.detail = detail

@@ -29,7 +29,6 @@ _log = structlog.get_logger(__name__)
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _LINGERING: Final = 2.0  # seconds in which a refused body is still read, so that the answer arrives
-_BACKLOG: Final = 128
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
 
 
@@ -161,6 +160,10 @@ class RelayedResponse(web.StreamResponse):
     A forwarded answer without Date gets one (RFC 9110 section 6.6.1).
     """
 
+    def leaves_whole(self) -> None:
+        """Have the head wait for the body, so that both leave in one piece."""
+        self._send_headers_immediately = False
+
     async def _prepare_headers(self) -> None:
         invented = [name for name in ("Content-Type", "Server") if name not in self.headers]
         await super()._prepare_headers()
@@ -171,20 +174,6 @@ class RelayedResponse(web.StreamResponse):
 class Site(web.TCPSite):
     """Listens; a TLS handshake has as many seconds as a head, where the library gives it sixty."""
 
-    __slots__ = ("_handshake_timeout",)
-
-    def __init__(
-        self,
-        runner: web.BaseRunner,
-        host: str,
-        port: int,
-        *,
-        tls: ssl.SSLContext | None,
-        handshake_timeout: float,
-    ) -> None:
-        super().__init__(runner, host, port, backlog=_BACKLOG, ssl_context=tls)
-        self._handshake_timeout = handshake_timeout
-
     async def start(self) -> None:
         """Open the port."""
         if self._ssl_context is None:
@@ -192,14 +181,14 @@ class Site(web.TCPSite):
             return
         await web.BaseSite.start(self)
         server = self._runner.server
-        assert server is not None  # noqa: S101 -- for the type checker
+        assert isinstance(server, Server)  # noqa: S101 -- for the type checker
         self._server = await asyncio.get_running_loop().create_server(
             server,
             self._host,
             self._port,
-            backlog=_BACKLOG,
+            backlog=self._backlog,
             ssl=self._ssl_context,
-            ssl_handshake_timeout=self._handshake_timeout,
+            ssl_handshake_timeout=server.limits.header_timeout,
         )
 
 

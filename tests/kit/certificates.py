@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from proxy.clock import SystemClock
 from tests.kit.listener import HOST
 
 
@@ -73,7 +74,8 @@ class Authority:
     def _builder(
         self, subject: str, key: ec.EllipticCurvePrivateKey, *, days: float
     ) -> x509.CertificateBuilder:
-        end = datetime.now(UTC) + timedelta(days=days)
+        now = datetime.fromtimestamp(SystemClock().wall(), UTC)
+        end = now + timedelta(days=days)
         return (
             x509.CertificateBuilder()
             .subject_name(_name(subject))

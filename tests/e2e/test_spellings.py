@@ -1,0 +1,147 @@
+"""However the path of an export is written, it is paced or refused.
+
+The stand-in API reads paths as leniently as gateways do: case, parameters, empty and dot segments,
+escapes make no difference to it (CWE-22, CWE-436). So it takes for an export what only looks like
+something else, and stamps its arrival.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from functools import cache
+from itertools import combinations
+
+import pytest
+
+from proxy.app import Running
+from proxy.simulator import ClientSpec, SigningKey, Simulator, SimulatorSettings
+from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
+from tests.kit.client import Response, exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+
+INTERVAL = 0.1
+TOLERANCE = 0.06  # of a busy machine; unpaced requests arrive within a few milliseconds
+AT_ONCE = 20
+
+PACED = [
+    "/api/v2/recordings/exports",
+    "/api/v2/recordings/exports/",
+    "/api/v2/recordings/exports?",
+    "/api/v2/recordings/exports?a=/../b",
+    "/API/V2/Recordings/EXPORTS",
+    "/api/v2/recordings/exports;x",
+    "/api/v2/recordings/exports;x=1/",
+    "/api/v2/recordings;a/exports;b",
+    "/api/v2/recordings/%65xports",
+    "/api/v2/recordings/%45xports",
+    "/%61pi/v%32/recordings/exports",
+    "http://evil.example/api/v2/recordings/exports",
+    "HTTP://evil.example:1/api/v2/recordings/%65xports;x/",
+]
+REFUSED = [
+    "/api/v2/recordings%2Fexports",
+    "/api/v2/recordings%2fexports",
+    "/api/v2/recordings%5Cexports",
+    "/api/v2/recordings\\exports",
+    "//api/v2/recordings/exports",
+    "/api//v2/recordings/exports",
+    "/api/v2/recordings/exports//",
+    "/api/v2/recordings/;/exports",
+    "/api/v2/x/../recordings/exports",
+    "/api/v2/x/%2e%2e/recordings/exports",
+    "/api/v2/x/..;y/recordings/exports",
+    "/api/v2/./recordings/exports",
+    "/api/v2/recordings/%2E/exports",
+    "/api/v2/recordings/exports/.",
+    "/api/v2/recordings/exports%00",
+    "/api/v2/recordings/exports#x",
+    "/api/v2/recordings/exports%",
+    "/api/v2/recordings/%zzexports",
+    "http://evil.example//api/v2/recordings/exports",
+    "api/v2/recordings/exports",
+]
+DECLINED = [
+    "/api/v2/recordings/%2565xports",  # decoded twice it would be one
+    "/x/api/v2/recordings/exports",
+    "/api/v2/recordings/exports%20",
+]
+
+
+async def call(proxy: Running, token: str, target: str) -> Response:
+    data = (
+        f"GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    port = int(proxy.url.rpartition(":")[2])
+    return parse_response(await exchange(HOST, port, data.encode(), timeout=30))
+
+
+async def log_in(proxy: Running, client_id: str) -> str:
+    form = f"grant_type=client_credentials&client_id={client_id}&client_secret=s"
+    head = (
+        "POST /oauth/token HTTP/1.1\r\nHost: h\r\n"
+        "Content-Type: application/x-www-form-urlencoded\r\n"
+        f"Content-Length: {len(form)}\r\n\r\n"
+    )
+    port = int(proxy.url.rpartition(":")[2])
+    answer = parse_response(await exchange(HOST, port, (head + form).encode(), timeout=30))
+    return str(json.loads(answer.body)["access_token"])
+
+
+@cache
+def _key() -> SigningKey:
+    return SigningKey.generate()  # which takes a while
+
+
+async def fire(targets: Sequence[str]) -> tuple[list[int], list[float], list[bool]]:
+    """Send them all at once for one account: statuses, times of arrival, whether each was paced."""
+    spec = ClientSpec(secret="s", scopes=frozenset({VOICE_SCOPE, DIGITAL_SCOPE}), opaque=True)
+    settings = SimulatorSettings(interval=0.0001, clients={"c": spec})
+    simulator = Simulator(settings, monotonic=time.monotonic, wall=time.time, key=_key())
+    async with (
+        simulator.serve(HOST) as api,
+        proxy_for(api.url, pacing={"interval": INTERVAL, "max_wait": 30}) as proxy,
+    ):
+        token = await log_in(proxy, "c")
+        answers = await asyncio.gather(*(call(proxy, token, target) for target in targets))
+    arrivals = simulator.arrivals("c")
+    return (
+        [answer.status for answer in answers],
+        [arrival.at for arrival in arrivals],
+        [arrival.paced for arrival in arrivals],
+    )
+
+
+def is_paced(times: Sequence[float]) -> bool:
+    """Whether any two arrivals are as far apart as their places in the line ask for."""
+    pairs = combinations(enumerate(times), 2)
+    return all(b - a >= (k - j) * INTERVAL - TOLERANCE for (j, a), (k, b) in pairs)
+
+
+@pytest.mark.parametrize("target", REFUSED)
+async def test_a_spelling_that_could_be_an_export_is_refused(target: str) -> None:
+    statuses, times, _ = await fire([target] * AT_ONCE)
+    assert (statuses, times) == ([400] * AT_ONCE, [])
+
+
+@pytest.mark.parametrize("target", DECLINED)
+async def test_what_only_looks_like_an_export_is_none_to_the_api_either(target: str) -> None:
+    _, _, paced = await fire([target] * AT_ONCE)
+    assert not any(paced)
+
+
+async def test_every_other_spelling_is_paced() -> None:
+    """Each for an account of its own, all at the same time."""
+    outcomes = await asyncio.gather(*(fire([target] * AT_ONCE) for target in PACED))
+    for target, (statuses, times, _) in zip(PACED, outcomes, strict=True):
+        assert statuses == [200] * AT_ONCE, target
+        assert len(times) == AT_ONCE, target
+        assert is_paced(times), target
+
+
+async def test_all_spellings_together_have_one_pace() -> None:
+    statuses, times, _ = await fire([*PACED, *REFUSED, *PACED])
+    assert sorted(statuses) == [200] * 2 * len(PACED) + [400] * len(REFUSED)
+    assert is_paced(times)
