@@ -3,20 +3,25 @@
 PYTHON ?= python3
 REQUIREMENTS ?= requirements/dev.lock
 PYTEST_ARGS ?=
+JMETER ?= jmeter
 SECONDS ?= 600
 
 BIN := .venv/bin
-CODE := $(wildcard proxy tests bench)
+CODE := $(wildcard proxy tests bench fuzz tools)
 INSTALLED := .venv/installed
 LOCKED := .venv/$(notdir $(REQUIREMENTS))
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
-.PHONY: help demo test check soak lint format lock clean
+.PHONY: help install demo test check soak fuzz slow docs picture \
+	jmeter audit release-check lint format lock clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
+
+install: .venv/runtime.lock ## the program alone, as .venv/bin/export-proxy
+	$(BIN)/pip $(PIP_INSTALL) --no-deps --editable .
 
 demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 	@$(BIN)/python -m proxy demo
@@ -30,6 +35,21 @@ check: lint ## everything a change must pass: format, lint, types, layers, spell
 soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 600 by default
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
+docs: $(INSTALLED) ## make the tables of README.md and the schema of the configuration anew
+	$(BIN)/python -m tools.tables
+
+picture: $(INSTALLED) ## run the bursts of docs/pace.svg again, and draw them
+	$(BIN)/python -m tools.picture
+
+jmeter: $(INSTALLED) ## run the JMeter plan at several numbers of threads; JMETER=path/to/jmeter
+	$(BIN)/python -m bench.jmeter $(JMETER)
+
+audit: $(INSTALLED) build/release/release.lock ## known vulnerabilities of what the program installs
+	$(BIN)/python -m tools.audit build/release/bin/pip-audit
+
+release-check: $(INSTALLED) build/release/release.lock ## build, install elsewhere and run what a release would hold
+	$(BIN)/python -m tools.release build/release/bin
+
 lint: $(INSTALLED) ## the part of check that runs no tests
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
@@ -41,16 +61,24 @@ format: $(INSTALLED) ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix-only $(CODE)
 	$(BIN)/ruff format $(CODE)
 
+fuzz: $(INSTALLED) .venv/fuzz.lock ## fuzz each parser of foreign bytes for a minute
+	$(BIN)/python -m fuzz.run --seconds 60
+
+slow: $(INSTALLED) ## hold the proxy with slow connections for a minute; do other callers notice?
+	$(BIN)/python -m bench.slow --seconds 60
+
 lock: ## resolve the newest allowed versions into requirements/
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip $(PIP_INSTALL) uv
-	$(call compile,runtime.lock)
-	$(call compile,dev.lock,--group dev --constraints requirements/runtime.lock)
-	$(call compile,ci.lock,--group ci --constraints requirements/dev.lock)
+	$(call compile,runtime.lock,pyproject.toml)
+	$(call compile,dev.lock,pyproject.toml --group dev --constraints requirements/runtime.lock)
+	$(call compile,ci.lock,pyproject.toml --group ci --constraints requirements/dev.lock)
+	$(call compile,fuzz.lock,pyproject.toml --group fuzz --constraints requirements/dev.lock)
+	$(call compile,release.lock,--group release --constraints requirements/dev.lock)
 
 compile = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-	--output-file requirements/$(1) $(2) pyproject.toml
+	--output-file requirements/$(1) $(2)
 
 clean: ## remove the environment and everything generated
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .*_cache
@@ -64,4 +92,17 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 .venv/%.lock: requirements/%.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip $(PIP_INSTALL) --no-deps --require-hashes --requirement $<
+	@touch $@
+
+# The tools of a release have an environment of their own: none of them belongs to the program.
+build/release/release.lock: requirements/release.lock
+	$(PYTHON) -m venv build/release
+	build/release/bin/pip $(PIP_INSTALL) --no-deps --require-hashes --requirement $<
+	@touch $@
+
+# The vendor's JavaScript SDK, which a snippet of the documentation is run with.
+build/javascript/node_modules: requirements/javascript/package-lock.json
+	mkdir -p build/javascript
+	cp requirements/javascript/package*.json build/javascript
+	npm ci --prefix build/javascript --no-audit --no-fund --silent
 	@touch $@

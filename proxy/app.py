@@ -30,7 +30,7 @@ from proxy.problems import PROXY_NAME
 from proxy.refusals import Refusals
 from proxy.server import Server, Site, tls_context
 from proxy.settings import Admin as AdminSettings
-from proxy.settings import ConfigError, Limits, Listen, Settings
+from proxy.settings import ConfigError, Limits, Listen, Settings, Store
 from proxy.signing_keys import SigningKeys
 from proxy.store import Turns
 from proxy.store.alone import Alone
@@ -45,6 +45,7 @@ _log = structlog.get_logger(__name__)
 
 _LAST_SECONDS = 2.0  # of the drain, in which what is still unanswered is given up and told so
 _DRAIN_POLL = 0.05
+_BACKLOG = 128
 _ADMIN_CONNECTIONS = 24  # fewer than the descriptors that are kept for it
 
 
@@ -58,6 +59,7 @@ class Proxy:
         _refuse([*_unusable(settings)])
         self.settings = settings
         self.clock = clock
+        self.may_log: Callable[[], bool] = lambda: True
         self._forever: list[asyncio.Task[None]] = []
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are of no use here
         self.registry = CollectorRegistry()
@@ -67,14 +69,16 @@ class Proxy:
             longest_wait=settings.pacing.max_wait,
         )
         self.refusals = Refusals()
-        self.store, turns = self._connect_store(settings, tasks)
+        self.store, turns = self._connect_store(settings.store, tasks)
         self.dispatcher = Dispatcher(
             settings, clock=clock, metrics=self.metrics, random=random.random, turns=turns
         )
         self.api = Upstream(settings.upstream, settings.upstream.api_url, clock=clock)
         self.login_server = Upstream(settings.upstream, settings.upstream.login_url, clock=clock)
         self.issuer: Upstream | None = None
-        shared = None if self.store is None else SharedTokens(self.store, clock=clock)
+        shared = None
+        if self.store is not None:
+            shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
         self.identity = Identity(settings, self.dispatcher, clock=clock, shared=shared)
         self.bodies = Bodies(settings.limits)
         self.drain = Drain()
@@ -121,6 +125,8 @@ class Proxy:
         self.settings = settings
         self.api.apply(settings.upstream, settings.upstream.api_url)
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
+        if self.store is not None:
+            self.store.settings = settings.store
         self.dispatcher.apply(settings)
         self.identity.apply(settings)
         names = [account.name for account in settings.accounts]
@@ -164,15 +170,14 @@ class Proxy:
         return self._under_way
 
     def _connect_store(
-        self, settings: Settings, tasks: asyncio.TaskGroup
+        self, settings: Store, tasks: asyncio.TaskGroup
     ) -> tuple[Connection | None, Turns]:
-        if settings.store.url.get_secret_value() == "memory://":
+        if settings.url.get_secret_value() == "memory://":
             return None, Alone()
-        connection = Connection(settings.store, clock=self.clock, metrics=self.metrics)
-        turns = SharedTurns(
-            connection, clock=self.clock, metrics=self.metrics, spawn=tasks.create_task
-        )
-        self._forever += [tasks.create_task(connection.run()), tasks.create_task(turns.run())]
+        spawn = tasks.create_task
+        connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
+        turns = SharedTurns(connection, clock=self.clock, metrics=self.metrics, spawn=spawn)
+        self._forever.append(spawn(connection.run(turns)))
         return connection, turns
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -195,6 +200,7 @@ class Proxy:
             login_server=self.login_server,
             pseudonym=self._pseudonym,
             refusals=self.refusals,
+            may_log=lambda: self.may_log(),  # noqa: PLW0108 -- it may be replaced
         )
 
     def _serve_tokens(self) -> None:
@@ -244,15 +250,12 @@ async def running(
             proxy = Proxy(settings, clock, tasks)
             proxy.admin.reload = reload
             stack.push_async_callback(proxy.close)
+            if proxy.store is not None:
+                await proxy.store.settled.wait()
             admin = _AdminRunner(proxy.admin.application(), settings.limits)
-            patience = settings.limits.header_timeout
-            admin_url = await _listen(
-                stack, admin, "admin", settings.admin, tls=None, handshake_timeout=patience
-            )
+            admin_url = await _listen(stack, admin, "admin", settings.admin)
             public = web.ServerRunner(proxy.server, shutdown_timeout=_LAST_SECONDS / 4)
-            url = await _listen(
-                stack, public, "listen", settings.listen, tls=proxy.tls, handshake_timeout=patience
-            )
+            url = await _listen(stack, public, "listen", settings.listen, tls=proxy.tls)
             proxy.admin.is_serving = True
             yield Running(url, admin_url, proxy)
             await _drain(proxy, public)
@@ -301,12 +304,11 @@ async def _listen(
     section: str,
     at: Listen | AdminSettings,
     *,
-    tls: ssl.SSLContext | None,
-    handshake_timeout: float,
+    tls: ssl.SSLContext | None = None,
 ) -> str:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = Site(runner, at.host, at.port, tls=tls, handshake_timeout=handshake_timeout)
+    site = Site(runner, at.host, at.port, backlog=_BACKLOG, ssl_context=tls)
     try:
         await site.start()
     except OSError as error:

@@ -6,8 +6,7 @@ has been sent is not waited for here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 from proxy.lines import draining
 
@@ -17,29 +16,50 @@ class Drain:
 
     def __init__(self) -> None:
         self.has_begun = False
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: set[_Wait] = set()
 
     def begin(self) -> None:
         """End every wait, and from now on each as it begins."""
         if not self.has_begun:
             self.has_begun = True
             for wait in self._waits:
-                wait.reschedule(asyncio.get_running_loop().time())
+                wait.interrupt()
 
-    @asynccontextmanager
-    async def interrupts(self) -> AsyncIterator[None]:
+    def interrupts(self) -> "_Wait":
         """Leave the block with the Problem `draining` as soon as the end begins."""
-        if self.has_begun:
+        return _Wait(self, self._waits)
+
+
+class _Wait:
+    """A block that is left early when the end begins, as `asyncio.timeout` leaves one."""
+
+    __slots__ = ("_cancelling", "_drain", "_is_interrupted", "_task", "_waits")
+
+    def __init__(self, drain: Drain, waits: "set[_Wait]") -> None:
+        self._drain = drain
+        self._waits = waits
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Cancel what the block waits for."""
+        self._is_interrupted = True
+        self._task.cancel()
+
+    def __enter__(self) -> None:
+        if self._drain.has_begun:
             raise draining()
-        wait = asyncio.timeout(None)
-        try:
-            async with wait:
-                self._waits.add(wait)
-                try:
-                    yield
-                finally:
-                    self._waits.discard(wait)
-        except TimeoutError:
-            if wait.expired():
-                raise draining() from None
-            raise
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- for the type checker
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._waits.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._waits.discard(self)
+        if not self._is_interrupted:
+            return
+        is_ours = self._task.uncancel() <= self._cancelling  # else somebody else cancelled it, too
+        if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise draining() from None

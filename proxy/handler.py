@@ -6,10 +6,10 @@ there. How a request waits and is sent is in sending.py, how its answer is given
 
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
 import structlog
 from aiohttp import web
 
@@ -46,7 +46,7 @@ from proxy.refusals import Refusals
 from proxy.relay import Relay
 from proxy.sending import Errand, Sender
 from proxy.settings import Route, Settings
-from proxy.upstream import Answer, Outgoing, Upstream
+from proxy.upstream import Answer, Outgoing, Response, Upstream
 
 _log = structlog.get_logger(__name__)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -105,6 +105,7 @@ class Handler:
         login_server: Upstream,
         pseudonym: str,
         refusals: Refusals,
+        may_log: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -115,6 +116,7 @@ class Handler:
         self._drain = drain
         self._pseudonym = pseudonym
         self._refusals = refusals
+        self._may_log = may_log
         self._login = login.Login(
             login_server, identity, clock=clock, patience=settings.pacing.max_wait
         )
@@ -156,7 +158,7 @@ class Handler:
         if self._drain.has_begun:
             raise draining()
         target, route = self._route(exchange, target)
-        async with self._drain.interrupts():
+        with self._drain.interrupts():
             authorization = exchange.request.headers.getall("Authorization", ())
             caller = await self._identity.caller(authorization)
             exchange.account = caller.account
@@ -173,7 +175,7 @@ class Handler:
             )
         finally:
             self._bodies.release(len(body))
-        if isinstance(answer, aiohttp.ClientResponse):
+        if isinstance(answer, Response):
             return await self._relay.stream(exchange, answer, self._api)
         return await self._relay.pass_on(exchange, answer)
 
@@ -188,7 +190,8 @@ class Handler:
             seconds=seconds,
             request_id=exchange.id,
         )
-        _log.info("request", **exchange.facts(code=code, seconds=seconds))
+        if self._may_log():
+            _log.info("request", **exchange.facts(code=code, seconds=seconds))
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> web.Response:
         exchange.problem = problem.name
@@ -208,7 +211,7 @@ class Handler:
             raise Problem(
                 "method-not-allowed", "Tokens are asked for with POST.", headers={"Allow": "POST"}
             )
-        async with self._drain.interrupts():
+        with self._drain.interrupts():
             body = await self._bodies.read(request)
         begun = self._clock.monotonic()
         try:

@@ -27,6 +27,7 @@ from proxy.settings import Log
 _WAITING_LINES: Final = 10_000
 _REPEATS_PER_SECOND: Final = 5
 _FLUSH_SECONDS: Final = 1.0
+_INFORMATIVE: Final = frozenset({"debug", "info"})
 
 Event = MutableMapping[str, Any]
 
@@ -62,6 +63,20 @@ class Sink:
         except queue.Full:
             return
         self._thread.join(within)
+
+    def has_room(self) -> bool:
+        """Tell whether a line of information would be written now; if not, it counts as dropped.
+
+        So that whoever logs much need not put together what nobody will read.
+        """
+        if self.settings.level not in _INFORMATIVE:
+            return False
+        with self._lock:
+            self._begin_second()
+            if self._lines < self.settings.max_lines_per_second:
+                return True
+            self._drop()
+            return False
 
     def put(self, event: Event) -> None:
         """Take an event, or count it as dropped."""

@@ -999,3 +999,32 @@ async def test_waiters_leave_nothing_behind() -> None:
         await it.until(102)
         gc.collect()
         assert it.clock.pending == 1, "only the next renewal is waited for"
+
+
+async def test_a_token_the_api_refused_is_not_sent_while_another_is_on_its_way() -> None:
+    async with bench(script=numbered) as it:
+        await it.until(100)
+        used = await it.token()
+        it.login.delay = 2.0
+        renewal = it.renew(used, "unauthorized")
+        newcomer, impatient = it.ask(), it.ask(limit=1.0)
+        await it.until(101)
+        assert not it.account.may_be_sent(used)
+        assert impatient.refusal.name == "token-unavailable"
+        await it.until(102)
+        assert renewal.result() is not None
+        assert newcomer.value == "token-1"
+        assert newcomer.ended_at == 102.0
+        assert it.account.may_be_sent(newcomer.token or used)
+        assert it.fetches == [0.0, 100.0]
+
+
+async def test_a_token_the_api_refused_serves_on_when_no_other_comes() -> None:
+    async with bench(numbered(0), DOWN) as it:
+        await it.until(100)
+        used = await it.token()
+        renewal = it.renew(used, "unauthorized")
+        await it.until(101)
+        assert renewal.result() is None
+        assert it.account.may_be_sent(used)
+        assert (await it.token()) is used

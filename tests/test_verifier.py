@@ -249,6 +249,7 @@ FORGED: dict[str, str] = {
     "zero signature": with_signature(signed(key=EC_KEY), segment(bytes(64))),
     "short zero signature": with_signature(signed(key=EC_KEY), segment(bytes(2))),
     "zero RSA signature": with_signature(signed(), segment(bytes(256))),
+    "padded signature": signed() + "=",
     "no signature": with_signature(signed(), ""),
     "signature that is no base64": with_signature(signed(), "!!!"),
     "signature of another token": with_signature(signed(), signed(claims(x=1)).rpartition(".")[2]),

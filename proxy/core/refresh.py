@@ -104,10 +104,12 @@ class Schedule:
 
         Because of 403s (`stale_scope`) it is minted in steps that double while they go on.
         """
-        if self._is_minting or self._asked is not None:
+        if self._is_minting:
             return True
         if now < self.not_before:
             return False
+        if self._asked is not None:
+            return True
         if reason == "stale_scope":
             if self.is_window_open or now < self._last_mint + self._pause_after_denials(now):
                 return False

@@ -274,6 +274,17 @@ def test_two_who_ask_at_once_are_both_promised_the_one_token_that_comes() -> Non
     assert not login.schedule.is_due(34.9)
 
 
+def test_a_token_that_is_asked_for_too_soon_comes_when_it_may() -> None:
+    """Until then nobody is promised one."""
+    login = Login()
+    login.mint(0.0)
+    login.schedule.ask("operator")
+    assert login.schedule.next_mint() == (15.0, "operator")
+    assert not login.schedule.may_renew("unauthorized", 14.9)
+    assert login.schedule.may_renew("unauthorized", 15.0)
+    assert login.schedule.next_mint() == (15.0, "operator")
+
+
 def test_renewals_because_of_403s_double_their_distance() -> None:
     login = Login()
     times = login.live(700.0, 1.0, lambda now: login.schedule.may_renew("stale_scope", now))

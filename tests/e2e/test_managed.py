@@ -477,7 +477,7 @@ async def test_a_crowd_with_a_revoked_token_asks_for_one(api: Api) -> None:
     """Those in flight are refused together; all are sent again with the same new token."""
     api.simulator.latency = 0.05
     tokens = {"min_refresh_interval": 0.2}
-    async with proxy_before(api, tokens=tokens, retry={"budget": 1}) as proxy:
+    async with proxy_before(api, tokens=tokens) as proxy:
         caller = Caller(proxy, api.secrets)
         assert (await caller.get()).status == 200
         await asyncio.sleep(0.2)

@@ -68,7 +68,10 @@ class Process:
     def log(self) -> list[dict[str, Any]]:
         """Its log; fails where a line is no JSON."""
         whole = self._said[: self._said.rfind(b"\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            raise AssertionError(self.stderr) from None
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The lines of its log that tell of such an event."""

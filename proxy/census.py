@@ -1,0 +1,100 @@
+"""What is known of all accounts at one moment, gathered without holding up the event loop.
+
+There may be ten thousand accounts. They live on the loop, so they are read there, some at a time;
+what is made of them is made in a thread of its own, one thing after the other.
+"""
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from proxy.clock import Clock
+from proxy.core.state import OTHER, AccountState, merged
+from proxy.dispatch import Dispatcher
+from proxy.identity import Identity
+from proxy.lines import Account
+from proxy.refusals import Refusals
+
+_AT_A_TIME: Final = 100  # accounts: about a millisecond
+_TURN: Final = 0.0005  # seconds a thread may keep the interpreter while another wants it
+
+_T = TypeVar("_T")
+
+
+class Census:
+    """Takes stock of the accounts, one question at a time."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, identity: Identity, refusals: Refusals, *, clock: Clock
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._identity = identity
+        self._refusals = refusals
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        # Who asked may go away; then what runs goes on, and the next is not begun beside it.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="census")
+
+    async def make(self, text: Callable[[Sequence[AccountState]], _T]) -> _T:
+        """Return what `text` makes of the accounts; it is called in another thread.
+
+        Everyone nobody configured is shown as one, and is there if there is anything to show.
+        """
+        async with self._lock:
+            states = await self._read()
+            refusals = self._refusals.all()
+
+            def in_thread() -> _T:
+                known = merged(states)
+                if OTHER in refusals and all(state.name != OTHER for state in known):
+                    nobody = AccountState(
+                        name=OTHER, routes=(), in_flight=0, hold_remaining_seconds=0.0
+                    )
+                    known = (*known, nobody)
+                with _unobtrusive():
+                    return text(
+                        [replace(state, refusals=refusals.get(state.name, ())) for state in known]
+                    )
+
+            return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self) -> list[AccountState]:
+        accounts = list(self._dispatcher.accounts())
+        states: list[AccountState] = []
+        for start in range(0, len(accounts), _AT_A_TIME):
+            now = self._clock.monotonic()
+            states += [self._state(one, now) for one in accounts[start : start + _AT_A_TIME]]
+            await self._clock.sleep_until(now)  # whoever is due goes first
+        return states
+
+    def _state(self, account: Account, now: float) -> AccountState:
+        account.count_hold()
+        state = account.state(now)
+        token = self._identity.tokens.get(state.name)
+        return state if token is None else replace(state, token=token.state())
+
+
+@contextmanager
+def _unobtrusive() -> Iterator[None]:
+    """Let the event loop have the interpreter as soon as it asks for it.
+
+    Many thousands of objects are made and let go at once. The garbage collector would take them for
+    a reason to search the whole heap, for which it stops everybody for tenths of a second.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        sys.setswitchinterval(before)
