@@ -3,8 +3,10 @@
 PYTHON ?= python3
 REQUIREMENTS ?= requirements/dev.lock
 PYTEST_ARGS ?=
+BENCH ?=
 JMETER ?= jmeter
 SECONDS ?= 600
+CLUSTER ?=
 
 BIN := .venv/bin
 CODE := $(wildcard proxy tests bench fuzz tools)
@@ -14,8 +16,8 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
-.PHONY: help install demo test check soak fuzz slow docs picture \
-	jmeter audit release-check lint format lock clean
+.PHONY: help install demo test bench check soak fuzz slow docs picture \
+	cluster jmeter audit release-check lint format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -29,11 +31,17 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
+	$(BIN)/python -m bench $(BENCH)
+
 check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage
 	$(MAKE) --no-print-directory test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 600 by default
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
+
+cluster: $(INSTALLED) ## run two replicas on one Redis behind a load balancer; CLUSTER=--check for a test
+	$(BIN)/python -m bench.cluster $(CLUSTER)
 
 docs: $(INSTALLED) ## make the tables of README.md and the schema of the configuration anew
 	$(BIN)/python -m tools.tables

@@ -1,6 +1,7 @@
 """The command line: each command is thin, and says what went wrong in plain words."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -10,10 +11,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from proxy import __version__, demo, explain
+from proxy import __version__, demo, explain, status
 from proxy.clock import SystemClock
 from proxy.serve import Service
-from proxy.settings import ConfigError, Settings, load
+from proxy.settings import ConfigError, Settings, load, schema
 from proxy.simulator import ClientSpec, SimulatorSettings
 from proxy.simulator import run as run_simulator
 
@@ -43,6 +44,12 @@ def check(config: _Config) -> None:
     """Check a configuration; exit 2 with one line per problem."""
     _load(config)
     typer.echo(f"{config}: ok")
+
+
+@_cli.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
 
 
 @_cli.command("demo")
@@ -106,6 +113,28 @@ def run_explain(
     rows = explain.rows_of(routes, subject.held)
     explain.show(subject, rows, now, Console(highlight=False))
     raise typer.Exit(int(explain.is_lacking(subject, rows, now)))
+
+
+@_cli.command("status")
+def show_status(
+    url: Annotated[
+        str, typer.Option(help="The running proxy's admin port.")
+    ] = "http://127.0.0.1:9180",
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
+) -> None:
+    """Show the accounts of a running proxy: who waits, why, and what to do.
+
+    Exit 0 if it could be asked, 2 if not.
+    """
+    console = Console(highlight=False)
+    try:
+        if watch:
+            _run(lambda: status.watch(url, console, SystemClock()))
+        else:
+            console.print(status.picture(_run(lambda: status.ask(url))))
+    except status.NoStatus as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _read_token(source: str) -> str:

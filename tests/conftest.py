@@ -5,7 +5,9 @@ A test says which programs it needs. Where one is missing the test is skipped; i
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +18,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def needs(*names: str) -> None:
-    """Go on only where these programs (on PATH) or Python packages are installed.
+    """Go on only where these programs (see `program`) or Python packages are installed.
 
     For fixtures; a test uses the marker: `@pytest.mark.needs("redis-server")`.
     """
-    missing = [name for name in names if not shutil.which(name) and not find_spec(name)]
+    missing = [name for name in names if not program(name) and not find_spec(name)]
     if missing:
         stop = pytest.fail if os.environ.get("CI") else pytest.skip
         stop(f"needs {', '.join(missing)}")
+
+
+def program(name: str) -> str | None:
+    """Find a program on PATH, or beside the interpreter, where packages put theirs."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))

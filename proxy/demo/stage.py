@@ -1,11 +1,13 @@
 """The demo put together: who takes part, on which ports, and when it is over."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Sequence
 from typing import Final
 
 import aiohttp
+import structlog
 from rich.console import Console
 
 from proxy import app
@@ -29,6 +31,8 @@ _PLOT: Final = (
 
 async def run() -> int:
     """Play the demo on the terminal; return 0 if every promise held, else 1."""
+    # A line per request, which `serve` logs, would drown what is shown.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console(highlight=False)
     console.print(_PLOT, soft_wrap=True)
     outcomes = await _play(console, SystemClock())

@@ -3,12 +3,14 @@
 * `sections`: the keys, their defaults and what must agree between them
 * `values`: what a single value must be
 * `loading`: the file and the environment, read and told apart when they are wrong
+* `schema`: the same for editors, as JSON Schema
 
 Reading a secret's file does not belong here: whoever uses the secret reads it again when it
 rotates. The environment is an argument, never `os.environ`.
 """
 
 from proxy.settings.loading import ConfigError, load
+from proxy.settings.schema import schema
 from proxy.settings.sections import (
     DEFAULT_ROUTES,
     Account,
@@ -47,4 +49,5 @@ __all__ = [
     "Tokens",
     "Upstream",
     "load",
+    "schema",
 ]

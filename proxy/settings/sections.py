@@ -63,7 +63,11 @@ class _Conflict(NamedTuple):
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,  # a field's docstring is its description in the schema
     )
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -102,7 +106,9 @@ class Tls(Section):
     """PEM files; both are read again on a reload."""
 
     cert_file: FileName
+    """PEM file of the certificate chain."""
     key_file: FileName
+    """PEM file of the private key."""
 
 
 class Listen(Section):
@@ -112,52 +118,80 @@ class Listen(Section):
     """
 
     host: Host = "127.0.0.1"
+    """Address callers connect to."""
     port: Port = 8080
+    """Port callers connect to; 0 takes any free one."""
     api_prefix: Prefix = ""
+    """Path in front of API calls, as SDK gateway settings put it; required if set, and stripped."""
     login_prefix: Prefix = ""
+    """Path in front of `/oauth/token`; required if set, and stripped."""
     tls: Tls | None = None
+    """Certificate and key for HTTPS; null is plain HTTP."""
 
 
 class Admin(Section):
     """Metrics, health and status; the port answers to IP addresses, localhost, `allowed_hosts`."""
 
     host: Host = "127.0.0.1"
+    """Address of the admin port."""
     port: Port = 9180
+    """Port for metrics, health and status; 0 takes any free one."""
     allowed_hosts: tuple[HostName, ...] = ()
+    """Host names it answers to, besides IP addresses and localhost."""
     token_file: FileName | None = None
+    """File with the bearer token that POSTs need off loopback; without it they are 404."""
 
 
 class Upstream(Section):
     """The API and its login server, each as `scheme://host[:port]` in lower case."""
 
     api_url: Origin
+    """The API, as `scheme://host[:port]`."""
     login_url: Origin
+    """The login server; the token endpoint is `/oauth/token` there."""
     connect_timeout: Positive = 5.0
+    """Seconds to get a connection, the wait for a pooled one included."""
     response_timeout: Positive = 60.0
+    """Seconds to the head of the response, then between two reads."""
     max_connections: Count = 1000
+    """Connections to the API and the login server."""
     idle_timeout: NotNegative = 4.0
+    """Seconds an idle connection may be reused for an unsafe request; 0 is a fresh one each."""
     ca_file: FileName | None = None
+    """PEM file of further trusted certificates; verification cannot be switched off."""
     proxy_url: ForwardProxyUrl | None = None
+    """Forward proxy on the way out: `http://[user:password@]host:port`."""
 
 
 class Pacing(Section):
     """Lengths of lines and seconds between sends."""
 
     interval: Positive = 0.5
+    """Seconds between two sends of one account on one paced route."""
     max_wait: NotNegative = 15.0
+    """Longest time in line in seconds, holds and re-queues included; a longer predicted wait is
+    refused."""
     max_queue: Count = 1000
+    """Requests in line, per account and route."""
     max_in_flight: Count = 8
+    """Requests sent and not yet answered, per account, unpaced ones included."""
 
 
 class Retry(Section):
     """Bounds on sending again; `budget` is a share of an account's sends, 0 to 1."""
 
     max_attempts: Count = 4
+    """Sends of one request, the first included."""
     max_elapsed: Positive = 60.0
+    """Seconds from arrival to the last send, the API's own time included."""
     max_retry_after: Positive = 300.0
+    """Seconds to which a longer hold is clamped."""
     initial_backoff: Positive = 0.5
+    """Seconds of hold when a 429 names no usable time, and between tries that never left."""
     max_backoff: Positive = 30.0
+    """Seconds to which backoff grows."""
     budget: Share = 0.1
+    """Retries as a share of an account's sends in 60 s; at least 3 are allowed."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.initial_backoff > self.max_backoff:
@@ -168,21 +202,34 @@ class Tokens(Section):
     """When managed tokens are renewed, and what becomes of a request they cannot serve."""
 
     refresh_margin: NotNegative = 60.0
+    """Seconds before expiry at which a token is renewed, or at 80 % of its life, whichever is
+    later."""
     propagation_window: NotNegative = 900.0
+    """Seconds a newly granted scope may take to appear in new tokens."""
     min_refresh_interval: Positive = 15.0
+    """Seconds between two tokens of one account; doubles up to 120 while a scope is missing."""
     on_missing_scope: Literal["reject", "wait", "forward"] = "reject"
+    """What becomes of a request whose scope is missing: refused, held back until it appears, or
+    sent anyway."""
 
 
 class Identity(Section):
     """Who callers are; without `issuer` no JWT identifies anybody."""
 
     unidentified: Literal["pace", "reject"] = "pace"
+    """Unknown callers are paced, a line per token, with their own token sent on; or rejected."""
     max_unidentified: Count = 1000
+    """Unknown callers remembered at once; beyond it they get 429."""
     max_learned: Count = 10000
+    """Tokens remembered with the client they were issued to."""
     issuer: Filled | None = None
+    """Issuer whose JWTs identify their account; only together with jwks_url and audience."""
     jwks_url: Url | None = None
+    """Where the issuer publishes its signing keys."""
     audience: Filled | None = None
+    """Audience a JWT must name."""
     claim: Filled = "client_id"
+    """Claim that holds the client id; it must equal `sub` too."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         trio = {"issuer": self.issuer, "jwks_url": self.jwks_url, "audience": self.audience}
@@ -200,11 +247,17 @@ class Account(Section):
     """
 
     name: Name
+    """Label in metrics and logs; not other, login or none."""
     client_id: ClientId
+    """Client id of the service account."""
     client_secret: Secret | None = None
+    """Its secret, as `${NAME}` from the environment."""
     client_secret_file: FileName | None = None
+    """File that holds its secret; read again when it changes."""
     keys: tuple[KeyHash, ...] = ()
+    """`sha256:` and 64 hex digits each: hashes of keys callers may present instead of a token."""
     interval: Positive | None = None
+    """Seconds between two sends, instead of `pacing.interval`."""
 
     @property
     def is_managed(self) -> bool:
@@ -227,23 +280,37 @@ class Channel(Section):
     """
 
     fields: Annotated[tuple[Filled, ...], NotEmpty]
+    """Body fields at the top level; the first one present decides."""
     values: Annotated[tuple[Filled, ...], NotEmpty]
+    """Values that match, compared without case."""
     require_scopes: tuple[Scope, ...] = ()
+    """Scopes needed instead of the route's."""
     cost: Cost = 1.0
+    """Intervals the request takes, at least 1; of several matches the largest."""
 
 
 class Route(Section):
     """Requests that are treated alike; `require_scopes` maps a method to what it needs."""
 
     name: Name
+    """Label in metrics and logs; not other, login or none."""
     paths: Annotated[tuple[Pattern, ...], NotEmpty]
+    """Patterns: `*` is one segment, a final `**` one or more."""
     methods: Methods = ("*",)
+    """Methods, or `*` alone for all."""
     deny: Flag = False
+    """Refuse such requests."""
     paced: Flag = False
+    """Send one per interval and account."""
     require_scopes: Mapping[Method, tuple[Scope, ...]] = Field(default_factory=dict)
+    """Scopes needed, by method."""
     channels: tuple[Channel, ...] = ()
+    """Other needs by a field of the JSON body."""
     flat_fields: tuple[Filled, ...] = ()
+    """Body fields expected at the top level, as scalars."""
     on_nested: Literal["off", "warn", "reject"] = "warn"
+    """What happens to a body where such a field is nested: nothing, a count and a log line, or 422.
+    """
 
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.deny and self.paced:
@@ -257,23 +324,37 @@ class Store(Section):
     """Where the state of pacing lives; the URL is a secret because it may hold a password."""
 
     url: StoreUrl = SecretStr("memory://")
+    """`memory://`, `redis://host:port/db`, `rediss://…` or
+    `redis+sentinel://h1:port,h2:port/service/db`."""
     timeout: Positive = 0.2
+    """Seconds for one answer of the store."""
     replicas: Count = 1
+    """Number of replicas; while the store is down each paces at interval × replicas."""
     on_failure: Literal["local", "reject"] = "local"
+    """While the store is down: pace locally, or reject with 503."""
 
 
 class Limits(Section):
     """Sizes in bytes, counts of connections, deadlines in seconds."""
 
     max_body: Count = 512_000
+    """Bytes of one request body; the API's own limit."""
     max_buffered: Count = 268_435_456
+    """Bytes of all waiting bodies together."""
     max_header: Count = 16_384
+    """Bytes of a request head."""
     max_connections: Count = 4000
+    """Connections of callers; shrunk to fit the descriptor limit."""
     max_connections_per_peer: Count = 1000
+    """Connections from one address."""
     header_timeout: Positive = 10.0
+    """Seconds for a request head, and for an idle connection."""
     body_timeout: Positive = 10.0
+    """Seconds for a request body."""
     drain_delay: NotNegative = 0.0
+    """Seconds readiness fails before the listener closes."""
     drain_timeout: Positive = 25.0
+    """Seconds a shutdown may take; more than 2 above drain_delay."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.max_buffered < self.max_body:
@@ -285,8 +366,11 @@ class Limits(Section):
 
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
     format: Literal["json", "console"] = "json"
+    """One JSON object a line, or lines for people."""
     max_lines_per_second: Count = 200
+    """Lines beyond it are dropped and counted."""
 
 
 def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:
@@ -340,19 +424,31 @@ class Settings(Section):
     """The whole configuration; of `routes` the first match wins."""
 
     listen: Listen = Listen()
+    """Where callers connect."""
     admin: Admin = Admin()
+    """Metrics, health and status; never on the listen port."""
     upstream: Upstream
+    """The API and its login server."""
     pacing: Pacing = Pacing()
+    """The pace, and the lines of those who wait."""
     retry: Retry = Retry()
+    """Bounds on sending again."""
     tokens: Tokens = Tokens()
+    """Tokens of managed accounts."""
     identity: Identity = Identity()
+    """Who callers are."""
     accounts: Annotated[tuple[Account, ...], AfterValidator(_distinct_accounts)] = ()
+    """Service accounts by name."""
     routes: Annotated[tuple[Route, ...], NotEmpty, AfterValidator(_distinct_routes)] = (
         DEFAULT_ROUTES
     )
+    """What happens to a request; the first match wins."""
     store: Store = Store()
+    """Where the state of the pace lives."""
     limits: Limits = Limits()
+    """Bounds on what callers may take."""
     log: Log = Log()
+    """The log, on standard error."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         here, there = self.listen, self.admin

@@ -1,0 +1,242 @@
+"""The snippets of the documentation, run as they stand, with the vendor's own clients.
+
+A snippet is taken out of its page and only its ports are changed. All of them meet the program as
+the README starts it: the simulator and `serve` with config/demo.yaml, each a process of its own.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from proxy.settings import Account
+from tests.conftest import needs, program
+from tests.kit.client import exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.process import until
+
+ROOT = Path(__file__).parent.parent.parent
+SDK = ROOT / "build" / "javascript" / "node_modules"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+PACKAGE = "PureCloudPlatformClientV2"
+LOG_IN_AND_EXPORT = """\
+client.get_client_credentials_token("any-id", "any-secret")
+print(gc.RecordingApi(client).post_recording_jobs({}).state)
+"""
+INTERVAL = 0.5
+TOLERANCE = 0.02
+
+
+def snippets(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def snippet(page: str, language: str, holding: str) -> str:
+    (found,) = (text for text in snippets(page, language) if holding in text)
+    return found
+
+
+class Program:
+    """The program as the README starts it, on free ports; `folder` is an empty home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.api, self.listen, self.admin = free_ports(3)
+        self.environ = {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "CLIENT_ID": "any-id",
+            "CLIENT_SECRET": "any-secret",
+            "EXPORT_PROXY__LISTEN__PORT": str(self.listen),
+            "EXPORT_PROXY__ADMIN__PORT": str(self.admin),
+            "EXPORT_PROXY__UPSTREAM__API_URL": f"http://{HOST}:{self.api}",
+            "EXPORT_PROXY__UPSTREAM__LOGIN_URL": f"http://{HOST}:{self.api}",
+        }
+
+    def adapted(self, text: str) -> str:
+        """The text with the documented ports replaced by the free ones."""
+        ports = {"8081": self.api, "8080": self.listen, "9180": self.admin}
+        return re.sub(r"\b(8080|8081|9180)\b", lambda port: str(ports[port[0]]), text)
+
+    async def run(self, *command: str, environ: Mapping[str, str] = {}) -> str:
+        """Run a client until it ends well; give what it said."""
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            env={**self.environ, **environ},
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            said, complaint = await child.communicate()
+        assert child.returncode == 0, complaint.decode()
+        return said.decode()
+
+    async def gaps(self) -> list[float]:
+        """How far apart its exports reached the API: the smallest and the median gap."""
+        head = "GET /simulator/report HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = parse_response(await exchange(HOST, self.api, head.encode(), timeout=10))
+        account = json.loads(answer.body)["accounts"]["any-id"]
+        assert account["refused"] == 0
+        return [gap for gap in (account["smallest_gap"], account["median_gap"]) if gap is not None]
+
+    async def is_ready(self) -> bool:
+        """Whether both of them answer."""
+        return await self.asked(self.admin, "/readyz") and await self.asked(
+            self.api, "/simulator/report"
+        )
+
+    async def asked(self, port: int, path: str) -> bool:
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        try:
+            data = await exchange(HOST, port, head.encode(), timeout=5)
+        except ConnectionError:
+            return False
+        return parse_response(data).status == 200
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+@asynccontextmanager
+async def started_as_in(
+    page: str, holding: str, folder: Path, environ: Mapping[str, str] = {}
+) -> AsyncIterator[Program]:
+    """Run the page's commands that start simulator and proxy."""
+    running = Program(folder)
+    shim = folder / "export-proxy"
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m proxy "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+    commands = running.adapted(snippet(page, "sh", holding))
+    lines = [line for line in commands.splitlines() if "export-proxy" in line]
+    shell = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", "\n".join(lines)),
+        env={**running.environ, **environ},
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        process_group=0,
+    )
+    try:
+        await until(running.is_ready, within=30)
+        yield running
+    finally:
+        os.killpg(shell.pid, 15)
+        await shell.wait()
+
+
+@asynccontextmanager
+async def as_in_the_readme(folder: Path, environ: Mapping[str, str] = {}) -> AsyncIterator[Program]:
+    async with started_as_in(README, "export-proxy simulate", folder, environ) as running:
+        yield running
+
+
+@pytest.mark.needs(PACKAGE)
+async def test_python(tmp_path: Path) -> None:
+    """Six exports from four threads are 0.5 s apart, and it prints what the README shows."""
+    async with as_in_the_readme(tmp_path) as running:
+        script = tmp_path / "exports.py"
+        script.write_text(running.adapted(snippet(README, "python", "post_recording_jobs")))
+        lines = (await running.run(sys.executable, str(script))).splitlines()
+        gaps = await running.gaps()
+    shown = re.compile(r"\d\.\d s: export \d is PENDING")
+    assert len(lines) == 6
+    assert all(shown.fullmatch(line) for line in lines)
+    (example,) = snippets(README, "text")
+    assert all(shown.fullmatch(line) for line in example.splitlines()[:-1])
+    assert min(gaps) >= INTERVAL - TOLERANCE
+
+
+@pytest.mark.needs(PACKAGE)
+async def test_python_with_prefixes(tmp_path: Path) -> None:
+    """The gateway setting and the two keys that clients.md names with it."""
+    keys = re.findall(r"`listen\.(login_prefix|api_prefix): (/\w+)`", CLIENTS)
+    environ = {f"EXPORT_PROXY__LISTEN__{key.upper()}": prefix for key, prefix in keys}
+    assert len(environ) == 2
+    async with as_in_the_readme(tmp_path, environ) as running:
+        gateway = running.adapted(snippet(CLIENTS, "python", "set_gateway"))
+        script = f"import {PACKAGE} as gc\n{gateway}{LOG_IN_AND_EXPORT}"
+        assert await running.run(sys.executable, "-c", script) == "PENDING\n"
+
+
+@pytest.mark.needs(PACKAGE)
+async def test_python_by_its_configuration_file(tmp_path: Path) -> None:
+    async with as_in_the_readme(tmp_path) as running:
+        folder = tmp_path / ".genesyscloudpython"
+        folder.mkdir()
+        (folder / "config").write_text(running.adapted(snippet(CLIENTS, "ini", "[general]")))
+        create = "client = gc.api_client.ApiClient()\n"
+        script = f"import {PACKAGE} as gc\n{create}{LOG_IN_AND_EXPORT}"
+        assert await running.run(sys.executable, "-c", script) == "PENDING\n"
+
+
+@pytest.mark.needs("node")
+async def test_javascript(tmp_path: Path) -> None:
+    if not SDK.exists():
+        needs("the JavaScript SDK: make build/javascript/node_modules")
+    async with as_in_the_readme(tmp_path) as running:
+        script = tmp_path / "exports.js"
+        script.write_text(running.adapted(snippet(README, "javascript", "setGateway")))
+        environ = {"NODE_PATH": str(SDK)}
+        said = await running.run(str(program("node")), str(script), environ=environ)
+    assert said == "PENDING\n"
+
+
+@pytest.mark.needs("curl")
+async def test_anything_else(tmp_path: Path) -> None:
+    async with as_in_the_readme(tmp_path) as running:
+        commands = running.adapted(snippet(README, "sh", "curl -i"))
+        said = await running.run("/bin/sh", "-ec", commands)
+    assert said.startswith("HTTP/1.1 202 ")
+
+
+async def test_the_load_test_starts_as_written(tmp_path: Path) -> None:
+    """A variable that overrides nothing would keep it from starting."""
+    async with started_as_in(CLIENTS, "MAX_WAIT", tmp_path) as running:
+        assert await running.is_ready()
+
+
+@pytest.mark.needs("sha256sum")
+async def test_a_key_is_made_as_security_md_says(tmp_path: Path) -> None:
+    """What is printed is what `accounts[].keys` takes, and it is the hash of the key."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    commands = snippet(page, "sh", "KEY=") + 'printf %s "$KEY"\n'
+    listed, key = (await Program(tmp_path).run("/bin/sh", "-ec", commands)).split("\n")
+    assert listed == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    assert len(key) == 43
+    Account(name="a", client_id="c", client_secret=SecretStr("s"), keys=(listed,))
+
+
+def test_the_incident_is_what_the_page_says_of_it() -> None:
+    """Flat, without `number`; and the template is broken JSON for text, as it says."""
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    incident = json.loads(snippet(page, "json", "u_legal_hold"))
+    assert "number" not in incident
+    assert not any(isinstance(value, dict | list) for value in incident.values())
+    template = snippet(page, "text", "u_legal_hold")
+    for value, is_json in {"true": True, "1": True, "yes": False, "": False}.items():
+        filled = template.replace("{{trigger.legal_hold}}", value)
+        assert is_valid(filled) is is_json
+
+
+def is_valid(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True

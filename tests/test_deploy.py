@@ -1,0 +1,170 @@
+"""What is under config/deploy/ is valid, and agrees with the program."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from proxy.settings import Settings, load
+from tests.conftest import program
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "config" / "deploy"
+UNIT = DEPLOY / "export-proxy.service"
+
+
+@pytest.fixture(scope="module")
+def manifests() -> dict[str, Any]:
+    """The manifests by kind."""
+    text = (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")
+    return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(text)}
+
+
+@pytest.fixture(scope="module")
+def pod(manifests: dict[str, Any]) -> Any:
+    return manifests["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def container(pod: Any) -> Any:
+    (only,) = pod["containers"]
+    return only
+
+
+@pytest.fixture
+def settings(manifests: dict[str, Any], container: Any, tmp_path: Path) -> Settings:
+    """What the program makes of the ConfigMap, with the container's environment."""
+    path = tmp_path / "proxy.yaml"
+    path.write_text(manifests["ConfigMap"]["data"]["proxy.yaml"], encoding="utf-8")
+    names = [variable["name"] for variable in container["env"]]
+    return load(path, dict.fromkeys(names, "rediss://:password@store:6379/0"))
+
+
+# Kubernetes
+
+
+@pytest.mark.needs("kubernetes_validate")
+def test_each_manifest_conforms_to_the_schema_of_kubernetes(manifests: dict[str, Any]) -> None:
+    kubernetes_validate = importlib.import_module("kubernetes_validate")
+    version = kubernetes_validate.latest_version()
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_pod_may_do_next_to_nothing(pod: Any, container: Any) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_probes_ask_the_admin_port(container: Any, settings: Settings) -> None:
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"https": settings.listen.port, "admin": settings.admin.port}
+    probes = {
+        kind: container[kind]["httpGet"]["path"] for kind in ("readinessProbe", "livenessProbe")
+    }
+    assert probes == {"readinessProbe": "/readyz", "livenessProbe": "/healthz"}
+    assert settings.admin.host == "0.0.0.0"
+
+
+def test_a_drain_has_its_time(pod: Any, container: Any, settings: Settings) -> None:
+    """Unready long enough to be noticed, and not killed before the end."""
+    probe = container["readinessProbe"]
+    assert settings.limits.drain_delay > probe["periodSeconds"] * probe["failureThreshold"]
+    assert pod["terminationGracePeriodSeconds"] > settings.limits.drain_timeout
+
+
+def test_never_do_more_replicas_run_than_the_pace_counts_on(
+    manifests: dict[str, Any], settings: Settings
+) -> None:
+    spec = manifests["Deployment"]["spec"]
+    assert spec["replicas"] == settings.store.replicas
+    assert spec["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    assert settings.store.url.get_secret_value().startswith("rediss://")
+
+
+def test_every_secret_is_a_file_that_is_mounted(
+    pod: Any, container: Any, settings: Settings
+) -> None:
+    secrets = {v["name"] for v in pod["volumes"] if "secret" in v}
+    places = [Path(m["mountPath"]) for m in container["volumeMounts"] if m["name"] in secrets]
+    assert settings.listen.tls is not None
+    files = [settings.listen.tls.key_file, settings.listen.tls.cert_file]
+    files += [a.client_secret_file for a in settings.accounts if a.client_secret_file]
+    assert len(files) == 3
+    assert all(file.parent in places for file in files)
+    assert all(mount["readOnly"] for mount in container["volumeMounts"])
+
+
+def test_memory_holds_all_bodies_that_may_wait(container: Any, settings: Settings) -> None:
+    limit = re.fullmatch(r"(\d+)Mi", container["resources"]["limits"]["memory"])
+    assert limit is not None
+    assert int(limit[1]) * 2**20 > settings.limits.max_buffered + 128 * 2**20
+
+
+# systemd
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    installed = "/opt/export-proxy/bin/export-proxy"
+    text = UNIT.read_text(encoding="utf-8")
+    assert text.count(f"ExecStart={installed} ") == 1
+    copy = tmp_path / UNIT.name
+    copy.write_text(text.replace(f"ExecStart={installed}", f"ExecStart={sys.executable}"))
+    command = [str(program("systemd-analyze")), "verify", "--man=no", str(copy)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603 -- a fixed command
+    about_ours = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert (done.returncode, about_ours) == (0, [])
+
+
+def test_the_unit_gives_a_drain_its_time_and_the_program_its_descriptors() -> None:
+    settings = load(DEPLOY.parent / "proxy.yaml", {})
+    values = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE))
+    assert int(values["TimeoutStopSec"]) > settings.limits.drain_timeout
+    connections = settings.limits.max_connections + settings.upstream.max_connections
+    assert int(values["LimitNOFILE"]) > connections + 64
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "RestartPreventExitStatus=2",
+        "DynamicUser=yes",
+        "ProtectSystem=strict",
+        "NoNewPrivileges=yes",
+    ],
+)
+def test_the_unit_says(line: str) -> None:
+    assert f"\n{line}\n" in UNIT.read_text(encoding="utf-8")
+
+
+# The Dockerfile
+
+
+@pytest.mark.needs("hadolint")
+def test_hadolint_finds_nothing_wrong_with_the_dockerfile() -> None:
+    command = [str(program("hadolint")), "--no-color", "Dockerfile"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)  # noqa: S603 -- a fixed command
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_runs_as_the_user_and_the_command_the_pod_gives_it(
+    pod: Any, container: Any
+) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    user = pod["securityContext"]
+    assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
+    assert f"\nCMD {json.dumps(container['args'])}\n" in dockerfile

@@ -1,0 +1,1 @@
+"""What maintainers run by hand or in CI: generated documentation, audit, release."""
