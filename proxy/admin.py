@@ -8,9 +8,6 @@ from http import HTTPStatus
 from typing import Final, Literal
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics
 
 from proxy import status_page
 from proxy.admin_guard import AdminGuard
@@ -23,6 +20,7 @@ from proxy.dispatch import Dispatcher
 from proxy.identity import Identity
 from proxy.metrics import Metrics, Snapshot
 from proxy.problems import OwnResponse, Problem
+from proxy.series import OPEN_METRICS, TEXT
 from proxy.settings import Admin as AdminSettings
 from proxy.settings import ConfigError, Route
 from proxy.status_page import Standing
@@ -44,7 +42,6 @@ class Admin:
         census: Census,
         api: Upstream,
         metrics: Metrics,
-        registry: CollectorRegistry,
         clock: Clock,
     ) -> None:
         self._guard = AdminGuard(settings)
@@ -53,7 +50,6 @@ class Admin:
         self._census = census
         self._api = api
         self._metrics = metrics
-        self._registry = registry
         self._clock = clock
         self.is_serving = False
         self.reload: Callable[[], None] | None = None
@@ -84,16 +80,12 @@ class Admin:
                 connections=connections,
                 is_stalled=is_stalled,
             )
-            if is_open:
-                made: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]  # left so
-                return made
-            return generate_latest(self._registry)
+            return self._metrics.text(is_open=is_open)
 
         connections = self._api.connections()
         is_stalled = self._dispatcher.is_stalled()
         body = await self._census.make(text)
-        kind = openmetrics.CONTENT_TYPE_LATEST if is_open else CONTENT_TYPE_PLAIN_0_0_4
-        return OwnResponse(body=body, headers={"Content-Type": kind})
+        return OwnResponse(body=body, headers={"Content-Type": OPEN_METRICS if is_open else TEXT})
 
     async def _serve_health(self, _: web.Request) -> web.StreamResponse:
         return OwnResponse(text="ok\n")

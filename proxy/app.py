@@ -107,7 +107,6 @@ class Proxy:
             census=self.census,
             api=self.api,
             metrics=self.metrics,
-            registry=self.registry,
             clock=clock,
         )
         self.admin.routes = settings.routes

@@ -5,7 +5,6 @@ what is made of them is made in a thread of its own, one thing after the other.
 """
 
 import asyncio
-import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +55,7 @@ class Census:
                         name=OTHER, routes=(), in_flight=0, hold_remaining_seconds=0.0
                     )
                     known = (*known, nobody)
-                with _unobtrusive():
+                with _short_turns():
                     return text(
                         [replace(state, refusals=refusals.get(state.name, ())) for state in known]
                     )
@@ -84,17 +83,11 @@ class Census:
 
 
 @contextmanager
-def _unobtrusive() -> Iterator[None]:
-    """Let the event loop have the interpreter as soon as it asks for it.
-
-    Many thousands of objects are made and let go at once. The garbage collector would take them for
-    a reason to search the whole heap, for which it stops everybody for tenths of a second.
-    """
+def _short_turns() -> Iterator[None]:
+    """Let the event loop have the interpreter soon, every time it asks for it."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_TURN)
-    gc.disable()
     try:
         yield
     finally:
-        gc.enable()
         sys.setswitchinterval(before)

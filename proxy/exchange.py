@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
+from proxy.core.state import OTHER
 from proxy.lines import Account
 
 _LONGEST_METHOD: Final = 32
@@ -38,6 +39,11 @@ class Exchange:
     problem: str | None = None
 
     @property
+    def account_label(self) -> str:
+        """Whose request it is, as ops see it: who proved nothing is among all others."""
+        return self.account.label if self.account else OTHER
+
+    @property
     def may_wait(self) -> float:
         """Seconds it may still wait."""
         return self.limit - self.waited
@@ -55,7 +61,7 @@ class Exchange:
         headers = self.request.headers
         facts: dict[str, object] = {
             "request_id": self.id,
-            "account": self.account.label if self.account else "none",
+            "account": self.account_label,
             "route": self.route,
             "method": self.request.method[:_LONGEST_METHOD],
             "path": self.request.raw_path.partition("?")[0][:_LONGEST_PATH],
@@ -73,7 +79,7 @@ class Exchange:
             "problem": self.problem,
             "correlation_id": self.correlation_id,
             "traceparent": headers.get("traceparent"),
-            "tracestate": headers.get("tracestate"),
+            "tracestate": ",".join(headers.getall("tracestate", ())),
             "user_agent": headers.get("User-Agent"),
         }
         facts.update({name: text[:_LONGEST_TEXT] for name, text in optional.items() if text})

@@ -4,8 +4,8 @@
 there. How a request waits and is sent is in sending.py, how its answer is given in relay.py.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -25,7 +25,6 @@ from proxy.core.needs import (
     read_document,
 )
 from proxy.core.prefer import prefer_wait
-from proxy.core.state import OTHER
 from proxy.core.targets import (
     MethodNotAllowed,
     PathPattern,
@@ -182,7 +181,7 @@ class Handler:
     def _account_for(self, exchange: Exchange, code: int) -> None:
         seconds = self._clock.monotonic() - exchange.arrived
         self._metrics.request(
-            account=_label(exchange),
+            account=exchange.account_label,
             route=exchange.route,
             method=exchange.request.method,
             code=code,
@@ -195,7 +194,7 @@ class Handler:
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> web.Response:
         exchange.problem = problem.name
-        self._refusals.note(_label(exchange), problem, at=self._clock.wall())
+        self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
         if exchange.route == "login":
             return login.error_response(problem, exchange.id)
         return problem.response(exchange.id)
@@ -288,10 +287,8 @@ class Handler:
         return fields
 
 
-def _label(exchange: Exchange) -> str:
-    return exchange.account.label if exchange.account else OTHER
-
-
 def _request_id(request: web.BaseRequest) -> str:
     own = request.headers.get("X-Request-Id", "")
-    return own if _REQUEST_ID.fullmatch(own) else secrets.token_hex(16)
+    if own and _REQUEST_ID.fullmatch(own):
+        return own
+    return f"{random.getrandbits(128):032x}"  # unique, which is all it has to be

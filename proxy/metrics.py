@@ -11,7 +11,7 @@ hands a snapshot over before each scrape (`Live.snapshot`).
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final
 
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,11 +20,15 @@ from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.core.state import OTHER, AccountState
+from proxy.series import Family, QuickHistogram, Rows, Series, exposition, harmless
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
 _LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+_Rows = Sequence[tuple[tuple[str, ...], float]]
 
 
 def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
@@ -38,38 +42,6 @@ def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
     return (*sorted({float(f"{bound:.2g}") for bound in bounds if bound < longest}), longest)
 
 
-class _Labelled(Protocol):
-    """What instruments with labels have in common."""
-
-    def labels(self, *labelvalues: object) -> Self: ...
-
-    def remove(self, *labelvalues: object) -> None: ...
-
-
-_Instrument = TypeVar("_Instrument", bound=_Labelled)
-
-
-class _Series(dict[tuple[str, ...], _Instrument]):
-    """The series of one instrument by their label values, each looked up in the library once.
-
-    A value that is no text in UTF-8 would break every scrape from then on; it is made harmless.
-    """
-
-    def __init__(self, instrument: _Instrument) -> None:
-        super().__init__()
-        self._instrument = instrument
-
-    def __missing__(self, values: tuple[str, ...]) -> _Instrument:
-        series = self[values] = self._instrument.labels(*map(_as_text, values))
-        return series
-
-    def keep(self, accounts: frozenset[str]) -> None:
-        """Forget the series of any other account, which is the first label."""
-        for values in [values for values in self if values[0] not in accounts]:
-            del self[values]
-            self._instrument.remove(*map(_as_text, values))
-
-
 class Metrics:
     """What the proxy counts, as things that happen.
 
@@ -79,18 +51,30 @@ class Metrics:
     def __init__(
         self, registry: CollectorRegistry, *, interval: float = 0.5, longest_wait: float = 15.0
     ) -> None:
-        def counter(name: str, text: str, *labels: str) -> _Series[Counter]:
-            return _Series(Counter(name, text, labels, namespace="export_proxy", registry=registry))
+        def counter(name: str, text: str, *labels: str) -> Series[Counter]:
+            family = Family(f"export_proxy_{name}", "counter", text, labels)
+            made = Series(Counter(family.name, text, labels, registry=registry), family)
+            self._families.append(made)
+            return made
+
+        def gauge(name: str, text: str, *labels: str) -> Series[Gauge]:
+            family = Family(f"export_proxy_{name}", "gauge", text, labels)
+            made = Series(Gauge(family.name, text, labels, registry=registry), family)
+            self._families.append(made)
+            return made
 
         def histogram(
             name: str, text: str, *labels: str, buckets: tuple[float, ...] = _DURATIONS
-        ) -> _Series[Histogram]:
-            return _Series(
-                Histogram(
-                    name, text, labels, namespace="export_proxy", registry=registry, buckets=buckets
-                )
+        ) -> Series[Histogram]:
+            family = Family(f"export_proxy_{name}", "histogram", text, labels)
+            instrument: Histogram = QuickHistogram(
+                family.name, text, labels, registry=registry, buckets=buckets
             )
+            made = Series(instrument, family)
+            self._families.append(made)
+            return made
 
+        self._families: list[Series[Counter] | Series[Gauge] | Series[Histogram]] = []
         self.live = Live()
         registry.register(self.live)
         self._requests = counter(
@@ -134,36 +118,23 @@ class Metrics:
         self._nested = counter(
             "nested_fields", "Bodies with a field nested that should be flat.", "route", "field"
         )
-        self._store_bypassed = Counter(
-            "store_degraded_decisions",
-            "Sends decided without the shared store.",
-            namespace="export_proxy",
-            registry=registry,
+        self._store_bypassed = counter(
+            "store_degraded_decisions", "Sends decided without the shared store."
         )
-        self._store_up = Gauge(
-            "store_up",
-            "1 while the store of the pace answers.",
-            namespace="export_proxy",
-            registry=registry,
-        )
+        self._store_up = gauge("store_up", "1 while the store of the pace answers.")
         self.store_is(up=True)
-        self._skew = _Series(
-            Gauge(
-                "clock_skew_seconds",
-                "Their clock minus ours, by the Date of the last answer.",
-                ("server",),
-                namespace="export_proxy",
-                registry=registry,
-            )
+        self._skew = gauge(
+            "clock_skew_seconds",
+            "Their clock minus ours, by the Date of the last answer.",
+            "server",
         )
         self.skews: dict[str, float] = {}
-        Gauge(
-            "build_info",
-            "Versions in use.",
-            ("version", "python", "aiohttp"),
-            namespace="export_proxy",
-            registry=registry,
-        ).labels(__version__, platform.python_version(), aiohttp.__version__).set(1)
+        build = gauge("build_info", "Versions in use.", "version", "python", "aiohttp")
+        build[__version__, platform.python_version(), aiohttp.__version__].set(1)
+
+    def text(self, *, is_open: bool) -> bytes:
+        """Return the text of a scrape, with exemplars if in OpenMetrics."""
+        return exposition([*self._families, *self.live.families()], is_open=is_open)
 
     def keep(self, accounts: Iterable[str]) -> None:
         """Forget the series of accounts that are configured no more."""
@@ -213,6 +184,7 @@ class Metrics:
     def line_opened(self, account: str, route: str) -> None:
         """Make the series exist that must stay 0, so that their absence is not taken for it."""
         self._early[account, route].inc(0)
+        self._answers[account, route, "429"].inc(0)
 
     def answered(
         self, account: str, route: str, code: int, seconds: float, *, request_id: str = ""
@@ -249,11 +221,11 @@ class Metrics:
     def store_is(self, *, up: bool) -> None:
         """Note whether the shared store answers."""
         self.is_store_up = up
-        self._store_up.set(up)
+        self._store_up[()].set(up)
 
     def store_bypassed(self) -> None:
         """Count a send that was decided without the shared store."""
-        self._store_bypassed.inc()
+        self._store_bypassed[()].inc()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,81 +242,101 @@ class Snapshot:
 
 
 class Live(Collector):
-    """Gauges made from the snapshot that was taken last, and what others count."""
+    """What is made from the snapshot that was taken last, and what others count."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.log_lines_dropped: Callable[[], int] = lambda: 0
 
+    def families(self) -> Iterator[Rows]:
+        """Yield what is live; called in the thread of the scrape."""
+        now, accounts = self.snapshot, self.snapshot.accounts
+        tokens = [(one.name, one.token) for one in accounts if one.token is not None]
+        lines = [((one.name, line.name), line) for one in accounts for line in one.routes]
+
+        def gauge(name: str, text: str, *labels: str, rows: _Rows) -> Rows:
+            return Rows(Family(f"export_proxy_{name}", "gauge", text, labels), rows)
+
+        def of_account(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", rows=rows)
+
+        def of_line(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", "route", rows=rows)
+
+        yield of_line(
+            "queue_depth", "Requests in line.", [(key, line.queue_depth) for key, line in lines]
+        )
+        yield of_line(
+            "queue_oldest_seconds",
+            "How long the first in line has waited.",
+            [(key, line.oldest_seconds) for key, line in lines],
+        )
+        yield of_line(
+            "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
+        )
+        yield of_account(
+            "in_flight", "Sent and not yet answered.", [((o.name,), o.in_flight) for o in accounts]
+        )
+        yield of_account(
+            "hold_remaining_seconds",
+            "Silence the API asked for.",
+            [((one.name,), one.hold_remaining_seconds) for one in accounts],
+        )
+        yield of_account(
+            "token_expiry_timestamp_seconds",
+            "When the account's token expires.",
+            [
+                ((name,), now.taken_at + token.expires_in)
+                for name, token in tokens
+                if token.expires_in is not None
+            ],
+        )
+        yield of_account(
+            "token_missing_scopes",
+            "Scopes that were needed and fresh tokens lack.",
+            [((name,), len(token.missing)) for name, token in tokens],
+        )
+        yield of_account(
+            "token_rejected",
+            "1 while the login server refuses the credentials.",
+            [((name,), token.rejected) for name, token in tokens],
+        )
+        active, idle = now.connections
+        yield gauge(
+            "upstream_connections",
+            "Connections to the API.",
+            "state",
+            rows=[(("active",), active), (("idle",), idle)],
+        )
+        yield gauge(
+            "dispatcher_stalled",
+            "1 while a slot is long due and not offered.",
+            rows=[((), now.is_stalled)],
+        )
+        yield Rows(
+            Family(
+                "export_proxy_log_lines_dropped",
+                "counter",
+                "Log lines that were too many, or that nobody read.",
+                (),
+            ),
+            [((), self.log_lines_dropped())],
+        )
+
     def collect(self) -> Iterable[Metric]:
-        """Make the families; called in the thread of the scrape."""
-        snapshot = self.snapshot
-        depth = _family("queue_depth", "Requests in line.", "account", "route")
-        oldest = _family(
-            "queue_oldest_seconds", "How long the first in line has waited.", "account", "route"
-        )
-        interval = _family("interval_seconds", "The pace in force.", "account", "route")
-        in_flight = _family("in_flight", "Sent and not yet answered.", "account")
-        hold = _family("hold_remaining_seconds", "Silence the API asked for.", "account")
-        expiry = _family(
-            "token_expiry_timestamp_seconds", "When the account's token expires.", "account"
-        )
-        missing = _family(
-            "token_missing_scopes", "Scopes that were needed and fresh tokens lack.", "account"
-        )
-        rejected = _family(
-            "token_rejected", "1 while the login server refuses the credentials.", "account"
-        )
-        for state in snapshot.accounts:
-            account = (_as_text(state.name),)
-            if state.token is not None:
-                missing.add_metric(account, len(state.token.missing))
-                rejected.add_metric(account, state.token.rejected)
-                if state.token.expires_in is not None:
-                    expiry.add_metric(account, snapshot.taken_at + state.token.expires_in)
-            in_flight.add_metric(account, state.in_flight)
-            hold.add_metric(account, state.hold_remaining_seconds)
-            for line in state.routes:
-                labels = (*account, _as_text(line.name))
-                depth.add_metric(labels, line.queue_depth)
-                oldest.add_metric(labels, line.oldest_seconds)
-                interval.add_metric(labels, line.interval)
-        connections = _family("upstream_connections", "Connections to the API.", "state")
-        for kind, count in zip(("active", "idle"), snapshot.connections, strict=True):
-            connections.add_metric((kind,), count)
-        stalled = _family("dispatcher_stalled", "1 while a slot is long due and not offered.")
-        stalled.add_metric((), snapshot.is_stalled)
-        dropped = CounterMetricFamily(
-            "export_proxy_log_lines_dropped",
-            "Log lines that were too many, or that nobody read.",
-            value=self.log_lines_dropped(),
-        )
-        return (
-            depth,
-            oldest,
-            interval,
-            in_flight,
-            hold,
-            expiry,
-            missing,
-            rejected,
-            connections,
-            stalled,
-            dropped,
-        )
+        """Yield the same for whoever reads the registry."""
+        for family, rows in ((each.family, each.rows) for each in self.families()):
+            is_counter = family.kind == "counter"
+            make = CounterMetricFamily if is_counter else GaugeMetricFamily
+            metric = make(family.name, family.text, labels=family.labels)
+            for values, value in rows:
+                metric.add_metric([harmless(each) for each in values], value)
+            yield metric
 
     def describe(self) -> Iterator[Metric]:
         """Describe nothing, so that registering does not collect."""
         return iter(())
 
 
-def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"export_proxy_{name}", text, labels=labels)
-
-
 def _exemplar(request_id: str) -> dict[str, str] | None:
     return {"request_id": request_id} if request_id else None
-
-
-def _as_text(value: str) -> str:
-    return value.encode("utf-8", "replace").decode()

@@ -71,10 +71,15 @@ class RouteRule:
     name: str
     patterns: tuple[PathPattern, ...]
     methods: frozenset[str] | None
+    regex: re.Pattern[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        expressions = (pattern.regex.pattern for pattern in self.patterns)
+        object.__setattr__(self, "regex", re.compile("|".join(expressions)))
 
     def covers(self, match_path: str) -> bool:
         """Whether the path alone fits."""
-        return any(pattern.matches(match_path) for pattern in self.patterns)
+        return self.regex.fullmatch(match_path) is not None
 
 
 @dataclass(frozen=True, slots=True)

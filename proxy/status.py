@@ -1,0 +1,178 @@
+"""The accounts of a running proxy on a terminal: what its status page shows, from /status.json.
+
+`ask` and `watch` are the ends; `picture` is a pure picture of an answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import aiohttp
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from yarl import URL
+
+from proxy.clock import Clock
+
+Account = Mapping[str, Any]
+Status = Mapping[str, Any]
+
+_PERIOD: Final = 1.0
+_STYLES: Final = {"trouble": "red", "attention": "yellow", "busy": "blue", "ok": "green"}
+_UNITS: Final = ((172_800, 86_400, "d"), (5400, 3600, "h"), (100, 60, "min"), (0, 1, "s"))
+_REFUSALS: Final = 2  # of an account; the page shows more
+
+
+class NoStatus(Exception):
+    """The proxy cannot be asked; the message says why."""
+
+
+async def ask(url: str) -> Status:
+    """Return what a proxy says of itself at its admin port. Raises `NoStatus`."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
+            session.get(URL(url) / "status.json", allow_redirects=False) as response,
+        ):
+            if response.status != 200:  # noqa: PLR2004
+                raise NoStatus(f"{url} answers {response.status}")
+            answer = await response.json()
+    except (aiohttp.ClientError, OSError) as error:
+        raise NoStatus(f"{url} cannot be asked: {type(error).__name__}") from None
+    except ValueError:
+        raise NoStatus(f"{url} does not answer like a proxy") from None
+    if not isinstance(answer, dict) or "accounts" not in answer:
+        raise NoStatus(f"{url} does not answer like a proxy")
+    return answer
+
+
+async def watch(url: str, console: Console, clock: Clock) -> None:
+    """Show the status again and again until cancelled; a proxy that is away is asked again."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            begun = clock.monotonic()
+            try:
+                live.update(picture(await ask(url)), refresh=True)
+            except NoStatus as trouble:
+                live.update(Text(f"{trouble}; asking again", style="red"), refresh=True)
+            await clock.sleep_until(begun + _PERIOD)
+
+
+def picture(status: Status) -> Group:
+    """Return the status as it is shown: a line for the proxy, a table, what is to be known."""
+    try:
+        return Group(_headline(status), _table(status["accounts"]), *_remarks(status))
+    except (KeyError, TypeError, AttributeError):
+        raise NoStatus("that proxy is of another version") from None
+
+
+def _headline(status: Status) -> Text:
+    style = "green" if status["state"] == "serving" else "red"
+    at = datetime.fromtimestamp(status["at"], UTC)
+    line = Text.assemble(
+        "export-proxy ", status["version"], ", ", (status["state"], style), f", {at:%T} UTC"
+    )
+    if not status["store_up"]:
+        line.append(", store down", "red")
+    for server, skew in status["clock_skew"].items():
+        line.append(f", {server} clock {skew:+.1f} s")
+    return line
+
+
+def _table(accounts: Sequence[Account]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("account", style="bold", overflow="fold")
+    table.add_column("route")
+    for heading in ("in line", "oldest", "interval", "last gap", "in flight", "hold", "token"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for account in accounts:
+        lines = account["routes"] or [None]
+        for index, line in enumerate(lines):
+            first = index == 0
+            table.add_row(
+                _plain(account["name"]) if first else "",
+                *_cells_of_line(line),
+                str(account["in_flight"]) if first else "",
+                _hold(account) if first else "",
+                _token(account["token"]) if first else "",
+                _badges(account) if first else "",
+            )
+    return table
+
+
+def _cells_of_line(line: Mapping[str, Any] | None) -> tuple[Text | str, ...]:
+    if line is None:
+        return ("-",) * 5
+    gap = line["last_gap_seconds"]
+    return (
+        _plain(line["name"]),
+        str(line["queue_depth"]),
+        span(line["oldest_seconds"]) if line["queue_depth"] else "-",
+        f"{line['interval']:g} s" if line["interval"] else "-",
+        "-" if gap is None or not line["interval"] else span(gap),
+    )
+
+
+def _hold(account: Account) -> Text | str:
+    seconds = account["hold_remaining_seconds"]
+    return Text(span(seconds), style="red") if seconds else "-"
+
+
+def _token(token: Mapping[str, Any] | None) -> Text | str:
+    if token is None:
+        return "-"
+    if token["expires_in"] is None:
+        return Text("none", style="red")
+    return Text(span(token["expires_in"]), style="red" if token["missing"] else "")
+
+
+def _badges(account: Account) -> Text:
+    badges = [(_clean(note["title"]), _STYLES[note["level"]]) for note in account["notes"]]
+    return Text(", ").join(Text(*badge) for badge in badges)
+
+
+def _remarks(status: Status) -> list[Text]:
+    """Return what to do, and the last refusals, account by account."""
+    remarks = []
+    for account in status["accounts"]:
+        name, token = (_clean(account["name"]), "bold"), account["token"]
+        for note in account["notes"]:
+            if note["level"] != "busy":
+                title = (_clean(note["title"]), _STYLES[note["level"]])
+                remarks.append(Text.assemble(name, ": ", title, f" - {_clean(note['advice'])}"))
+        if token is not None and token["missing"]:
+            missing, held = _listed(token["missing"]), _listed(token["scopes"] or ())
+            wait = token["next_refresh_in"]
+            refresh = "none planned" if wait is None else f"in {span(wait)}"
+            facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
+            remarks.append(Text.assemble(name, f": {facts}"))
+        for refusal in account["refusals"][:_REFUSALS]:
+            kind = _clean(refusal["type"]).rpartition(":")[2]
+            ago = span(max(0.0, status["at"] - refusal["at"]))
+            detail = _clean(refusal["detail"])
+            remarks.append(Text.assemble(name, f": refused {ago} ago, {kind} - {detail}"))
+    return remarks
+
+
+def _listed(scopes: Sequence[str]) -> str:
+    return _clean(", ".join(scopes))
+
+
+def span(seconds: float) -> str:
+    """Return a time as people read it."""
+    _, size, unit = next(row for row in _UNITS if seconds >= row[0])
+    digits = 1 if size == 1 and seconds < 10 else 0  # noqa: PLR2004 -- below, tenths tell
+    return f"{seconds / size:.{digits}f} {unit}"
+
+
+def _plain(text: str) -> Text:
+    return Text(_clean(text))
+
+
+def _clean(text: str) -> str:
+    """Return what a terminal can show without obeying it."""
+    return "".join(char if char.isprintable() else "?" for char in text)[:400]

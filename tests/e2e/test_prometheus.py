@@ -1,0 +1,344 @@
+"""A real Prometheus, with the configuration and the rules that are shipped, scrapes a real run.
+
+Whatever the dashboard and the alerts ask must be answerable: with data where the run made some, and
+with nothing exactly where nothing is wrong.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+import yaml
+
+from proxy.app import Running
+from proxy.clock import SystemClock
+from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
+from tests.kit.client import Response, exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+from tests.kit.upstream import free_port
+
+CONFIG = Path(__file__).parents[2] / "config"
+DASHBOARD = CONFIG / "grafana" / "dashboards" / "export-proxy.json"
+EXPORTS = "/api/v2/recordings/exports"
+VOICE = b'{"mediaType": "voice"}'
+CHAT = b'{"channel": "webchat"}'
+NESTED = b'{"mediaType": "voice", "options": {"legal_hold": true}}'
+ACCOUNTS = ("london", "paris")
+HOLD_SECONDS = 90.0
+SCRAPES = 6
+
+clock = SystemClock()
+
+# What the run makes: London is on hold for long, Paris lacks a scope.
+FIRING = {"ExportProxyLongHold": {"london"}, "ExportProxyScopeMissing": {"paris"}}
+VARIABLES = {"$__rate_interval": "10s", "$account": ".*", "$datasource": "prometheus"}
+
+
+def dashboard_queries() -> dict[str, list[str]]:
+    """The queries of each panel, with the dashboard's variables filled in."""
+    queries: dict[str, list[str]] = {}
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"]
+            for name, value in VARIABLES.items():
+                query = query.replace(name, value)
+            assert "$" not in query, query
+            queries.setdefault(panel["title"], []).append(query)
+    return queries
+
+
+def alerts() -> list[dict[str, Any]]:
+    document = yaml.safe_load((CONFIG / "alerts.yml").read_text())
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+# A run
+
+
+@dataclass
+class Run:
+    """The proxy before the stand-in API."""
+
+    proxy: Running
+    simulator: Simulator
+    callers: asyncio.TaskGroup
+
+    async def send(self, account: str, body: bytes = VOICE) -> Response:
+        head = (
+            f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer key-of-{account}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return parse_response(
+            await exchange(HOST, port_of(self.proxy.url), head.encode() + body, timeout=60)
+        )
+
+    async def get_into_trouble(self) -> list[asyncio.Task[Response]]:
+        """Have every kind of traffic; return who still waits."""
+        for account in ACCOUNTS:
+            assert (await self.send(account)).status == 202
+            assert (await self.send(account)).status == 202
+        assert (await self.send("paris", NESTED)).status in {202, 400, 422}
+        assert (await self.send("paris", CHAT)).status == 403
+        self.simulator.eat_quota("id-of-london", HOLD_SECONDS)
+        return [self.callers.create_task(self.send("london")) for _ in range(3)]
+
+    async def go_on(self) -> Response:
+        """Keep Paris busy."""
+        while True:
+            await asyncio.gather(*(self.send("paris") for _ in range(3)))
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Run]:
+    scopes = {"london": {VOICE_SCOPE, DIGITAL_SCOPE}, "paris": {VOICE_SCOPE}}
+    simulator = Simulator(
+        SimulatorSettings(
+            interval=0.1,
+            clients={
+                f"id-of-{name}": ClientSpec(secret="s", scopes=frozenset(held))
+                for name, held in scopes.items()
+            },
+        ),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    accounts = [
+        {
+            "name": name,
+            "client_id": f"id-of-{name}",
+            "client_secret": "s",
+            "keys": [f"sha256:{hashlib.sha256(f'key-of-{name}'.encode()).hexdigest()}"],
+        }
+        for name in ACCOUNTS
+    ]
+    pacing = {"interval": 0.1, "max_wait": 120}
+    async with (
+        simulator.serve(HOST) as api,
+        proxy_for(api.url, accounts=accounts, pacing=pacing, retry={"max_elapsed": 240}) as proxy,
+        asyncio.TaskGroup() as callers,
+    ):
+        yield Run(proxy, simulator, callers)
+
+
+# Prometheus
+
+
+@dataclass
+class Prometheus:
+    """Asks over its HTTP API."""
+
+    url: str
+    http: aiohttp.ClientSession
+
+    async def ask(self, path: str, **parameters: str) -> Any:
+        async with self.http.get(f"{self.url}/api/v1/{path}", params=parameters) as answer:
+            said = await answer.json()
+        assert said["status"] == "success", (parameters, said)
+        return said["data"]
+
+    async def query(self, expression: str) -> list[dict[str, Any]]:
+        """The samples an expression gives now; each has a number."""
+        data = await self.ask("query", query=expression)
+        assert data["resultType"] == "vector", expression
+        for sample in data["result"]:
+            float(sample["value"][1])
+        result: list[dict[str, Any]] = data["result"]
+        return result
+
+    async def has_scraped(self, times: int) -> None:
+        """Wait until it has scraped so often, each time with success."""
+        expression = 'count_over_time(up{job="export-proxy"}[1m])'
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    counted = await self.query(expression)
+                except aiohttp.ClientError:
+                    counted = []  # not up yet
+                if counted and float(counted[0]["value"][1]) >= times:
+                    break
+                await clock.sleep_until(clock.monotonic() + 0.1)
+        (up,) = await self.query('min_over_time(up{job="export-proxy"}[1m])')
+        assert up["value"][1] == "1"
+
+
+@asynccontextmanager
+async def prometheus(folder: Path, admin_url: str) -> AsyncIterator[Prometheus]:
+    """Run it with the shipped files, of which the port scraped and the haste are changed."""
+    shutil.copy(CONFIG / "alerts.yml", folder)
+    document = yaml.safe_load((CONFIG / "prometheus.yml").read_text())
+    document["global"] = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
+    (job,) = document["scrape_configs"]
+    job["static_configs"] = [{"targets": [urlsplit(admin_url).netloc]}]
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump(document))
+    port = free_port()
+    child = await asyncio.create_subprocess_exec(
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={HOST}:{port}",
+        "--enable-feature=exemplar-storage",
+        "--log.level=error",
+    )
+    try:
+        async with aiohttp.ClientSession() as http:
+            yield Prometheus(f"http://{HOST}:{port}", http)
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+@pytest.mark.needs("prometheus")
+async def test_every_panel_and_every_alert_says_what_the_run_was(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        run = await stack.enter_async_context(running())
+        server = await stack.enter_async_context(prometheus(tmp_path, run.proxy.admin_url))
+        assert (await run.send("london")).status == 202  # so that there is something to begin with
+        await server.has_scraped(1)
+        waiting = await run.get_into_trouble()
+        waiting.append(run.callers.create_task(run.go_on()))
+        answer = await run.send("paris")
+        await server.has_scraped(SCRAPES + 4)
+
+        await check_panels(server)
+        await check_alerts(server)
+        await check_targets(server)
+        await check_exemplars(server, answer)
+        for task in waiting:
+            task.cancel()
+
+
+async def check_panels(server: Prometheus) -> None:
+    queries = dashboard_queries()
+    assert len(queries) > 25
+    for title, expressions in queries.items():
+        for expression in expressions:
+            assert await server.query(expression), (title, expression)
+    value = await values_of(server)
+    assert value["Waiting"] >= 3
+    assert value["On hold"] == 1
+    assert value["Lacking a scope"] == 1
+    assert value["Early sends"] == 0
+    assert value["Replicas up"] == 1
+
+
+async def values_of(server: Prometheus) -> Mapping[str, float]:
+    """The numbers of the panels with one query that gives one."""
+    found = {}
+    for title, expressions in dashboard_queries().items():
+        samples = await server.query(expressions[0])
+        if len(expressions) == 1 and len(samples) == 1:
+            found[title] = float(samples[0]["value"][1])
+    return found
+
+
+async def check_alerts(server: Prometheus) -> None:
+    loaded = (await server.ask("rules"))["groups"][0]["rules"]
+    assert {rule["name"] for rule in loaded} == {rule["alert"] for rule in alerts()}
+    for rule in loaded:
+        assert rule["health"] == "ok", rule
+    for rule in alerts():
+        found = await server.query(rule["expr"])
+        accounts = {sample["metric"].get("account") for sample in found}
+        assert accounts == FIRING.get(rule["alert"], set()), rule["alert"]
+        for metric in re.findall(r"\bexport_proxy_\w+|\bup\b", rule["expr"]):
+            assert await server.query(metric), (rule["alert"], metric)
+
+
+async def check_targets(server: Prometheus) -> None:
+    (target,) = (await server.ask("targets"))["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+async def check_exemplars(server: Prometheus, answer: Response) -> None:
+    """A caller's request is found by the id its answer had."""
+    (request_id,) = answer.values("X-Request-Id")
+    now = clock.wall()
+    found = await server.ask(
+        "query_exemplars",
+        query='{__name__=~"export_proxy_.*_bucket"}',
+        start=str(now - 60),
+        end=str(now + 1),
+    )
+    names = {
+        series["seriesLabels"]["__name__"]
+        for series in found
+        for exemplar in series["exemplars"]
+        if exemplar["labels"]["request_id"]
+    }
+    assert request_id
+    assert names == {
+        "export_proxy_request_duration_seconds_bucket",
+        "export_proxy_queue_wait_seconds_bucket",
+        "export_proxy_send_lateness_seconds_bucket",
+        "export_proxy_upstream_duration_seconds_bucket",
+    }
+
+
+# The files
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
+    ids=" ".join,
+)
+async def test_the_files_pass_promtool(arguments: tuple[str, ...]) -> None:
+    promtool = await asyncio.create_subprocess_exec(
+        "promtool",
+        *arguments,
+        cwd=CONFIG,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await promtool.communicate()
+    assert promtool.returncode == 0, said.decode()
+
+
+def test_every_alert_is_tested_and_has_a_runbook() -> None:
+    tests = yaml.safe_load((CONFIG / "alerts_test.yml").read_text())["tests"]
+    fired = {
+        case["alertname"]
+        for test in tests
+        for case in test["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    quiet = {
+        case["alertname"]
+        for test in tests
+        for case in test["alert_rule_test"]
+        if not case["exp_alerts"]
+    }
+    names = {rule["alert"] for rule in alerts()}
+    operations = (CONFIG.parent / "docs" / "operations.md").read_text()
+    assert fired == names
+    assert quiet == names
+    for rule in alerts():
+        page, _, anchor = rule["annotations"]["runbook"].partition("#")
+        assert page == "docs/operations.md"
+        assert anchor == rule["alert"].lower()
+        assert f"\n### {rule['alert']}\n" in operations

@@ -1,0 +1,191 @@
+"""The status page in a real browser, while one account is on hold and another lacks a scope."""
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from proxy.app import Running
+from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
+from tests.kit.browser import Page, browsing
+from tests.kit.client import Response, exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.proxy import proxy_for
+
+pytestmark = pytest.mark.needs("chromium")
+
+EXPORTS = "/api/v2/recordings/exports"
+VOICE = b'{"mediaType": "voice"}'
+CHAT = b'{"channel": "webchat"}'
+HOLD_SECONDS = 40.0
+NAMES = ("london-exports", "paris-exports", "oslo-archive")
+
+
+def key_of(name: str) -> str:
+    return f"key-of-{name}"
+
+
+@dataclass
+class Scene:
+    """London is on hold, Paris lacks a scope, Oslo is well."""
+
+    proxy: Running
+    simulator: Simulator
+
+    async def send(self, name: str, body: bytes = VOICE) -> Response:
+        head = (
+            f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key_of(name)}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        port = urlsplit(self.proxy.url).port
+        assert port is not None
+        return parse_response(await exchange(HOST, port, head.encode() + body, timeout=60))
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Scene]:
+    simulator = Simulator(
+        SimulatorSettings(
+            interval=0.25,
+            clients={
+                "id-london-exports": ClientSpec(
+                    secret="s", scopes=frozenset({VOICE_SCOPE, DIGITAL_SCOPE})
+                ),
+                "id-paris-exports": ClientSpec(secret="s"),
+                "id-oslo-archive": ClientSpec(secret="s"),
+            },
+        ),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    accounts = [
+        {
+            "name": name,
+            "client_id": f"id-{name}",
+            "client_secret": "s",
+            "keys": [f"sha256:{hashlib.sha256(key_of(name).encode()).hexdigest()}"],
+        }
+        for name in NAMES
+    ]
+    async with (
+        simulator.serve(HOST) as api,
+        proxy_for(
+            api.url,
+            accounts=accounts,
+            pacing={"interval": 0.25, "max_wait": 60},
+            retry={"max_elapsed": 120},
+        ) as proxy,
+        asyncio.TaskGroup() as callers,
+    ):
+        it = Scene(proxy, simulator)
+        for name in NAMES:
+            assert (await it.send(name)).status == 202
+        assert (await it.send("paris-exports", CHAT)).status == 403
+        simulator.eat_quota("id-london-exports", HOLD_SECONDS)
+        waiting = [callers.create_task(it.send("london-exports")) for _ in range(6)]
+        waiting += [callers.create_task(keep_sending(it, "oslo-archive"))]
+        yield it
+        for task in waiting:
+            task.cancel()
+
+
+async def keep_sending(it: Scene, name: str) -> Response:
+    while True:
+        await asyncio.gather(*(it.send(name) for _ in range(3)))
+
+
+def card(name: str) -> str:
+    return f"document.querySelector('[data-account=\"{name}\"]')"
+
+
+async def colour(page: Page, name: str) -> list[int]:
+    style = f"getComputedStyle({card(name)}).borderInlineStartColor"
+    return [int(part) for part in re.findall(r"\d+", await page.value(style))[:3]]
+
+
+def is_red(rgb: list[int]) -> bool:
+    red, green, blue = rgb
+    return red > 150 and red > 1.4 * green and red > 1.4 * blue
+
+
+async def text(page: Page, expression: str) -> str:
+    return str(await page.value(f"{expression}.innerText"))
+
+
+async def hold_left(page: Page) -> float:
+    """How many seconds the page counts down to the end of London's hold."""
+    shown = await text(page, f"{card('london-exports')}.querySelector('.hold')")
+    found = re.fullmatch(r"([\d.]+) s", shown)
+    assert found is not None, shown
+    return float(found[1])
+
+
+async def status(it: Scene) -> dict[str, Any]:
+    """What the page is told, by account."""
+    port = urlsplit(it.proxy.admin_url).port
+    assert port is not None
+    head = b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = parse_response(await exchange(HOST, port, head))
+    return {account["name"]: account for account in json.loads(answer.body)["accounts"]}
+
+
+async def test_who_is_in_trouble_why_and_until_when_is_plain_to_see(tmp_path: Path) -> None:
+    async with scene() as it, browsing(tmp_path / "profile") as page:
+        await page.look_like(width=1280, height=900, scheme="light")
+        await page.open(f"{it.proxy.admin_url}/status")
+        await page.until(f"{card('london-exports')}?.dataset.level === 'trouble'")
+        await page.until(f"{card('paris-exports')}?.dataset.level === 'trouble'")
+
+        london = await text(page, card("london-exports"))
+        paris = await text(page, card("paris-exports"))
+        oslo = await text(page, card("oslo-archive"))
+        assert "on hold" in london
+        assert "scope missing" not in london
+        assert f"missing: {DIGITAL_SCOPE}" in paris
+        assert "next refresh in" in paris
+        assert "missing-scope" in paris
+        assert VOICE_SCOPE in paris
+        assert "on hold" not in oslo
+        assert "scope missing" not in oslo
+        assert is_red(await colour(page, "london-exports"))
+        assert is_red(await colour(page, "paris-exports"))
+        assert not is_red(await colour(page, "oslo-archive"))
+        assert "2 in trouble" in await text(page, "document.getElementById('summary')")
+
+        # The countdown moves, and stays true.
+        first = await hold_left(page)
+        await page.until(f"document.querySelector('.hold.hot').innerText !== '{first:.0f} s'")
+        state = (await status(it))["london-exports"]
+        assert 0 < first <= HOLD_SECONDS
+        assert abs(await hold_left(page) - state["hold_remaining_seconds"]) < 2.5
+
+        # What Oslo sends is drawn against its pace.
+        await page.until(f"{card('oslo-archive')}.querySelectorAll('svg .gap').length >= 3")
+        assert "interval of 0.25 s" in await text(page, card("oslo-archive"))
+
+        for name, width, scheme in (
+            ("light", 1280, "light"),
+            ("dark", 1280, "dark"),
+            ("phone", 400, "light"),
+            ("phone-dark", 400, "dark"),
+        ):
+            await page.look_like(width=width, height=900, scheme=scheme)
+            assert is_red(await colour(page, "london-exports"))
+            assert await page.value("document.documentElement.scrollWidth") <= width
+            await page.screenshot(tmp_path / f"{name}.png")
+
+        assert page.complaints == []
+        assert {urlsplit(url).netloc for url in page.requests if url[:5] != "data:"} == {
+            urlsplit(it.proxy.admin_url).netloc
+        }
+        assert any(url.endswith("/status.json") for url in page.requests)
