@@ -393,11 +393,11 @@ class Line:
         if self._shared.draining:
             raise draining()
         self._refuse_without_store()
+        if self._is_free():
+            return
         wait = self.predicted_wait(ticket)
         has_place = self.depth < self._shared.pacing.max_queue
-        if self._is_free() or (
-            has_place and wait <= limit and (limit > 0 or self._is_free(asked=False))
-        ):
+        if has_place and wait <= limit and (limit > 0 or self._is_free(asked=False)):
             return
         self._note_wait(ticket, "refused", 0.0)
         raise Problem(

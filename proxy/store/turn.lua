@@ -74,7 +74,8 @@ if op == 'hold' then
   return {0, hold_left(), 0, 0, hold_left(), 0, 0}
 end
 
-local count = redis.call('HINCRBY', key, 'count', 1)
+local count = whole(number(redis.call('HGET', key, 'count'), 2 ^ 53) + 1)
+redis.call('HSET', key, 'count', count)
 local born = number(redis.call('HGET', key, 'born'), 2 ^ 53)
 if born == 0 then
   born = now
@@ -98,6 +99,8 @@ local function without(who)
   end
   return kept
 end
+
+queue = without('') -- as we write it, whoever wrote it
 
 -- Gives the turn, anew or for longer; false if nobody listens there any more.
 local function grant(who)

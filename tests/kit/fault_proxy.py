@@ -1,6 +1,7 @@
 """A TCP proxy on loopback that breaks connections the way networks and servers do."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Self
 
@@ -158,7 +159,8 @@ class FaultProxy:
 
     def _end(self, writer: asyncio.StreamWriter) -> None:
         if not isinstance(self.mode, BlackHole):
-            writer.write_eof()
+            with contextlib.suppress(OSError):  # it went first
+                writer.write_eof()
 
 
 class _CutShort(Exception):

@@ -1,0 +1,26 @@
+# The program from the lock file: no shell, no package manager and nothing to write at run time.
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /build
+COPY requirements/runtime.lock ./
+RUN python -m venv --without-pip /opt/export-proxy \
+ && python -m pip --python /opt/export-proxy/bin/python install \
+    --no-cache-dir --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes --requirement runtime.lock
+COPY proxy /opt/export-proxy/app/proxy
+RUN /opt/export-proxy/bin/python -m compileall -q /opt/export-proxy
+
+FROM python:3.11-slim-bookworm
+COPY --from=build /opt/export-proxy /opt/export-proxy
+COPY LICENSE /opt/export-proxy/
+ENV PYTHONPATH=/opt/export-proxy/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+USER 65532:65532
+WORKDIR /opt/export-proxy
+EXPOSE 8080 9180
+STOPSIGNAL SIGTERM
+# Alive, and not ready: a replica that drains must not be restarted for it.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9180/healthz', timeout=2)"]
+ENTRYPOINT ["/opt/export-proxy/bin/python", "-m", "proxy"]
+CMD ["serve", "--config", "/etc/export-proxy/proxy.yaml"]

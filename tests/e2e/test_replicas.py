@@ -1,0 +1,421 @@
+"""Three proxies, one Redis, one API: one pace, whatever happens to any of them.
+
+Each replica is a process of its own. What counts is what the API saw arrive.
+"""
+
+import asyncio
+import json
+import re
+import signal
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from proxy.clock import SystemClock
+from proxy.simulator.ledger import furthest_ahead
+from tests.kit.client import RawConnection, Response, parse_response
+from tests.kit.listener import HOST
+from tests.kit.process import Process, document_for, serving, until
+from tests.kit.redis import RedisServer, redis_server
+from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
+
+INTERVAL = 0.25
+REPLICAS = 3
+TOLERANCE = 0.020  # of stamps at the API
+EXPORTS = "/api/v2/recordings/exports"
+BODY = b'{"channel": "voice"}'
+PASSWORD = "the-password-of-the-store"
+CLOCK = SystemClock()
+
+
+def export(token: str, caller: str, path: str = EXPORTS) -> bytes:
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: proxy.example",
+        f"Authorization: Bearer {token}",
+        f"X-Caller: {caller}",
+        f"Content-Length: {len(BODY)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + BODY
+
+
+def login_of(client: str) -> bytes:
+    form = f"grant_type=client_credentials&client_id={client}&client_secret=any"
+    return (
+        "POST /oauth/token HTTP/1.1\r\nHost: h\r\n"
+        "Content-Type: application/x-www-form-urlencoded\r\n"
+        f"Content-Length: {len(form)}\r\n\r\n{form}"
+    ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One export at the API: when, of which account, by which replica, from which caller."""
+
+    at: float
+    account: str
+    replica: int
+    caller: str
+
+
+class Api(RawUpstream):
+    """Takes every export, except that callers named in `refuses` get a 429 the first time."""
+
+    def __init__(self) -> None:
+        super().__init__(self._reply)
+        self.refuses: dict[str, int] = {}
+
+    def _reply(self, request: RecordedRequest) -> Reply:
+        if request.target == b"/oauth/token":
+            client = re.findall(rb"client_id=([^&]+)", request.body)[0].decode()
+            grant = {"access_token": f"token-of-{client}", "expires_in": 3600}
+            return Reply(200, [("Content-Type", "application/json")], json.dumps(grant).encode())
+        seconds = self.refuses.pop(caller_of(request), None)
+        if seconds is not None:
+            return Reply(429, [("Retry-After", str(seconds))])
+        return Reply(202)
+
+    def arrivals(self, account: str | None = None) -> list[Arrival]:
+        return [
+            Arrival(
+                at=request.arrived_at,
+                account=request.values("Authorization")[0].decode().rpartition("-")[2],
+                replica=int(caller_of(request).partition(".")[0]),
+                caller=caller_of(request),
+            )
+            for request in self.requests
+            if request.target != b"/oauth/token"
+            and (
+                account is None
+                or request.values("Authorization")[0].decode().endswith(f"-{account}")
+            )
+        ]
+
+    def times(self, account: str | None = None, since: float = 0.0) -> list[float]:
+        return [one.at for one in self.arrivals(account) if one.at >= since]
+
+
+def caller_of(request: RecordedRequest) -> str:
+    return request.values("X-Caller")[0].decode()
+
+
+class Cluster:
+    """Replicas in front of an API, on one Redis."""
+
+    def __init__(self, api: Api, redis: RedisServer, replicas: Sequence[Process]) -> None:
+        self.api = api
+        self.redis = redis
+        self.replicas = replicas
+
+    async def log_in(self, account: str, *, at: int = 0) -> None:
+        raw = await _ask(self.replicas[at].port, login_of(account), timeout=5)
+        assert raw.status == 200
+
+    async def export(
+        self,
+        account: str,
+        caller: str,
+        path: str = EXPORTS,
+        *,
+        timeout: float = 60,  # noqa: ASYNC109 -- of the whole exchange
+    ) -> Response:
+        """Export by the replica whose number the caller's name begins with."""
+        port = self.replicas[int(caller.partition(".")[0])].port
+        return await _ask(port, export(f"token-of-{account}", caller, path), timeout=timeout)
+
+    async def metric(self, replica: int, name: str) -> float:
+        body = (await self.replicas[replica].ask("/metrics")).body.decode()
+        found = re.findall(rf"^export_proxy_{name}(?:\{{[^}}]*\}})? (\S+)$", body, re.MULTILINE)
+        return sum(map(float, found))
+
+    async def stores_are(self, *, up: bool, within: float) -> None:
+        async def question() -> bool:
+            ups = [await self.metric(n, "store_up") for n in range(len(self.replicas))]
+            return ups == [float(up)] * len(self.replicas)
+
+        await until(question, within=within)
+
+
+async def _ask(port: int, request: bytes, *, timeout: float) -> Response:  # noqa: ASYNC109
+    async with await RawConnection.open(HOST, port) as connection:
+        await connection.send(request)
+        return parse_response(await connection.read_raw("POST", timeout=timeout))
+
+
+@asynccontextmanager
+async def cluster(
+    folder: Path, *, replicas: int = REPLICAS, **sections: Any
+) -> AsyncIterator[Cluster]:
+    async with (
+        redis_server(folder, password=PASSWORD) as redis,
+        Api() as api,
+        AsyncExitStack() as stack,
+    ):
+        store = {"url": redis.url, "replicas": replicas, **sections.pop("store", {})}
+        document = document_for(
+            api.url, pacing={"interval": INTERVAL, "max_wait": 60}, store=store, **sections
+        )
+        homes = [folder / str(number) for number in range(replicas)]
+        for home in homes:
+            home.mkdir()
+        running = [stack.enter_async_context(serving(home, document)) for home in homes]
+        cluster = Cluster(api, redis, await asyncio.gather(*running))
+        yield cluster
+        for process in cluster.replicas:
+            assert PASSWORD not in process.stderr
+            assert PASSWORD not in (await process.ask("/status.json")).body.decode()
+            assert PASSWORD not in (await process.ask("/metrics")).body.decode()
+
+
+def is_paced(times: Sequence[float], interval: float = INTERVAL) -> bool:
+    """Whether none of several arrivals ran ahead of the pace by more than the tolerance."""
+    ahead = furthest_ahead(times, interval)
+    return ahead is not None and ahead <= TOLERANCE
+
+
+def early(times: Sequence[float], interval: float = INTERVAL) -> int:
+    """How many came before their time, each by its own gap."""
+    return sum(later - earlier < interval - TOLERANCE for earlier, later in pairwise(sorted(times)))
+
+
+def each_was_sent_once(api: Api) -> bool:
+    return set(Counter(one.caller for one in api.arrivals()).values()) == {1}
+
+
+async def test_three_replicas_keep_one_pace_and_share_it_fairly(tmp_path: Path) -> None:
+    """4 accounts x 30 exports, round-robin; who logged in at one replica is known to all."""
+    accounts = ["london", "paris", "oslo", "rome"]
+    async with cluster(tmp_path) as running:
+        for number, account in enumerate(accounts):
+            await running.log_in(account, at=number % REPLICAS)
+        answers = await asyncio.gather(
+            *(
+                running.export(account, f"{number % REPLICAS}.{account}.{number}")
+                for number in range(30)
+                for account in accounts
+            )
+        )
+        assert [answer.status for answer in answers] == [202] * 120
+        assert each_was_sent_once(running.api)
+        for account in accounts:
+            arrivals = running.api.arrivals(account)
+            times = [one.at for one in arrivals]
+            assert len(times) == 30
+            assert is_paced(times)
+            assert times[-1] - times[0] <= 29 * INTERVAL * 1.05
+            half = Counter(one.replica for one in arrivals[:15])
+            assert all(0.20 <= half[number] / 15 <= 0.47 for number in range(REPLICAS))
+        early_sends = [await running.metric(n, "early_sends_total") for n in range(REPLICAS)]
+        assert early_sends == [0, 0, 0]
+
+
+async def test_those_who_hang_up_cost_nobody_a_slot(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as running, AsyncExitStack() as stack:
+        await running.log_in("london")
+        connections = []
+        for number in range(48):
+            replica = number % REPLICAS
+            opened = await RawConnection.open(HOST, running.replicas[replica].port)
+            connections.append(await stack.enter_async_context(opened))
+            await opened.send(export("token-of-london", f"{replica}.{number}"))
+        await running.api.received(1 + 4)  # the login is one
+        leaving = [number for number in range(12, 48) if number // REPLICAS % 3]
+        for number in leaving:
+            (connections[number].reset if number % 2 else connections[number].close)()
+        staying = [number for number in range(48) if number not in leaving]
+        answers = await asyncio.gather(
+            *(connections[number].read_response("POST", timeout=20) for number in staying)
+        )
+        assert len(staying) == 24
+        assert [answer.status for answer in answers] == [202] * 24
+        times = running.api.times()
+        assert len(times) == 24
+        assert is_paced(times)
+        assert times[-1] - times[0] <= 23 * INTERVAL * 1.05
+
+
+async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> None:
+    """On routes that are not paced, too, and at a replica that comes later."""
+    async with cluster(tmp_path) as running:
+        await running.log_in("london")
+        api = running.api
+        api.refuses["0.refused"] = 2
+        calls = [running.export("london", "0.refused")]
+        calls += [running.export("london", f"{n % REPLICAS}.{n}") for n in range(9)]
+        exports = [asyncio.ensure_future(call) for call in calls]
+        await until_true(lambda: not api.refuses)
+        refused_at = next(one.at for one in api.arrivals() if one.caller == "0.refused")
+        await asyncio.sleep(0.05)
+        for number in range(REPLICAS):
+            call = running.export("london", f"{number}.free", "/api/v2/users/me")
+            exports.append(asyncio.ensure_future(call))
+        answers = await asyncio.gather(*exports)
+        assert {answer.status for answer in answers} == {202}
+        after = api.times(since=refused_at + 0.02)
+        assert len(after) == len(exports) - len(api.times()) + len(after) + 1
+        assert min(after) >= refused_at + 2
+        assert min(after) <= refused_at + 2.1
+
+
+async def until_true(question: Any) -> None:
+    async def ask() -> bool:
+        return bool(question())
+
+    await until(ask)
+
+
+async def test_outage_is_a_slower_pace_and_ends_without_a_burst(tmp_path: Path) -> None:
+    """Redis is killed and comes back empty; then it stands still for a while."""
+    async with cluster(tmp_path) as running:
+        api, redis = running.api, running.redis
+        await running.log_in("london")
+        exports = [
+            asyncio.ensure_future(running.export("london", f"{n % REPLICAS}.{n}"))
+            for n in range(33)
+        ]
+        await api.received(1 + 3)
+        for begin, end in ((redis.kill, redis.start), (_freeze(redis), _thaw(redis))):
+            began = CLOCK.monotonic()
+            await begin()
+            await running.stores_are(up=False, within=1)
+            alone = CLOCK.monotonic()
+            await asyncio.sleep(1.7)
+            assert [await replica.is_ready() for replica in running.replicas] == [True] * REPLICAS
+            degraded: dict[int, list[float]] = defaultdict(list)
+            for one in api.arrivals():
+                if one.at >= alone:
+                    degraded[one.replica].append(one.at)
+            for times in degraded.values():
+                assert early(times, INTERVAL * REPLICAS) == 0
+            assert sum(map(len, degraded.values())) >= 4
+            await end()
+            await running.stores_are(up=True, within=2)
+            back = CLOCK.monotonic()
+            await asyncio.sleep(6 * INTERVAL)
+            assert early(api.times(since=back)) == 0
+            assert len(api.times(since=back)) >= 3
+            assert len(api.times(since=began)) <= (CLOCK.monotonic() - began) / INTERVAL + REPLICAS
+        for number in range(REPLICAS):
+            assert await running.metric(number, "store_degraded_decisions_total") >= 3
+        answers = await asyncio.gather(*exports)
+        assert {answer.status for answer in answers} == {202}
+        assert each_was_sent_once(api)
+        for process in running.replicas:
+            assert len(process.logged("the store is down")) == 2
+
+
+def _freeze(redis: RedisServer) -> Any:
+    async def freeze() -> None:
+        redis.freeze()
+
+    return freeze
+
+
+def _thaw(redis: RedisServer) -> Any:
+    async def thaw() -> None:
+        redis.thaw()
+
+    return thaw
+
+
+async def test_replica_that_stood_still_does_not_use_a_turn_it_lost(tmp_path: Path) -> None:
+    """SIGSTOP, for longer than a turn lasts; the others go on meanwhile."""
+    async with cluster(tmp_path) as running:
+        api = running.api
+        await running.log_in("london")
+        exports = [
+            asyncio.ensure_future(running.export("london", f"{n % REPLICAS}.{n}"))
+            for n in range(21)
+        ]
+        await api.received(1 + 3)
+        running.replicas[0].signal(signal.SIGSTOP)
+        stopped = CLOCK.monotonic()
+        await asyncio.sleep(3.5)
+        running.replicas[0].signal(signal.SIGCONT)
+        answers = await asyncio.gather(*exports)
+        assert {answer.status for answer in answers} == {202}
+        assert early(api.times()) == 0
+        others = [one.at for one in api.arrivals() if one.replica != 0]
+        assert len([at for at in others if stopped <= at <= stopped + 3.5]) >= 3
+        assert each_was_sent_once(api)
+
+
+async def test_replica_that_ends_leaves_its_turns_to_the_others(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as running:
+        api = running.api
+        await running.log_in("london")
+        exports = [
+            asyncio.ensure_future(running.export("london", f"{n % REPLICAS}.{n}"))
+            for n in range(15)
+        ]
+        await api.received(1 + 3)
+        await running.replicas[0].stop()
+        ended = CLOCK.monotonic()
+        answers = await asyncio.gather(*exports)
+        drained = [answer for answer in answers if answer.status == 503]
+        assert all(b"draining" in answer.body for answer in drained)
+        rest = [at for at in api.times() if at >= ended]
+        assert is_paced(api.times())
+        assert rest[-1] - ended <= len(rest) * INTERVAL * 1.1
+        running.replicas = running.replicas[1:]
+
+
+async def test_outage_is_a_refusal_where_that_is_configured(tmp_path: Path) -> None:
+    async with cluster(tmp_path, replicas=2, store={"on_failure": "reject"}) as running:
+        await running.log_in("london")
+        assert (await running.export("london", "0.before")).status == 202
+        await running.redis.kill()
+        await running.stores_are(up=False, within=1)
+        answer = await running.export("london", "0.without")
+        assert answer.status == 503
+        assert json.loads(answer.body)["type"] == "urn:export-proxy:store-unavailable"
+        assert answer.values("Retry-After") == [b"1"]
+        free = await running.export("london", "0.free", "/api/v2/users/me")
+        assert free.status == 202
+        assert await running.replicas[0].is_ready()
+        assert [one.caller for one in running.api.arrivals()] == ["0.before", "0.free"]
+        await running.redis.start()
+        await running.stores_are(up=True, within=2)
+        assert (await running.export("london", "0.after")).status == 202
+
+
+async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as redis, Api() as api:
+        await redis.kill()
+        document = document_for(
+            api.url,
+            pacing={"interval": INTERVAL},
+            store={"url": redis.url, "replicas": 2},
+        )
+        async with serving(tmp_path, document) as process:
+            running = Cluster(api, redis, [process])
+            assert (await running.export("nobody", "0.1")).status == 202
+            assert await running.metric(0, "store_up") == 0
+            await redis.start()
+            await running.stores_are(up=True, within=2)
+            assert (await running.export("nobody", "0.2")).status == 202
+
+
+async def test_reload_changes_what_may_change_and_refuses_another_store(tmp_path: Path) -> None:
+    async with cluster(tmp_path, replicas=1) as running:
+        (process,) = running.replicas
+        document = document_for(
+            running.api.url,
+            pacing={"interval": INTERVAL, "max_wait": 60},
+            store={"url": running.redis.url, "replicas": 5, "on_failure": "reject"},
+        )
+        process.configure(document)
+        assert (await process.reload()).status == 200
+        await running.redis.kill()
+        await running.stores_are(up=False, within=1)
+        assert (await running.export("nobody", "0.1")).status == 503
+        document["store"]["url"] = "redis://127.0.0.1:1/0"
+        process.configure(document)
+        refused = await process.reload()
+        assert refused.status == 422
+        assert b"store.url" in refused.body
+        assert PASSWORD.encode() not in refused.body

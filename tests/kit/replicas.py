@@ -1,0 +1,166 @@
+"""Dispatchers as replicas of one proxy: one in memory, or several on one store, in real time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from proxy.clock import SystemClock
+from proxy.dispatch import Dispatcher
+from proxy.lines import Line, Slot, Ticket
+from proxy.metrics import Metrics
+from proxy.problems import Problem
+from proxy.settings import Account, Settings
+from proxy.store.connection import Connection
+from proxy.store.turns import SharedTurns
+from tests.kit.process import until
+
+CLOCK = SystemClock()
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Who sent when (monotonic seconds)."""
+
+    at: float
+    replica: int
+    caller: str
+
+
+class Replica:
+    """One dispatcher; its callers send as soon as they may and are answered at once."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        tasks: asyncio.TaskGroup,
+        sends: list[Send],
+    ) -> None:
+        self.number = number
+        self.registry = CollectorRegistry()
+        self.connection: Connection | None = None
+        self.sends = sends
+        self._tasks = tasks
+        self._settings = settings
+        self._listening: asyncio.Task[None] | None = None
+        metrics = Metrics(self.registry)
+        turns = None
+        if settings.store.url.get_secret_value() != "memory://":
+            spawn = tasks.create_task
+            self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
+            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, spawn=spawn)
+            self._listening = spawn(self.connection.run(turns))
+        self.dispatcher = Dispatcher(
+            settings, clock=CLOCK, metrics=metrics, random=lambda: 0.0, turns=turns
+        )
+
+    @property
+    def store(self) -> Connection:
+        assert self.connection is not None
+        return self.connection
+
+    @property
+    def is_shared(self) -> bool:
+        return self.dispatcher.shared.turns.spread == 1
+
+    def line(self, account: str = "london", route: str = "exports", *, paced: bool = True) -> Line:
+        return self.dispatcher.configured(account).line(route, paced=paced)
+
+    def ticket(self, cost: float = 1.0) -> Ticket:
+        return Ticket(self.dispatcher.shared.next_arrival(), cost=cost)
+
+    async def slot(self, line: Line, *, limit: float = 60.0, cost: float = 1.0) -> Slot:
+        """Wait for a slot, and keep it."""
+        ticket = self.ticket(cost)
+        line.admit(ticket, limit)
+        return await line.slot(ticket, limit)
+
+    def send(self, slot: Slot, caller: str = "") -> None:
+        now = CLOCK.monotonic()
+        self.sends.append(Send(now, self.number, caller))
+        slot.sent(now)
+
+    async def export(
+        self, line: Line, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+    ) -> Problem | None:
+        """Be one caller; the refusal, if there was one."""
+        try:
+            slot = await self.slot(line, limit=limit, cost=cost)
+        except Problem as problem:
+            return problem
+        self.send(slot, caller)
+        slot.answered()
+        return None
+
+    def caller(
+        self, line: Line, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+    ) -> asyncio.Task[Problem | None]:
+        """Have a caller come, and do not wait for it."""
+        return self._tasks.create_task(self.export(line, caller, limit=limit, cost=cost))
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"export_proxy_{name}", labels) or 0.0
+
+    async def close(self) -> None:
+        """End in order."""
+        self.dispatcher.drain()
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+            await self.store.close()
+
+
+def settings_of(url: str, *, interval: float, replicas: int = 1, **sections: Any) -> Settings:
+    document: dict[str, Any] = {
+        "upstream": {"api_url": "https://api.example", "login_url": "https://login.example"},
+        "pacing": {"interval": interval, "max_in_flight": 1000, "max_wait": 60},
+        "store": {"url": url, "replicas": replicas},
+        "accounts": [Account(name=name, client_id=f"id-of-{name}") for name in ("london", "paris")],
+    }
+    for name, section in sections.items():
+        document[name] = {**document.get(name, {}), **section}
+    return Settings.model_validate(document)
+
+
+@asynccontextmanager
+async def replicas_of(settings: Settings, count: int) -> AsyncIterator[list[Replica]]:
+    """Run so many, ready to send; `sends` is one list for all of them."""
+    sends: list[Send] = []
+    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+        replicas = [Replica(number, settings, tasks, sends) for number in range(count)]
+        for replica in replicas:
+            stack.push_async_callback(replica.close)
+            if replica.connection is not None:
+                await replica.connection.settled.wait()
+        # The first send of any line comes no earlier than one interval after the start.
+        await pause(settings.pacing.interval)
+        yield replicas
+
+
+async def pause(seconds: float) -> None:
+    await CLOCK.sleep_until(CLOCK.monotonic() + seconds)
+
+
+async def all_shared(replicas: Sequence[Replica], *, within: float = 5) -> None:
+    """Wait until all of them keep the shared pace."""
+
+    async def question() -> bool:
+        return all(replica.is_shared for replica in replicas)
+
+    await until(question, within=within)
+
+
+def gaps(times: Iterable[float]) -> list[float]:
+    """The seconds between one and the next."""
+    return [later - earlier for earlier, later in pairwise(sorted(times))]
+
+
+def early(times: Iterable[float], interval: float) -> int:
+    """How many came before their time."""
+    return sum(gap < interval - ROUNDING for gap in gaps(times))

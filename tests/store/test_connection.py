@@ -1,0 +1,217 @@
+"""The line to Redis: what it costs, how many it takes, and what callers who leave do to it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from proxy.clock import SystemClock
+from proxy.metrics import Metrics
+from proxy.settings import Store
+from proxy.store.connection import Connection
+from proxy.store.learned import Lesson, SharedTokens
+from proxy.store.turns import SharedTurns
+from tests.kit.redis import RedisServer, redis_server
+from tests.kit.replicas import Replica, pause, replicas_of, settings_of
+
+INTERVAL = 0.1
+HASH = bytes(range(32))
+
+
+@asynccontextmanager
+async def deployed(
+    folder: Path, count: int, **sections: Any
+) -> AsyncIterator[tuple[RedisServer, list[Replica]]]:
+    async with redis_server(folder) as server:
+        settings = settings_of(server.url, interval=INTERVAL, replicas=count, **sections)
+        async with replicas_of(settings, count) as replicas:
+            await server.forget_calls()
+            yield server, replicas
+
+
+@asynccontextmanager
+async def connected(server: RedisServer) -> AsyncIterator[tuple[Connection, SharedTokens]]:
+    """A connection with nothing but a table of tokens."""
+    clock = SystemClock()
+    metrics = Metrics(CollectorRegistry())
+    async with asyncio.TaskGroup() as tasks:
+        spawn: Callable[..., Any] = tasks.create_task
+        settings = Store.model_validate({"url": server.url})
+        connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
+        turns = SharedTurns(connection, clock=clock, metrics=metrics, spawn=spawn)
+        listening = tasks.create_task(connection.run(turns))
+        await connection.settled.wait()
+        yield connection, SharedTokens(connection, clock=clock, spawn=spawn)
+        listening.cancel()
+        await asyncio.wait([listening])
+        await connection.close()
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(1, 1.2), (3, 1.2)])
+async def test_send_from_a_line_takes_about_one_round_trip(
+    replicas: int, most: float, tmp_path: Path
+) -> None:
+    """A report is the next request in the same breath."""
+    async with deployed(tmp_path, replicas) as (server, running):
+        callers = [r.caller(r.line(), str(n)) for n in range(18 // replicas) for r in running]
+        await asyncio.gather(*callers)
+        assert await server.script_calls() <= 18 * most + replicas
+
+
+async def test_send_of_a_single_caller_takes_two_round_trips(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        for _ in range(6):
+            assert await here.export(here.line()) is None
+            await pause(INTERVAL)
+        assert await server.script_calls() == 12
+
+
+async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
+    """Two hundred wait in silence: the heads of the two lines may ask, and that is all."""
+    async with deployed(tmp_path, 2, pacing={"max_queue": 1000}) as (server, (here, there)):
+        slot = await here.slot(here.line())
+        here.send(slot)
+        slot.refused(2.0)
+        slot.close()
+        callers = [r.caller(r.line(), str(n)) for n in range(100) for r in (here, there)]
+        await pause(0.3)
+        await server.forget_calls()
+        await pause(1.2)
+        assert await server.script_calls() <= 2
+        for caller in callers:
+            caller.cancel()
+
+
+async def test_thousand_lines_take_few_connections_and_all_get_their_turn(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        lines = [
+            here.dispatcher.unidentified(b"%d" % n).line("exports", paced=True) for n in range(1000)
+        ]
+        assert await asyncio.gather(*map(here.export, lines)) == [None] * 1000
+        assert here.is_shared
+        clients = await server.client.info("clients")
+        assert clients["connected_clients"] <= 8 + 1 + 1  # its own, its ear, and the test's
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        assert await here.export(here.line()) is None
+        await server.client.script_flush()
+        assert await here.export(here.line()) is None
+        assert here.is_shared
+
+
+async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path) -> None:
+    """A thousand of them, each cancelled at another moment of a command under way."""
+    async with redis_server(tmp_path) as server, connected(server) as (_, tokens):
+        for number in range(10):
+            token_hash = bytes([number]) * 32
+            await tokens.remember(Lesson(token_hash, f"account-{number}", 600, None))
+        before = (await server.client.info("stats"))["total_connections_received"]
+        for turn in range(1000):
+            recalling = asyncio.get_running_loop().create_task(
+                tokens.recall(bytes([turn % 10]) * 32)
+            )
+            for _ in range(turn % 7):
+                await asyncio.sleep(0)  # noqa: TID251 -- yields
+            recalling.cancel()
+            await asyncio.wait([recalling])
+            if turn % 10 == 0:
+                number = turn // 10 % 10
+                entry = await tokens.recall(bytes([number]) * 32)
+                assert entry is not None
+                assert entry.account_id == f"account-{number}"
+        after = (await server.client.info("stats"))["total_connections_received"]
+        assert after - before <= 8  # nor does it cost a connection
+
+
+async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 2) as (_, (here, there)):
+        for turn in range(300):
+            caller = here.caller(here.line())
+            for _ in range(turn % 9):
+                await asyncio.sleep(0)  # noqa: TID251 -- yields
+            caller.cancel()
+            await asyncio.wait([caller])
+        await pause(INTERVAL)
+        assert await there.export(there.line(), limit=INTERVAL) is None
+        assert await here.export(here.line(), limit=2 * INTERVAL) is None
+
+
+async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        assert await here.export(here.line()) is None
+        stranger = here.dispatcher.unidentified(HASH)
+        slot = await here.slot(stranger.line("exports", paced=True))
+        here.send(slot)
+        slot.refused(5.0)
+        slot.close()
+        await pause(0.05)
+        held = await server.everything()
+        keys = [key for key in held if "rehearsal" not in key]
+        assert len(keys) == 2
+        for key in keys:
+            assert re.fullmatch(r"export-proxy:\{(token-)?[0-9a-f]{32}\}", key)
+            assert 0 < await server.client.ttl(key) <= 700
+        text = repr(held)
+        for secret in ("id-of-london", "london", HASH.hex()[:32]):
+            assert secret not in text
+
+
+async def test_password_is_told_to_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "s3cret-of-the-store"
+    async with redis_server(tmp_path, password=secret) as server:
+        settings = settings_of(server.url, interval=INTERVAL)
+        async with replicas_of(settings, 1) as (here,):
+            await server.kill()
+            await here.export(here.line())
+            told = [
+                repr(here.connection),
+                repr(here.store.settings),
+                repr(here.store.redis),
+                repr(here.dispatcher.shared.turns),
+                generate_latest(here.registry).decode(),
+            ]
+    captured = capfd.readouterr()
+    assert "the store is down" in captured.out
+    assert secret not in "".join([*told, captured.out, captured.err])
+
+
+async def test_wrong_password_is_a_store_that_is_down(tmp_path: Path) -> None:
+    async with redis_server(tmp_path, password="right") as server:
+        url = server.url.replace("right", "wrong")
+        async with replicas_of(settings_of(url, interval=INTERVAL, replicas=2), 1) as (here,):
+            assert not here.is_shared
+            assert await here.export(here.line()) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "tls"),
+    [
+        ("redis://h:1/2", "h", 1, False),
+        ("rediss://user:pw@h:6380/2", "h", 6380, True),
+    ],
+)
+async def test_url_says_where_and_how(url: str, host: str, port: int, *, tls: bool) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        connection = Connection(
+            Store.model_validate({"url": url}),
+            clock=SystemClock(),
+            metrics=Metrics(CollectorRegistry()),
+            spawn=tasks.create_task,
+        )
+        pool: Any = connection.redis.connection_pool
+        made = pool.make_connection()
+        assert (made.host, made.port, made.db) == (host, port, 2)
+        assert type(made).__name__ == ("SSLConnection" if tls else "Connection")
+        if tls:
+            assert made.ssl_context.check_hostname
+            assert made.ssl_context.cert_reqs.name == "CERT_REQUIRED"
+        await connection.close()

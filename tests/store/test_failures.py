@@ -1,0 +1,345 @@
+"""Replicas and a Redis in trouble: a rate while it is away, one early send at most, no hang."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.problems import Problem
+from tests.kit.fault_proxy import Delay, FaultProxy, Pass
+from tests.kit.process import until
+from tests.kit.redis import RedisServer, redis_server
+from tests.kit.replicas import (
+    CLOCK,
+    ROUNDING,
+    Replica,
+    all_shared,
+    early,
+    pause,
+    replicas_of,
+    settings_of,
+)
+
+INTERVAL = 0.15
+REPLICAS = 3
+TIMEOUT = 0.2
+SLACK = 0.1  # of a busy machine, where a promise is about a wait
+KEY_OF_LONDON = "export-proxy:{*}"
+
+Fault = Callable[[RedisServer], Awaitable[None]]
+
+
+@asynccontextmanager
+async def deployed(
+    folder: Path, interval: float = INTERVAL, **sections: Any
+) -> AsyncIterator[tuple[RedisServer, list[Replica]]]:
+    async with redis_server(folder, password="not-to-be-seen") as server:
+        settings = settings_of(server.url, interval=interval, replicas=REPLICAS, **sections)
+        async with replicas_of(settings, REPLICAS) as replicas:
+            yield server, replicas
+
+
+def crowd(replicas: list[Replica], each: int) -> list[asyncio.Task[Problem | None]]:
+    return [
+        replica.caller(replica.line(), f"{replica.number}-{number}")
+        for number in range(each)
+        for replica in replicas
+    ]
+
+
+def leave(callers: list[asyncio.Task[Problem | None]]) -> None:
+    for caller in callers:
+        caller.cancel()
+
+
+def times(replicas: list[Replica], since: float = 0, to: float = 1e12) -> list[float]:
+    return [send.at for send in replicas[0].sends if since <= send.at <= to]
+
+
+def nothing_was_sent_twice(replicas: list[Replica]) -> bool:
+    callers = [send.caller for send in replicas[0].sends]
+    return len(set(callers)) == len(callers)
+
+
+async def are_alone(replicas: list[Replica]) -> None:
+    async def question() -> bool:
+        return not any(replica.is_shared for replica in replicas)
+
+    await until(question, within=5)
+
+
+async def killed(server: RedisServer) -> None:
+    await server.kill()
+
+
+async def frozen(server: RedisServer) -> None:
+    server.freeze()
+
+
+async def restarted(server: RedisServer) -> None:
+    await server.start()
+
+
+async def thawed(server: RedisServer) -> None:
+    server.thaw()
+
+
+@pytest.mark.parametrize(("begins", "ends"), [(killed, restarted), (frozen, thawed)])
+async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
+    begins: Fault, ends: Fault, tmp_path: Path
+) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        callers = crowd(replicas, 40)
+        await pause(5 * INTERVAL)
+        began = CLOCK.monotonic()
+        await begins(server)
+        await are_alone(replicas)
+        alone = CLOCK.monotonic()
+        assert alone - began <= 0.5 + TIMEOUT + SLACK  # quiet, then no sign of life
+        await pause(1.6)
+        assert [replica.counted("store_up") for replica in replicas] == [0.0] * REPLICAS
+        joined: list[float] = []
+        for replica in replicas:
+            replica.store.came_back.append(lambda: joined.append(CLOCK.monotonic()))
+        await ends(server)
+        await all_shared(replicas, within=2)
+        returned = CLOCK.monotonic()
+        await pause(6 * INTERVAL)
+        leave(callers)
+        sends = replicas[0].sends
+        for replica in replicas:
+            own = [s.at for s in sends if s.replica == replica.number and s.at <= returned]
+            degraded = [at for at in own if at >= alone]
+            before = [at for at in own if at < alone][-1:]
+            assert early(before + degraded, INTERVAL * REPLICAS) == 0
+            assert len(degraded) >= 3
+            assert replica.counted("store_degraded_decisions_total") >= 3
+            assert replica.counted("store_up") == 1.0
+        # No burst on return: nobody sends for an interval, and then one at a time.
+        assert min(times(replicas, min(joined))) >= min(joined) + INTERVAL - ROUNDING
+        assert early(times(replicas, returned), INTERVAL) == 0
+        assert len(times(replicas, returned)) >= 3
+        # And never faster than the shared pace on the way.
+        assert len(times(replicas, began, returned)) <= (returned - began) / INTERVAL + REPLICAS
+        assert nothing_was_sent_twice(replicas)
+
+
+async def flushed(server: RedisServer) -> None:
+    await server.flush()
+
+
+async def without_scripts(server: RedisServer) -> None:
+    await server.client.script_flush()
+
+
+async def of_another_type(server: RedisServer) -> None:
+    async for key in server.client.scan_iter(match=KEY_OF_LONDON):
+        await server.client.set(key, "somebody else's")
+
+
+async def an_hour_ahead(server: RedisServer) -> None:
+    await server.jump_clock(3600)
+
+
+async def an_hour_back(server: RedisServer) -> None:
+    await server.jump_clock(-3600)
+
+
+@pytest.mark.parametrize(
+    "fault", [flushed, without_scripts, of_another_type, an_hour_ahead, an_hour_back]
+)
+async def test_what_befalls_the_state_costs_one_early_send_at_most(
+    fault: Fault, tmp_path: Path
+) -> None:
+    """Whatever moment it hits; and the line goes on at its pace."""
+    async with deployed(tmp_path) as (server, replicas):
+        callers = crowd(replicas, 40)
+        await pause(4.1 * INTERVAL)
+        for part in (0.2, 0.5):
+            await pause(part * INTERVAL)
+            began = CLOCK.monotonic()
+            await fault(server)
+            await pause(5 * INTERVAL)
+            assert early(times(replicas, began - INTERVAL), INTERVAL) <= 1
+            assert len(times(replicas, began)) >= 3
+        leave(callers)
+        assert all(replica.is_shared for replica in replicas)
+        assert nothing_was_sent_twice(replicas)
+
+
+@pytest.mark.parametrize("fault", [flushed, of_another_type, an_hour_ahead])
+async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
+    fault: Fault, tmp_path: Path
+) -> None:
+    """The replica with the turn is told before it uses it; what happened is counted."""
+    async with deployed(tmp_path, interval=0.4) as (server, replicas):
+        busy, idle = replicas[0], replicas[1]
+        callers = crowd([busy], 8)
+        await pause(0.6)
+        await fault(server)
+        assert await idle.export(idle.line(), "newcomer") is None
+        await asyncio.sleep(1.3)  # noqa: TID251 -- a while of sends
+        leave(callers)
+        assert early(times(replicas), 0.4) <= 1
+        assert len(times(replicas)) >= 4
+        if fault is not an_hour_ahead:
+            assert busy.counted("store_degraded_decisions_total") == 1.0
+
+
+@pytest.mark.parametrize("fault", [killed, frozen])
+async def test_caller_waits_for_a_store_that_does_not_answer_once_and_briefly(
+    fault: Fault, tmp_path: Path
+) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        here = replicas[0]
+        await fault(server)
+        begun = CLOCK.monotonic()
+        assert await here.export(here.line()) is None
+        assert CLOCK.monotonic() - begun <= TIMEOUT + SLACK
+        begun = CLOCK.monotonic()
+        assert await here.export(here.line("paris")) is None
+        assert CLOCK.monotonic() - begun <= 0.05
+
+
+async def test_store_that_stands_still_is_noticed_without_any_traffic(tmp_path: Path) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        begun = CLOCK.monotonic()
+        server.freeze()
+        await are_alone(replicas)
+        assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK
+        server.thaw()
+        await all_shared(replicas, within=2)
+
+
+async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
+    """Words and answers come by two connections; only their stamps tell which is the newer."""
+    async with deployed(tmp_path) as (server, replicas):
+        here, there = replicas[0], replicas[1]
+        ear = server.client.pubsub()
+        await ear.psubscribe("export-proxy:*")
+        slot = await there.slot(there.line())
+        waiting = here.caller(here.line())
+        await pause(0.02)
+        there.send(slot)
+        slot.answered()
+        assert await waiting is None
+        words = []
+        while message := await ear.get_message(timeout=0.1):
+            if message["type"] == "pmessage" and message["data"].startswith(b"turn "):
+                words.append((message["channel"], message["data"]))
+        await ear.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        assert len(words) == 1
+        slot = await there.slot(there.line())
+        waiting = here.caller(here.line())
+        await pause(0.02)
+        await server.client.publish(*words[0])
+        await pause(3 * INTERVAL)
+        assert not waiting.done()
+        slot.close()
+        assert await waiting is None
+
+
+async def test_store_that_is_slow_is_down_and_one_that_is_not_quite_so_slow_is_not(
+    tmp_path: Path,
+) -> None:
+    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
+        url = f"redis://127.0.0.1:{line.port}/0"
+        async with replicas_of(settings_of(url, interval=0.3, replicas=REPLICAS), 2) as replicas:
+            line.mode = Delay(0.03)
+            callers = crowd(replicas, 5)
+            await pause(1.0)
+            assert all(replica.is_shared for replica in replicas)
+            line.mode = Delay(0.15)
+            await are_alone(replicas)
+            line.mode = Pass()
+            await all_shared(replicas, within=2.5)
+            assert await asyncio.gather(*callers) == [None] * 10
+            assert nothing_was_sent_twice(replicas)
+
+
+async def test_without_the_store_everybody_is_refused_if_so_configured(tmp_path: Path) -> None:
+    """Also those who wait already; what is not paced goes on."""
+    async with deployed(tmp_path, interval=0.4, store={"on_failure": "reject"}) as (
+        server,
+        replicas,
+    ):
+        callers = crowd(replicas, 3)
+        await pause(0.6)
+        await server.kill()
+        await are_alone(replicas)
+        sent = len(times(replicas))
+        answers = await asyncio.gather(*callers)
+        refused = [answer for answer in answers if answer is not None]
+        assert len(refused) == len(callers) - sent
+        here = replicas[0]
+        newcomer = await here.export(here.line())
+        assert newcomer is not None
+        assert {problem.name for problem in [*refused, newcomer]} == {"store-unavailable"}
+        assert newcomer.response("id").headers["Retry-After"] == "1"
+        assert await here.export(here.line(route="api", paced=False)) is None
+        assert len(times(replicas)) == sent + 1
+        await server.start()
+        await all_shared(replicas, within=2.5)
+        assert await here.export(here.line()) is None
+
+
+async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_path: Path) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        here, there = replicas[0], replicas[1]
+        await server.kill()
+        await are_alone(replicas)
+        slot = await here.slot(here.line())
+        here.send(slot)
+        begun = CLOCK.monotonic()
+        slot.refused(3.0)
+        slot.close()
+        await server.start()
+        await all_shared(replicas, within=2.5)
+        assert await there.export(there.line()) is None
+        assert CLOCK.monotonic() >= begun + 3.0 - 0.01
+
+
+async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
+    tmp_path: Path,
+) -> None:
+    """On a route that is not paced, too: it asks before its first send there."""
+    async with deployed(tmp_path) as (_, replicas):
+        here, there = replicas[0], replicas[1]
+        slot = await here.slot(here.line(route="api", paced=False))
+        here.send(slot)
+        begun = CLOCK.monotonic()
+        slot.refused(0.5)
+        slot.close()
+        await pause(0.05)
+        assert await there.export(there.line(route="api", paced=False)) is None
+        assert CLOCK.monotonic() >= begun + 0.5 - 0.01
+
+
+async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> None:
+    """The command is carried out when Redis goes on; nobody wants that turn any more."""
+    async with deployed(tmp_path, interval=0.3) as (server, replicas):
+        here, there = replicas[0], replicas[1]
+        server.freeze()
+        assert await here.export(here.line()) is None
+        await are_alone(replicas)
+        # So that it goes on shortly before they look, and that turn would last for long after.
+        await pause(0.8 - CLOCK.wall() % 1.0 + (CLOCK.wall() % 1.0 > 0.8))
+        server.thaw()
+        await all_shared(replicas, within=2.5)
+        begun = CLOCK.monotonic()
+        for _ in range(3):
+            assert await there.export(there.line()) is None
+        assert CLOCK.monotonic() - begun <= 0.3 * (3 + 1)  # the distance after the return included
+
+
+async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        here = replicas[0]
+        await server.kill()
+        await are_alone(replicas)
+        assert here.dispatcher.shared.turns.spread == REPLICAS
+        here.store.settings = here.store.settings.model_copy(update={"replicas": 5})
+        assert here.dispatcher.shared.turns.spread == 5

@@ -1,0 +1,265 @@
+"""turn.lua on a real Redis: whose turn it is, whatever happens to replicas, keys and clocks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis.asyncio.client import PubSub
+
+from tests.kit.redis import RedisServer, redis_server
+from tests.kit.replicas import pause
+
+TURN = files("proxy.store").joinpath("turn.lua").read_text()
+KEY = "export-proxy:{account}"
+MS = 1_000  # microseconds
+SECOND = 1_000_000
+INTERVAL = 500 * MS
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    mine: bool
+    wait: int  # microseconds
+    wanting: int
+    ahead: int
+    hold: int
+
+
+class Store:
+    """A Redis with some replicas that listen to it."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self._script = server.client.register_script(TURN)
+        self._ears: dict[str, PubSub] = {}
+
+    async def listen(self, *names: str) -> None:
+        for name in names:
+            ear = self._ears[name] = self.server.client.pubsub()
+            await ear.subscribe("p:" + name)
+            await ear.get_message(timeout=1)
+
+    async def leave_without_a_word(self, name: str) -> None:
+        await cast("Any", self._ears.pop(name)).aclose()
+
+    async def heard(self, name: str) -> list[str]:
+        """What was said there, without the stamps."""
+        words = []
+        while message := await self._ears[name].get_message(timeout=0.05):
+            words.append(message["data"].decode())
+        return words
+
+    async def say(  # noqa: PLR0913 -- the script's arguments
+        self,
+        op: str,
+        who: str,
+        *,
+        span: int = 0,
+        again: bool = False,
+        lease: int = 2 * SECOND,
+        route: str = "exports",
+        ttl: int = 60_000,
+    ) -> Standing:
+        arguments: list[Any] = [op, route, who, span, INTERVAL, lease, int(again), "p:", ttl]
+        answer: Sequence[Any] = await self._script(keys=[KEY], args=arguments)
+        mine, wait, wanting, ahead, hold = map(int, answer[:5])
+        return Standing(bool(mine), wait, wanting, ahead, hold)
+
+    async def set(self, fields: dict[str, str]) -> None:
+        await cast("Any", self.server.client).hset(KEY, mapping=fields)
+
+    async def get(self, field: str) -> str:
+        return str((await cast("Any", self.server.client.hget(KEY, field))).decode())
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with redis_server(tmp_path) as server:
+        store = Store(server)
+        await store.listen("a", "b", "c", "all")
+        yield store
+        for name in ("a", "b", "c", "all"):
+            if name in store._ears:  # noqa: SLF001 -- its own
+                await store.leave_without_a_word(name)
+
+
+async def test_turns_go_round_in_the_order_of_asking(store: Store) -> None:
+    assert await store.say("ask", "a") == Standing(mine=True, wait=0, wanting=1, ahead=0, hold=0)
+    assert (await store.say("ask", "b")).ahead == 1
+    third = await store.say("ask", "c")
+    assert (third.mine, third.wanting, third.ahead) == (False, 3, 2)
+    for sender, next_one in ("ab", "bc", "ca", "ab"):
+        standing = await store.say("sent", sender, span=INTERVAL, again=True)
+        assert (standing.mine, standing.ahead) == (False, 2)
+        assert await store.get("holder:exports") == next_one
+        (word,) = [w for w in await store.heard(next_one) if w.startswith("turn ")]
+        kind, key, route, _, _, wait = word.split(" ")
+        assert (kind, key, route) == ("turn", KEY, "exports")
+        assert INTERVAL - 50 * MS <= int(wait) <= INTERVAL
+
+
+async def test_lone_sender_keeps_the_turn(store: Store) -> None:
+    await store.say("ask", "a")
+    standing = await store.say("sent", "a", span=INTERVAL, again=True)
+    assert (standing.mine, standing.wanting) == (True, 1)
+    assert INTERVAL - 50 * MS <= standing.wait <= INTERVAL
+
+
+async def test_who_asks_again_keeps_the_place(store: Store) -> None:
+    for who in "abc":
+        await store.say("ask", who)
+    assert (await store.say("ask", "b")).ahead == 1
+    assert (await store.say("ask", "a")).mine
+
+
+async def test_unused_turn_goes_on_at_once(store: Store) -> None:
+    for who in "abc":
+        await store.say("ask", who)
+    await store.say("leave", "b")
+    await store.say("leave", "a")
+    assert (await store.say("ask", "c")).mine
+    assert (await store.say("leave", "c")).wanting == 0
+
+
+async def test_routes_have_lines_of_their_own_and_share_the_hold(store: Store) -> None:
+    assert (await store.say("ask", "a")).mine
+    assert (await store.say("ask", "b", route="jobs")).mine
+    await store.say("hold", "a", span=2 * SECOND)
+    for route in ("exports", "jobs"):
+        standing = await store.say("ask", "c", route=route)
+        assert 1.9 * SECOND < standing.wait <= 2 * SECOND
+        assert 1.9 * SECOND < standing.hold <= 2 * SECOND
+
+
+async def test_hold_is_told_to_all_and_never_shortened(store: Store) -> None:
+    await store.say("hold", "a", span=5 * SECOND)
+    standing = await store.say("hold", "b", span=SECOND)
+    assert 4.9 * SECOND < standing.hold <= 5 * SECOND
+    first, second = await store.heard("all")
+    assert first.split(" ")[:3] == ["hold", "a", KEY]
+    assert 4.9 * SECOND < int(second.split(" ")[3]) <= 5 * SECOND
+    assert 4.9 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
+
+
+async def test_turn_under_a_hold_lasts_beyond_it(store: Store) -> None:
+    """A lease begins when the turn can be used."""
+    await store.say("hold", "b", span=300 * MS)
+    await store.say("ask", "a", lease=200 * MS)
+    await store.say("ask", "b", lease=200 * MS)
+    await pause(0.4)
+    assert not (await store.say("ask", "b", lease=200 * MS)).mine
+    await pause(0.2)
+    assert (await store.say("ask", "b", lease=200 * MS)).mine
+
+
+async def test_turn_of_a_dead_replica_runs_out_and_its_last_send_is_allowed_for(
+    store: Store,
+) -> None:
+    await store.say("ask", "a", lease=100 * MS)
+    await store.say("ask", "b", lease=100 * MS)
+    await pause(0.15)
+    standing = await store.say("ask", "b", lease=100 * MS)
+    assert standing.mine
+    assert INTERVAL - 100 * MS <= standing.wait <= INTERVAL  # it may have sent at the last moment
+    (word,) = await store.heard("a")
+    assert word.startswith(f"over {KEY} exports ")
+
+
+async def test_turn_that_is_asked_for_again_does_not_run_out(store: Store) -> None:
+    await store.say("ask", "a", lease=150 * MS)
+    await store.say("ask", "b", lease=150 * MS)
+    for _ in range(3):
+        await pause(0.1)
+        assert (await store.say("ask", "a", lease=150 * MS)).mine
+    assert not (await store.say("ask", "b", lease=150 * MS)).mine
+
+
+async def test_replica_that_no_longer_listens_is_passed_over(store: Store) -> None:
+    for who in "abc":
+        await store.say("ask", who)
+    await store.leave_without_a_word("b")
+    await asyncio.sleep(0)  # noqa: TID251 -- its connection is closed by then
+    await store.say("sent", "a", span=INTERVAL)
+    assert await store.get("holder:exports") == "c"
+
+
+async def test_send_out_of_turn_moves_the_holder_s_moment(store: Store) -> None:
+    await store.say("ask", "a")
+    await store.say("sent", "b", span=INTERVAL)
+    (word,) = await store.heard("a")
+    assert word.startswith(f"turn {KEY} exports ")
+    assert INTERVAL - 50 * MS <= int(word.split(" ")[5]) <= INTERVAL
+    assert (await store.say("ask", "a")).wait > 0
+
+
+async def test_state_that_is_found_missing_is_told_to_all_once(store: Store) -> None:
+    await store.say("ask", "a")
+    await store.say("ask", "b")
+    await store.server.flush()
+    await store.say("ask", "b")
+    await store.say("ask", "a")
+    lost = [word.split(" ")[:4] for word in await store.heard("all")]
+    assert lost == [["lost", "a", KEY, "exports"], ["lost", "b", KEY, "exports"]]
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
+    """At the worst a line waits for one span more than it was to."""
+    await store.say("hold", "a", span=200 * MS)
+    await store.say("ask", "a")
+    await store.say("sent", "a", span=INTERVAL, again=True)
+    await store.say("ask", "b")
+    await store.server.jump_clock(jump)
+    standing = await store.say("ask", "a")
+    assert standing.wait <= INTERVAL
+    await pause(0.25)
+    assert (await store.say("look", "a")).hold == 0
+    await pause(0.3)
+    assert (await store.say("ask", "a")).wait == 0
+
+
+@pytest.mark.parametrize("make", ["set", "list", "string", "garbage"])
+async def test_key_that_somebody_else_wrote_stops_no_line(store: Store, make: str) -> None:
+    client = store.server.client
+    match make:
+        case "set":
+            await cast("Any", client.sadd(KEY, "x"))
+        case "list":
+            await cast("Any", client.rpush(KEY, "x"))
+        case "string":
+            await client.set(KEY, "x")
+        case _:
+            await store.set(
+                {
+                    "due:exports": "nan",
+                    "due:exports_span": "inf",
+                    "until:exports": "-1",
+                    "hold": "9" * 400,
+                    "hold_span": "1e300",
+                    "born": "x",
+                    "count": "x",
+                    "queue:exports": ",,,",
+                }
+            )
+    standing = await store.say("ask", "a")
+    assert (standing.mine, standing.wait, standing.hold) == (True, 0, 0)
+
+
+async def test_state_outlives_what_it_says_and_not_for_long(store: Store) -> None:
+    await store.say("ask", "a", ttl=10_000)
+    assert 11_000 < await store.server.client.pttl(KEY) <= 12_000  # a lease of 2 s
+    await store.say("hold", "a", span=60 * SECOND, ttl=10_000)
+    assert 69_000 < await store.server.client.pttl(KEY) <= 70_000
+    await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
+    assert 109_000 < await store.server.client.pttl(KEY) <= 110_000
+
+
+async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> None:
+    for who in "abc":
+        await store.say("ask", who)
+    await store.say("hold", "a", span=SECOND)
+    assert list(await store.server.everything()) == [KEY]

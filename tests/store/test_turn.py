@@ -1,0 +1,21 @@
+"""A turn as a value: from when until when."""
+
+from math import inf
+
+import pytest
+
+from proxy.store import FREE, NOT_OURS, Turn
+
+
+@pytest.mark.parametrize(
+    ("turn", "now", "opens"),
+    [
+        (Turn(10.0, 12.0), 9.0, 10.0),
+        (Turn(10.0, 12.0), 12.0, 10.0),
+        (Turn(10.0, 12.0), 12.1, inf),
+        (FREE, 1e9, -inf),
+        (NOT_OURS, 0.0, inf),
+    ],
+)
+def test_turn_may_be_used_until_it_has_run_out(turn: Turn, now: float, opens: float) -> None:
+    assert turn.opens(now) == opens
