@@ -1,0 +1,154 @@
+"""How exact the pace is under load, and what those who wait cost."""
+
+import asyncio
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from math import inf
+from pathlib import Path
+
+from bench.findings import Finding
+from bench.processes import Proxy, Server, api, ask, bare, calling, proxy
+
+_INTERVAL = 0.5
+_PATIENT = {"max_wait": 3600.0}
+_BUCKET = re.compile(
+    r'^export_proxy_send_lateness_seconds_bucket\{.*le="([^"]+)".*\} (\S+)$', re.MULTILINE
+)
+_EARLY = re.compile(r"^export_proxy_early_sends_total\{.*\} (\S+)$", re.MULTILINE)
+Buckets = Mapping[float, float]
+
+
+async def exactness(accounts: int = 500, seconds: float = 30) -> Sequence[Finding]:
+    """Have two callers of each of 500 accounts ask all the time, for 1,000 sends a second."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        upstream = await stack.enter_async_context(api())
+        server = await stack.enter_async_context(proxy(folder, upstream, pacing=_PATIENT))
+        callers = await stack.enter_async_context(
+            calling(
+                server,
+                "steady",
+                accounts=accounts,
+                callers=2,
+                spread=2 * _INTERVAL,
+                seconds=seconds + 6,
+            )
+        )
+        await asyncio.sleep(4)
+        late_before = await _lateness(server)
+        await ask(upstream, "/control/stamp")
+        await asyncio.sleep(seconds)
+        stamps = (await ask(upstream, "/control/report")).values()
+        late = _between(late_before, await _lateness(server))
+        early = _early(await server.metrics())
+        statuses = (await callers.result())["statuses"]
+    sent = sum(len(times) - 1 for times in stamps)
+    paced = sum((times[-1] - times[0]) / _INTERVAL for times in stamps)
+    details = {"statuses": statuses, "sent": sent, "late": {str(k): v for k, v in late.items()}}
+
+    def finding(what: str, value: float, target: float, *, at_least: bool = False) -> Finding:
+        return Finding(
+            scenario="exactness",
+            what=what,
+            value=value,
+            target=target,
+            at_least=at_least,
+            details=details,
+        )
+
+    return [
+        finding("early sends", early, 0),
+        finding("refused callers", sum(statuses.values()) - statuses["200"], 0),
+        finding("lateness p50, ms", 1000 * _quantile(late, 0.5), 1),
+        finding("lateness p99, ms", 1000 * _quantile(late, 0.99), 10),
+        finding("goodput / pace", sent / paced, 0.995, at_least=True),
+    ]
+
+
+async def memory(callers: int = 10_000) -> Sequence[Finding]:
+    """Let 10,000 callers wait: what each takes, and whether the sends of others become late."""
+    return [await _memory_of(callers), await _lateness_beside(callers)]
+
+
+async def _memory_of(callers: int) -> Finding:
+    sizes: dict[str, float] = {}
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        upstream = await stack.enter_async_context(api())
+        servers: dict[str, Server] = {
+            "bare": await stack.enter_async_context(bare(None)),
+            "ours": await stack.enter_async_context(
+                # A pace at which nobody is sent while this is measured.
+                proxy(folder, upstream, pacing={"interval": 3600, "max_wait": 1e9})
+            ),
+        }
+        for name, server in servers.items():
+            before = server.memory()
+            async with calling(server, "hold", accounts=callers // 100, callers=100, seconds=60):
+                await asyncio.sleep(1)
+                sizes[name] = (server.memory() - before) / callers
+            await asyncio.sleep(1)
+    return Finding(
+        scenario="memory",
+        what="bytes of a waiting caller / in a handler that only waits",
+        value=sizes["ours"] / sizes["bare"],
+        target=1.25,
+        details=sizes,
+    )
+
+
+async def _lateness_beside(callers: int, seconds: float = 15) -> Finding:
+    accounts = callers // 100
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        upstream = await stack.enter_async_context(api())
+        server = await stack.enter_async_context(proxy(folder, upstream, pacing=_PATIENT))
+        await stack.enter_async_context(
+            calling(
+                server, "steady", accounts=accounts, callers=100, spread=5, seconds=seconds + 30
+            )
+        )
+        await asyncio.sleep(10)
+        before = await _lateness(server)
+        await asyncio.sleep(seconds)
+        late = _between(before, await _lateness(server))
+    return Finding(
+        scenario="memory",
+        what="lateness p99 beside 10,000 who wait, ms",
+        value=1000 * _quantile(late, 0.99),
+        target=20,
+        details={"late": {str(bound): count for bound, count in late.items()}},
+    )
+
+
+async def _lateness(server: Proxy) -> Buckets:
+    """Return how many sends were late by at most so many seconds."""
+    buckets: defaultdict[float, float] = defaultdict(float)
+    for bound, count in _BUCKET.findall(await server.metrics()):
+        buckets[float(bound)] += float(count)
+    return buckets
+
+
+def _between(before: Buckets, after: Buckets) -> Buckets:
+    return {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
+
+
+def _early(metrics: str) -> float:
+    counts = _EARLY.findall(metrics)
+    assert counts
+    return sum(map(float, counts))
+
+
+def _quantile(buckets: Buckets, share: float) -> float:
+    """Return a quantile as Prometheus does: linear within a bucket."""
+    wanted = share * max(buckets.values())
+    low, below = 0.0, 0.0
+    for bound, count in sorted(buckets.items()):
+        if count >= wanted:
+            part = (wanted - below) / (count - below) if count > below else 1.0
+            return low + (bound - low) * part if bound < inf else inf
+        low, below = bound, count
+    return inf
