@@ -25,7 +25,7 @@ from proxy.clock import Clock
 from proxy.settings import Log
 
 _WAITING_LINES: Final = 10_000
-_REPEATS_PER_SECOND: Final = 5
+_REPEATS_PER_SECOND: Final = 3
 _FLUSH_SECONDS: Final = 1.0
 _INFORMATIVE: Final = frozenset({"debug", "info"})
 

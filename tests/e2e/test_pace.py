@@ -35,6 +35,7 @@ from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import RawUpstream, Reply, free_port
 
+pytestmark = pytest.mark.alone
 EXPORTS = "/api/v2/recordings/exports"
 INTERVAL = 0.5
 TOLERANCE = 0.020
