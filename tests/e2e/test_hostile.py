@@ -223,4 +223,4 @@ async def test_a_costly_token_costs_next_to_nothing(name: str, keys: tokens.Keys
             begun = loop.time()
             await call_with(proxy, token)
             times.append(loop.time() - begun)
-    assert min(times) < 0.02
+    assert min(times) < 0.05

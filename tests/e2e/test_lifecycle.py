@@ -629,6 +629,8 @@ from proxy.cli import main
 from proxy.clock import SystemClock
 from proxy import cli, lines
 
+pytestmark = pytest.mark.alone
+
 class Forgetful(SystemClock):
     is_forgetting = False
 

@@ -21,6 +21,8 @@ from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, Step
 
+pytestmark = pytest.mark.alone
+
 EXPORTS = "/api/v2/recordings/exports"
 UNPACED = "/api/v2/users/me"
 ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')

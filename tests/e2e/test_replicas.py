@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from proxy.clock import SystemClock
 from proxy.simulator.ledger import furthest_ahead
 from tests.kit.client import RawConnection, Response, parse_response
@@ -22,6 +24,8 @@ from tests.kit.listener import HOST
 from tests.kit.process import Process, document_for, serving, until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
+
+pytestmark = pytest.mark.alone
 
 INTERVAL = 0.25
 REPLICAS = 3

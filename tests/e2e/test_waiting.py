@@ -7,11 +7,15 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
+
 from proxy.app import Running
 from tests.kit.client import Response, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, Step
+
+pytestmark = pytest.mark.alone
 
 EXPORTS = "/api/v2/recordings/exports"
 UNPACED = "/api/v2/users/me"

@@ -23,6 +23,8 @@ from tests.kit.replicas import (
     settings_of,
 )
 
+pytestmark = pytest.mark.alone
+
 INTERVAL = 0.15
 REPLICAS = 3
 TIMEOUT = 0.2
