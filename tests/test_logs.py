@@ -250,7 +250,7 @@ async def test_a_library_that_repeats_itself_leaves_room_for_others(pipe: Pipe) 
 
 @contextmanager
 def drained_later(pipe: Pipe) -> Iterator[list[bytes]]:
-    """Read the pipe from another thread, once the block ends."""
+    """Read the pipe from another thread, once the block ends, until nothing more comes."""
     parts: list[bytes] = []
 
     def read() -> None:
@@ -260,7 +260,10 @@ def drained_later(pipe: Pipe) -> Iterator[list[bytes]]:
     thread = threading.Thread(target=read)
     yield parts
     thread.start()
-    thread.join(0.5)
+    seen = -1
+    while seen < len(parts):  # for as long as something still comes
+        seen = len(parts)
+        thread.join(1.0)
     pipe.close_writing()
     thread.join()
 
