@@ -7,9 +7,10 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -180,7 +181,8 @@ async def _module(name: str, *arguments: str, core: int | None) -> AsyncIterator
 
 async def _end(child: asyncio.subprocess.Process) -> None:
     if child.returncode is None:
-        child.terminate()
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)  # terminate() would reap it before the loop does
     await child.wait()
 
 
