@@ -20,9 +20,10 @@ from proxy.clock import Clock
 from proxy.credentials import SecretUnreadableError
 from proxy.dispatch import Dispatcher, account_id
 from proxy.learned import LearnedTokens, hash_token
-from proxy.lines import Account
+from proxy.lines import Account, store_unavailable
 from proxy.problems import Problem, unauthenticated
 from proxy.settings import Settings
+from proxy.store.connection import StoreDown
 from proxy.store.learned import SharedTokens
 from proxy.tokens import AccountToken
 from proxy.verifier import Verifier
@@ -83,8 +84,8 @@ class Identity:
     async def caller(self, authorization: Sequence[str]) -> Caller:
         """Return who sent these Authorization values.
 
-        Raises the Problem `unauthenticated`, `keys-unavailable`, or `queue-full` when there are too
-        many strangers.
+        Raises the Problem `unauthenticated`, `keys-unavailable`, `store-unavailable`, or
+        `queue-full` when there are too many strangers.
         """
         if not authorization:
             raise unauthenticated("A bearer token is required.")
@@ -93,7 +94,11 @@ class Identity:
             raise unauthenticated("The Authorization field holds no bearer token.")
         token = bearer[1]
         token_hash = hash_token(token)
-        account = await self._learned.account_of(token_hash)
+        is_sure = True
+        try:
+            account = await self._learned.account_of(token_hash)
+        except StoreDown:
+            account, is_sure = None, False
         if account is None and self.verifier is not None:
             claims = self.verifier.claims_of(token)
             if claims is not None:
@@ -104,8 +109,12 @@ class Identity:
         if name is not None:
             return Caller(self._dispatcher.configured(name), self.tokens.get(name))
         if self._rules.unidentified == "reject":
+            if not is_sure:
+                raise store_unavailable()
             raise unauthenticated("Nobody vouches for this token.")
-        return Caller(self._dispatcher.unidentified(token_hash))
+        stranger = self._dispatcher.unidentified(token_hash)
+        stranger.may_be_another = not is_sure
+        return Caller(stranger)
 
     def managed(self, client_id: str) -> AccountToken | None:
         """Return the token of the managed account of that client id."""

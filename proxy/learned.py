@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from proxy.clock import Clock
-from proxy.store.connection import StoreDown
 from proxy.store.learned import Entry, Lesson, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
@@ -48,7 +47,10 @@ class LearnedTokens:
             await self._shared.remember(Lesson(token_hash, account_id, lifetime, secret))
 
     async def account_of(self, token_hash: bytes) -> str | None:
-        """Return the id of the account the token was issued to, None if nobody knows."""
+        """Return the id of the account the token was issued to, None if nobody knows.
+
+        Raises StoreDown if another replica may know, and cannot be asked.
+        """
         account_id, expires = self._known.get(token_hash, (None, 0.0))
         now = self._clock.monotonic()
         if account_id is not None and expires > now:
@@ -71,10 +73,7 @@ class LearnedTokens:
                 yield Lesson(token_hash, account_id, expires - now, self._secret_of(account_id))
 
     async def _ask(self, token_hash: bytes, shared: SharedTokens) -> str | None:
-        try:
-            entry = await shared.recall(token_hash)
-        except StoreDown:
-            return None
+        entry = await shared.recall(token_hash)
         if entry is None or not self._is_genuine(token_hash, entry):
             if len(self._unknown) >= self.limit:
                 self._unknown.clear()

@@ -62,6 +62,7 @@ class Account:
         self.hold: Hold | None = None
         self.in_flight = 0
         self.own_interval = interval
+        self.may_be_another = False  # whose it is could not be asked; the other has its own pace
         self._shared = shared
         self._clock = shared.clock
         self._lines: dict[str, Line] = {}
@@ -284,7 +285,12 @@ class Line:
         """Return when the pace allows the next send."""
         if not self.paced:
             return 0.0
-        return max(self.pace.due(self.interval * self._shared.turns.spread), self._closed_until)
+        return max(self.pace.due(self.interval * self._spread), self._closed_until)
+
+    @property
+    def _spread(self) -> int:
+        turns = self._shared.turns
+        return turns.replicas if self.account.may_be_another else turns.spread
 
     def apply(self, *, paced: bool) -> None:
         """Obey a route that is paced from now on, or no longer."""
@@ -381,7 +387,7 @@ class Line:
             now=now,
             due=max(due, hold.until) if hold else due,
             cost_ahead=ahead,
-            interval=self.interval * max(self.contenders, self._shared.turns.spread),
+            interval=self.interval * max(self.contenders, self._spread),
         )
 
     def admit(self, ticket: "Ticket", limit: float) -> None:

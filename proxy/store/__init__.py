@@ -89,6 +89,11 @@ class Turns(Protocol):
     """Whose turn it is on a line that several replicas share. No method waits or raises."""
 
     @property
+    def replicas(self) -> int:
+        """How many replicas there are, as configured."""
+        ...
+
+    @property
     def spread(self) -> int:
         """By how much intervals are stretched: the number of replicas while the store is down."""
         ...

@@ -6,6 +6,7 @@ from proxy.store import FREE, SharedLine
 class Alone:
     """Turns for one replica."""
 
+    replicas = 1
     spread = 1
     patience = 0.0
     is_refusing = False

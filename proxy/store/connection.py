@@ -33,7 +33,8 @@ PREFIX: Final = "export-proxy:"
 PROBE: Final = 1.0  # seconds
 _COMMANDS: Final = 8  # at once; more would only wait for each other, and time out doing so
 _QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
-_STALL: Final = 0.05  # seconds; a timer that is later tells of us and not of the server
+_TURNS: Final = 20  # of our own loop, which may be busy, before the server is blamed
+_TURN: Final = 0.001  # seconds
 _CLOSING: Final = 5.0  # seconds to say good-bye to a server
 _T = TypeVar("_T")
 
@@ -172,17 +173,23 @@ class Connection:
 
     @asynccontextmanager
     async def _timeout(self) -> AsyncIterator[None]:
-        """Bound what is inside by `timeout`; time in which our own loop stood still is added."""
+        """Bound what is inside by `timeout`.
+
+        Then our own loop gets some turns to read what may have come meanwhile: they take no time
+        where the server is to blame, and as long as it takes where we are.
+        """
         loop = asyncio.get_running_loop()
-        timeout = self.settings.timeout
-        async with asyncio.timeout(timeout) as limit:
-            ends = loop.time() + timeout * 0.99
+        timer: asyncio.TimerHandle
+        async with asyncio.timeout(None) as limit:
 
-            def forgive() -> None:
-                if loop.time() > ends + _STALL:
-                    limit.reschedule(loop.time() + timeout)
+            def look(turns_left: int) -> None:
+                nonlocal timer
+                if turns_left:
+                    timer = loop.call_later(_TURN, look, turns_left - 1)
+                else:
+                    limit.reschedule(loop.time())
 
-            timer = loop.call_at(ends, forgive)
+            timer = loop.call_later(self.settings.timeout, look, _TURNS)
             try:
                 yield
             finally:
@@ -196,26 +203,25 @@ class Connection:
                 await news.subscribe(*subscriber.channels)
                 for _ in subscriber.channels:
                     await news.get_message(timeout=None)
-                await subscriber.rehearse()
+            # On all connections: they are made now, and not in the first rush.
+            await asyncio.gather(*(self._rehearsed(subscriber) for _ in range(_COMMANDS)))
             yield news
+
+    async def _rehearsed(self, subscriber: Subscriber) -> None:
+        async with self._timeout():
+            await subscriber.rehearse()
 
     async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
         """Hand on what is said, for as long as the circuit is closed."""
-        is_asked = False
         while self.is_up:
             since = self._clock.monotonic()
-            patience = self.settings.timeout if is_asked else _QUIET
-            message = await news.get_message(timeout=patience)
-            if message is not None:
-                is_asked = False
-                if message["type"] == "message":
-                    subscriber.hear(message["data"].decode("ascii", "replace"), since)
-            elif not is_asked:
+            message = await news.get_message(timeout=_QUIET)
+            if message is None:
                 async with self._timeout():
                     await news.ping()
-                is_asked = True
-            elif self._clock.monotonic() - since < patience + _STALL:
-                raise TimeoutError
+                    message = await news.get_message(timeout=None)
+            if message is not None and message["type"] == "message":
+                subscriber.hear(message["data"].decode("ascii", "replace"), since)
 
     async def _drop_idle(self) -> None:
         """Close connections nobody uses: they lead to a server that is in trouble."""

@@ -5,6 +5,7 @@ for a managed account carries an HMAC under the account's secret, over all it sa
 the store still cannot make a token of theirs stand for somebody else's account.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable, Coroutine, Iterable
@@ -56,6 +57,7 @@ class SharedTokens:
         self._clock = clock
         self._spawn = spawn
         self._is_repeating = False
+        self._asking: dict[bytes, asyncio.Future[Entry | None]] = {}
 
     def repeat(self, lessons: Callable[[], Iterable[Lesson]]) -> None:
         """Have these told again whenever the store may have lost them."""
@@ -77,8 +79,25 @@ class SharedTokens:
     async def recall(self, token_hash: bytes) -> Entry | None:
         """Return what a replica learned of a token, if it has not expired.
 
-        Raises StoreDown if nobody can say.
+        However many ask at once, the store is asked once. Raises StoreDown if nobody can say.
         """
+        asking = self._asking.get(token_hash)
+        if asking is None:
+            asking = self._asking[token_hash] = asyncio.get_running_loop().create_future()
+            self._spawn(self._ask(token_hash, asking))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, token_hash: bytes, asking: "asyncio.Future[Entry | None]") -> None:
+        try:
+            asking.set_result(await self._read(token_hash))
+        except StoreDown as down:
+            asking.set_exception(down)
+            asking.exception()  # whoever asked may be gone
+        finally:
+            del self._asking[token_hash]
+            asking.cancel()  # where we were cancelled
+
+    async def _read(self, token_hash: bytes) -> Entry | None:
         # MGET, because GET fails on a key of another type.
         (value,) = await self._connection.call(
             lambda: self._connection.redis.mget([_TOKEN + token_hash.hex()])

@@ -134,9 +134,14 @@ class SharedTurns:
         return f"<SharedTurns {self._me}: {mode}, {len(self._places)} places>"
 
     @property
+    def replicas(self) -> int:
+        """How many replicas there are, as configured."""
+        return self._connection.settings.replicas
+
+    @property
     def spread(self) -> int:
         """The number of replicas while the store is down, else 1."""
-        return 1 if self._is_shared else self._connection.settings.replicas
+        return 1 if self._is_shared else self.replicas
 
     @property
     def patience(self) -> float:
@@ -413,7 +418,7 @@ class SharedTurns:
             line.turn = NOT_OURS
             holds[line.key] = line.hold_left()
             if line.paced:
-                line.keep_distance(self._connection.settings.replicas)
+                line.keep_distance(self.replicas)
                 if line.pace_left() > 0:
                     self._tell_again(line)
             line.turn_changed()

@@ -173,6 +173,7 @@ async def cluster(
             assert PASSWORD not in process.stderr
             assert PASSWORD not in (await process.ask("/status.json")).body.decode()
             assert PASSWORD not in (await process.ask("/metrics")).body.decode()
+        await asyncio.gather(*(process.stop() for process in cluster.replicas))
 
 
 def is_paced(times: Sequence[float], interval: float = INTERVAL) -> bool:
@@ -196,13 +197,14 @@ async def test_three_replicas_keep_one_pace_and_share_it_fairly(tmp_path: Path) 
     async with cluster(tmp_path) as running:
         for number, account in enumerate(accounts):
             await running.log_in(account, at=number % REPLICAS)
-        answers = await asyncio.gather(
-            *(
-                running.export(account, f"{number % REPLICAS}.{account}.{number}")
-                for number in range(30)
-                for account in accounts
-            )
-        )
+        names = [
+            (account, f"{number % REPLICAS}.{account}.{number}")
+            for number in range(30)
+            for account in accounts
+        ]
+        # The first of each comes alone, so that its stamp is not late for the rush of the others.
+        answers = [await running.export(*name) for name in names[:4]]
+        answers += await asyncio.gather(*(running.export(*name) for name in names[4:]))
         assert [answer.status for answer in answers] == [202] * 120
         assert each_was_sent_once(running.api)
         for account in accounts:
@@ -221,25 +223,25 @@ async def test_those_who_hang_up_cost_nobody_a_slot(tmp_path: Path) -> None:
     async with cluster(tmp_path) as running, AsyncExitStack() as stack:
         await running.log_in("london")
         connections = []
-        for number in range(48):
+        for number in range(33):
             replica = number % REPLICAS
             opened = await RawConnection.open(HOST, running.replicas[replica].port)
             connections.append(await stack.enter_async_context(opened))
             await opened.send(export("token-of-london", f"{replica}.{number}"))
-        await running.api.received(1 + 4)  # the login is one
-        leaving = [number for number in range(12, 48) if number // REPLICAS % 3]
+        await running.api.received(1 + 3)  # the login is one
+        leaving = [number for number in range(9, 33) if number // REPLICAS % 3 != 0]
         for number in leaving:
             (connections[number].reset if number % 2 else connections[number].close)()
-        staying = [number for number in range(48) if number not in leaving]
+        staying = [number for number in range(33) if number not in leaving]
         answers = await asyncio.gather(
             *(connections[number].read_response("POST", timeout=20) for number in staying)
         )
-        assert len(staying) == 24
-        assert [answer.status for answer in answers] == [202] * 24
+        assert len(staying) == 18
+        assert [answer.status for answer in answers] == [202] * 18
         times = running.api.times()
-        assert len(times) == 24
+        assert len(times) == 18
         assert is_paced(times)
-        assert times[-1] - times[0] <= 23 * INTERVAL * 1.05
+        assert times[-1] - times[0] <= 17 * INTERVAL * 1.05
 
 
 async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> None:
@@ -247,7 +249,7 @@ async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> Non
     async with cluster(tmp_path) as running:
         await running.log_in("london")
         api = running.api
-        api.refuses["0.refused"] = 2
+        api.refuses["0.refused"] = 1
         calls = [running.export("london", "0.refused")]
         calls += [running.export("london", f"{n % REPLICAS}.{n}") for n in range(9)]
         exports = [asyncio.ensure_future(call) for call in calls]
@@ -261,8 +263,8 @@ async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> Non
         assert {answer.status for answer in answers} == {202}
         after = api.times(since=refused_at + 0.02)
         assert len(after) == len(exports) - len(api.times()) + len(after) + 1
-        assert min(after) >= refused_at + 2
-        assert min(after) <= refused_at + 2.1
+        assert min(after) >= refused_at + 1
+        assert min(after) <= refused_at + 1.1
 
 
 async def until_true(question: Any) -> None:
@@ -333,7 +335,7 @@ async def test_replica_that_stood_still_does_not_use_a_turn_it_lost(tmp_path: Pa
         await running.log_in("london")
         exports = [
             asyncio.ensure_future(running.export("london", f"{n % REPLICAS}.{n}"))
-            for n in range(21)
+            for n in range(15)
         ]
         await api.received(1 + 3)
         running.replicas[0].signal(signal.SIGSTOP)
@@ -344,7 +346,7 @@ async def test_replica_that_stood_still_does_not_use_a_turn_it_lost(tmp_path: Pa
         assert {answer.status for answer in answers} == {202}
         assert early(api.times()) == 0
         others = [one.at for one in api.arrivals() if one.replica != 0]
-        assert len([at for at in others if stopped <= at <= stopped + 3.5]) >= 3
+        assert len([at for at in others if stopped <= at <= stopped + 3.5]) >= 2
         assert each_was_sent_once(api)
 
 
@@ -399,9 +401,17 @@ async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Pat
             running = Cluster(api, redis, [process])
             assert (await running.export("nobody", "0.1")).status == 202
             assert await running.metric(0, "store_up") == 0
+            process.configure({**document, "identity": {"unidentified": "reject"}})
+            assert (await process.reload()).status == 200
+            unsure = await running.export("nobody", "0.2")
+            assert unsure.status == 503  # another replica may know the token
+            assert json.loads(unsure.body)["type"] == "urn:export-proxy:store-unavailable"
             await redis.start()
             await running.stores_are(up=True, within=2)
-            assert (await running.export("nobody", "0.2")).status == 202
+            assert (await running.export("nobody", "0.3")).status == 401
+            process.configure(document)
+            assert (await process.reload()).status == 200
+            assert (await running.export("nobody", "0.4")).status == 202
 
 
 async def test_reload_changes_what_may_change_and_refuses_another_store(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from tests.kit.replicas import (
     settings_of,
 )
 
-INTERVAL = 0.15
+INTERVAL = 0.1
+SLACK = 0.05  # of a busy machine, over a whole test: less than a lost slot
 
 Deploy = Callable[..., AbstractAsyncContextManager[list[Replica]]]
 
@@ -63,7 +64,7 @@ async def test_burst_is_sent_one_an_interval_and_whole(deploy: Deploy) -> None:
     async with deploy() as replicas:
         assert await asyncio.gather(*spread(replicas, 12)) == [None] * 12
         assert early(times(replicas), INTERVAL) == 0
-        assert sum(gaps(times(replicas))) <= 11 * INTERVAL * 1.05
+        assert sum(gaps(times(replicas))) <= 11 * INTERVAL * 1.05 + SLACK
         assert Counter(send.caller for send in replicas[0].sends) == Counter(map(str, range(12)))
 
 
@@ -80,7 +81,7 @@ async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Dep
         here, there = replicas[0], replicas[-1]
         assert await here.export(here.line(), cost=4.0) is None
         assert await there.export(there.line()) is None
-        assert 4 * INTERVAL <= gaps(times(replicas))[0] <= 4 * INTERVAL * 1.1
+        assert 4 * INTERVAL <= gaps(times(replicas))[0] <= 4 * INTERVAL * 1.1 + SLACK
 
 
 async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
@@ -95,7 +96,7 @@ async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
         assert sum(not caller.cancelled() for caller in callers) == 13
         assert len(times(replicas)) == 13
         assert early(times(replicas), INTERVAL) == 0
-        assert sum(gaps(times(replicas))) <= 12 * INTERVAL * 1.05
+        assert sum(gaps(times(replicas))) <= 12 * INTERVAL * 1.05 + SLACK
 
 
 async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
@@ -124,7 +125,7 @@ async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
         await asyncio.gather(*callers)
         after = times(replicas)[sent:]
         assert len(after) == 10 - sent
-        assert begun + 0.6 <= min(after) <= begun + 0.6 + 1.5 * INTERVAL
+        assert begun + 0.6 <= min(after) <= begun + 0.6 + INTERVAL + SLACK
         assert early(after, INTERVAL) == 0
 
 
@@ -151,7 +152,7 @@ async def test_room_in_flight_is_each_replica_s_own_and_no_turn_is_kept(deploy: 
         if others:
             begun = CLOCK.monotonic()
             await asyncio.gather(*others)
-            assert CLOCK.monotonic() - begun <= (len(others) + 1) * INTERVAL
+            assert CLOCK.monotonic() - begun <= (len(others) + 1) * INTERVAL + SLACK
         assert not waits.done()
         stuck.answered()
         assert await waits is None
@@ -222,4 +223,4 @@ async def test_replica_that_ends_leaves_its_turn_to_the_others(deploy: Deploy) -
         assert {answer.name for answer in answers if answer is not None} == {"draining"}
         sent = [send for send in ending.sends if send.replica != ending.number]
         assert len(sent) == 3 * (len(replicas) - 1)
-        assert sum(gaps(times(replicas))) <= 8 * INTERVAL
+        assert sum(gaps(times(replicas))) <= 8 * INTERVAL + SLACK

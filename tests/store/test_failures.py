@@ -25,7 +25,7 @@ from tests.kit.replicas import (
 
 pytestmark = pytest.mark.alone
 
-INTERVAL = 0.15
+INTERVAL = 0.12
 REPLICAS = 3
 TIMEOUT = 0.2
 SLACK = 0.1  # of a busy machine, where a promise is about a wait
@@ -177,15 +177,15 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
     fault: Fault, tmp_path: Path
 ) -> None:
     """The replica with the turn is told before it uses it; what happened is counted."""
-    async with deployed(tmp_path, interval=0.4) as (server, replicas):
+    async with deployed(tmp_path, interval=0.3) as (server, replicas):
         busy, idle = replicas[0], replicas[1]
         callers = crowd([busy], 8)
-        await pause(0.6)
+        await pause(0.45)
         await fault(server)
         assert await idle.export(idle.line(), "newcomer") is None
-        await asyncio.sleep(1.3)  # noqa: TID251 -- a while of sends
+        await asyncio.sleep(0.9)  # noqa: TID251 -- a while of sends
         leave(callers)
-        assert early(times(replicas), 0.4) <= 1
+        assert early(times(replicas), 0.3) <= 1
         assert len(times(replicas)) >= 4
         if fault is not an_hour_ahead:
             assert busy.counted("store_degraded_decisions_total") == 1.0
@@ -335,6 +335,19 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
         for _ in range(3):
             assert await there.export(there.line()) is None
         assert CLOCK.monotonic() - begun <= 0.3 * (3 + 1)  # the distance after the return included
+
+
+async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace(
+    tmp_path: Path,
+) -> None:
+    """The account it may belong to has a line of its own, which goes on at the full pace."""
+    async with deployed(tmp_path) as (_, replicas):
+        here = replicas[0]
+        stranger = here.dispatcher.unidentified(b"of whom?")
+        stranger.may_be_another = True
+        line = stranger.line("exports", paced=True)
+        assert await asyncio.gather(*(here.export(line) for _ in range(3))) == [None] * 3
+        assert early(times(replicas), INTERVAL * REPLICAS) == 0
 
 
 async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.clock import SystemClock
 from proxy.learned import LearnedTokens, hash_token
-from proxy.store.connection import Connection
+from proxy.store.connection import Connection, StoreDown
 from proxy.store.learned import SharedTokens
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
@@ -145,7 +145,21 @@ async def test_store_that_is_down_knows_nobody_and_learning_goes_on(tmp_path: Pa
         await server.kill()
         await here.tokens.learn(TOKEN, STRANGER, 60)
         assert await here.knows() == STRANGER
-        assert await there.knows() is None
+        with pytest.raises(StoreDown):
+            await there.knows()
+
+
+async def test_many_who_ask_at_once_are_answered_by_one_look(tmp_path: Path) -> None:
+    async with deployed(tmp_path) as (server, here, there):
+        await here.tokens.learn(TOKEN, STRANGER, 60)
+        await server.forget_calls()
+        loop = asyncio.get_running_loop()
+        asked = [loop.create_task(there.knows()) for _ in range(50)]
+        await asyncio.sleep(0)  # noqa: TID251 -- yields
+        for impatient in asked[::2]:
+            impatient.cancel()
+        assert await asyncio.gather(*asked[1::2]) == [STRANGER] * 25
+        assert await server.calls("mget") == 1
 
 
 async def test_what_the_store_lost_it_is_told_again(tmp_path: Path) -> None:
