@@ -26,6 +26,8 @@ from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, serving, until
 from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step, free_port
 
+pytestmark = pytest.mark.alone
+
 EXPORTS = "/api/v2/recordings/exports"
 UNPACED = "/api/v2/users/me"
 ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
@@ -628,8 +630,6 @@ import signal, sys
 from proxy.cli import main
 from proxy.clock import SystemClock
 from proxy import cli, lines
-
-pytestmark = pytest.mark.alone
 
 class Forgetful(SystemClock):
     is_forgetting = False
