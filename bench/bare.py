@@ -7,6 +7,7 @@ python -m bench.bare                  a server whose callers only wait
 import argparse
 import asyncio
 import json
+import logging
 import resource
 import sys
 
@@ -61,6 +62,7 @@ async def wait(_: web.Request) -> web.StreamResponse:
 
 
 async def _serve(upstream: str | None) -> None:
+    logging.disable()  # who leaves in the middle of an answer is no news
     application = web.Application()
     handler = wait if upstream is None else Forwarder(upstream)
     application.router.add_route("*", "/{path:.*}", handler)

@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._received = b""
         self._answer: asyncio.Future[int] | None = None
+        self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -57,6 +58,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
+        self.is_lost = True
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(0)
 
@@ -153,6 +155,8 @@ class Callers:
         begun = time.monotonic()
 
         async def call(account: int) -> None:
+            while idle and idle[-1].is_lost:
+                idle.pop()
             connection = idle.pop() if idle else await self._open()
             if await self._ask(connection, account):
                 idle.append(connection)

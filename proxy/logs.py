@@ -1,7 +1,8 @@
 """The log: one JSON object a line (or plain text), written beside the event loop.
 
-Whoever logs hands an event over and goes on; a thread renders and writes it. A pipe nobody reads
-blocks that thread alone: what does not fit is dropped and counted. Lines are bounded a second, in
+Whoever logs hands an event over and goes on; a thread renders and writes what came, some times a
+second: to wake it for each line would cost more than the line. A pipe nobody reads blocks that
+thread alone: what does not fit is dropped and counted. Lines are bounded a second, in
 all (`max_lines_per_second`) and for each message of a library, which may repeat itself in a loop.
 
 Nothing is logged that may hold a secret: paths without their query, never a header that could hold
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -27,9 +28,12 @@ from proxy.settings import Log
 _WAITING_LINES: Final = 10_000
 _REPEATS_PER_SECOND: Final = 3
 _FLUSH_SECONDS: Final = 1.0
+_PAUSE: Final = 0.05  # seconds in which lines gather
+_WHOLE: Final = select.PIPE_BUF  # bytes that a pipe takes in one piece, whoever else writes to it
 _INFORMATIVE: Final = frozenset({"debug", "info"})
 
 Event = MutableMapping[str, Any]
+_Line = tuple[Event, Literal["json", "console"]]  # and the format by the settings of its time
 
 
 class Sink:
@@ -44,7 +48,8 @@ class Sink:
         self.clock = clock
         self.dropped = 0
         self._descriptor = descriptor
-        self._events: queue.Queue[Event | None] = queue.Queue(_WAITING_LINES)
+        self._events: queue.Queue[_Line | None] = queue.Queue(_WAITING_LINES)
+        self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._lock = threading.Lock()
         self._second = 0
@@ -58,6 +63,7 @@ class Sink:
 
     def close(self, *, within: float = _FLUSH_SECONDS) -> None:
         """Write what waits, for so many seconds at most."""
+        self._is_closing.set()
         try:
             self._events.put(None, timeout=within)
         except queue.Full:
@@ -111,7 +117,7 @@ class Sink:
             return
         self._lines += 1
         try:
-            self._events.put_nowait(event)
+            self._events.put_nowait((event, self.settings.format))
         except queue.Full:
             self._drop()
 
@@ -120,17 +126,31 @@ class Sink:
         self._untold += 1
 
     def _write_all(self) -> None:
-        while (event := self._events.get()) is not None:
-            try:
-                render = _as_json if self.settings.format == "json" else _as_text
-                self._write(render(_with_characters_only(event)).encode("ascii") + b"\n")
-            except Exception:  # noqa: BLE001 -- a full disk, an odd value: the log itself goes on
-                with self._lock:
-                    self._drop()
+        block = b""
+        while (waiting := self._events.get()) is not None:
+            line = self._rendered(*waiting)
+            if len(block) + len(line) > _WHOLE:
+                self._write(block)
+                block = b""
+            block += line
+            if self._events.empty():
+                self._write(block)
+                block = b""
+                self._is_closing.wait(_PAUSE)
+        self._write(block)
 
-    def _write(self, line: bytes) -> None:
-        """Write a line whole, however slowly it is read."""
-        rest = memoryview(line)
+    def _rendered(self, event: Event, form: str) -> bytes:
+        try:
+            render = _as_json if form == "json" else _as_text
+            return render(event).encode("ascii") + b"\n"
+        except Exception:  # noqa: BLE001 -- an odd value: the log itself goes on
+            with self._lock:
+                self._drop()
+            return b""
+
+    def _write(self, block: bytes) -> None:
+        """Write lines whole, however slowly they are read; a full disk drops them."""
+        rest = memoryview(block)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -138,16 +158,22 @@ class Sink:
                 writable = select.poll()
                 writable.register(self._descriptor, select.POLLOUT)
                 writable.poll()
+            except OSError:
+                with self._lock:
+                    for _ in range(block.count(b"\n")):
+                        self._drop()
+                return
 
 
 def _as_json(event: Event) -> str:
     """Return ASCII only, so that nothing in it can be taken for the end of the line."""
-    return json.dumps(event)
+    line = json.dumps(event, default=_with_characters_only)
+    return json.dumps(_with_characters_only(event)) if "\\ud" in line else line
 
 
 def _as_text(event: Event) -> str:
     """Return a line for people; a traceback follows on lines of its own."""
-    rest = dict(event)
+    rest = _with_characters_only(event)
     time, level, what = (rest.pop(key, "") for key in ("time", "level", "event"))
     traceback = rest.pop("exception", None)
     line = f"{time} {level:7} {json.dumps(what)[1:-1]}"
