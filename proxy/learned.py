@@ -6,12 +6,15 @@ their token; with a shared store, what one replica learned is known to all.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Final
 
 from proxy.clock import Clock
 from proxy.store.learned import Entry, Lesson, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
+_ASK_SOON: Final = 1.0  # where the store lost what it knew, and may yet be told
+_TELLING: Final = 10.0  # seconds the replicas take to tell it
 
 
 class LearnedTokens:
@@ -35,8 +38,9 @@ class LearnedTokens:
         self._secret_of = secret_of
         self._known: dict[bytes, tuple[str, float]] = {}
         self._unknown: dict[bytes, float] = {}
+        self._told_by = -inf
         if shared is not None:
-            shared.repeat(self._lessons)
+            shared.repeat(self._remind)
 
     async def learn(self, token: str, account_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued."""
@@ -66,6 +70,12 @@ class LearnedTokens:
             token_hash: known for token_hash, known in self._known.items() if known[0] != account_id
         }
 
+    def _remind(self) -> Iterator[Lesson]:
+        """Tell what is known here, and ask anew for the rest: the store lost what it was told."""
+        self._unknown.clear()
+        self._told_by = self._clock.monotonic() + _TELLING
+        return self._lessons()
+
     def _lessons(self) -> Iterator[Lesson]:
         now = self._clock.monotonic()
         for token_hash, (account_id, expires) in self._known.items():
@@ -77,14 +87,17 @@ class LearnedTokens:
         if entry is None or not self._is_genuine(token_hash, entry):
             if len(self._unknown) >= self.limit:
                 self._unknown.clear()
-            self._unknown[token_hash] = self._clock.monotonic() + _ASK_AGAIN
+            now = self._clock.monotonic()
+            self._unknown[token_hash] = now + (_ASK_SOON if now < self._told_by else _ASK_AGAIN)
             return None
         self._keep(token_hash, entry.account_id, entry.expires - self._clock.wall())
         return entry.account_id
 
     def _is_genuine(self, token_hash: bytes, entry: Entry) -> bool:
         secret = self._secret_of(entry.account_id)
-        return secret is None or entry.is_sealed_by(token_hash, secret)
+        if secret is None:  # sealed: by a replica with settings of another time
+            return not entry.seal
+        return entry.is_sealed_by(token_hash, secret)
 
     def _keep(self, token_hash: bytes, account_id: str, lifetime: float) -> None:
         now = self._clock.monotonic()

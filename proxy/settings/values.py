@@ -69,7 +69,7 @@ _ORIGIN = re.compile(
 _NODE: Final = rf"{_HOST}(?::[0-9]{{1,5}})?"
 _STORE_URL = re.compile(
     r"memory://"
-    rf"|rediss?://(?:[^\s/?#]*@)?{_NODE}(?:/[0-9]*)?(?:\?\S*)?"
+    rf"|rediss?://(?:[^\s/?#]*@)?{_NODE}(?:/[0-9]*)?"
     rf"|redis\+sentinel://(?:[^\s/?#]*@)?{_NODE}(?:,{_NODE})*/[^\s/?#]+(?:/[0-9]+)?",
     re.ASCII,
 )
@@ -90,7 +90,12 @@ def _forward_proxy_url(url: SecretStr) -> SecretStr:
 
 
 def _store_url(url: SecretStr) -> SecretStr:
-    if _STORE_URL.fullmatch(url.get_secret_value()) is None:
+    text = url.get_secret_value()
+    where = text.rpartition("@")[2]
+    if "?" in where:  # redis-py would obey it: ?ssl_cert_reqs=none
+        raise ValueError("must have no query")
+    ports = map(int, re.findall(r":([0-9]+)(?=[,/]|$)", where))
+    if _STORE_URL.fullmatch(text) is None or max(ports, default=0) > _LAST_PORT:
         raise ValueError(
             "must be memory://, redis://host:port/db, rediss://host:port/db"
             " or redis+sentinel://host:port,host:port/service/db"

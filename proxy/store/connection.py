@@ -3,15 +3,18 @@
 A command takes at most `timeout` and is never repeated: one that timed out may still have been
 carried out. The first failure opens the circuit, so that nobody waits for the next; a look every
 `PROBE` seconds closes it again. Replicas look at the same moments, so that they return together.
-The store counts as up while we are subscribed to it and it runs our commands.
+The store counts as up while we are subscribed to it and it runs our commands. A mark in it, which
+is looked at as often, tells when it has lost what it was told.
 
 Commands run in tasks of ours and not in those of callers: a caller who goes away can neither leave
 a reply behind for the next command nor cost a connection.
 """
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from secrets import token_hex
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -35,12 +38,14 @@ _COMMANDS: Final = 8  # at once; more would only wait for each other, and time o
 _QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
 _TURNS: Final = 20  # of our own loop, which may be busy, before the server is blamed
 _TURN: Final = 0.001  # seconds
-_CLOSING: Final = 5.0  # seconds to say good-bye to a server
+_MARK: Final = PREFIX + "mark"
+_MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it is evicted last
+_SENTINEL_PORT: Final = 26379
 _T = TypeVar("_T")
 
 
 class StoreDown(Exception):
-    """The store did not answer in time, or not sensibly."""
+    """The store did not answer in time, or not sensibly; says by which kind of error."""
 
 
 class Subscriber(Protocol):
@@ -56,15 +61,15 @@ class Subscriber(Protocol):
         ...
 
     async def rehearse(self) -> None:
-        """Do what it is going to do, to see that it can be done. Raises what Redis raises."""
+        """Do what it is going to do, to see that it can be done. Raises what redis-py raises."""
         ...
 
 
 class Connection:
     """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
 
-    `settled` is set once it is known whether it answers. Call `forgot` if it turns out to have lost
-    what it was told; those in `reminders` are then called, and when it comes back.
+    `settled` is set once it is known whether it answers. Those in `reminders` are called when it
+    comes back, and when it turns out to have lost what it was told.
     """
 
     def __init__(
@@ -86,10 +91,17 @@ class Connection:
         self._spawn = spawn
         self._room = asyncio.Semaphore(_COMMANDS)
         self._is_closed = False
+        self._mark: bytes | None = None
         self.redis, self._sentinels = _connect(settings)
 
     def __repr__(self) -> str:
         return f"<Connection {'up' if self.is_up else 'down'}>"
+
+    def apply(self, settings: Store) -> None:
+        """Obey new settings from now on; the URL stays what it was."""
+        self.settings = settings
+        if not self.is_up:
+            self._tell(self.went_down)  # who waits may have to be refused
 
     async def call(self, command: Callable[[], Awaitable[_T]]) -> _T:
         """Run a command. Raises StoreDown if it fails, or at once while the circuit is open."""
@@ -99,25 +111,18 @@ class Connection:
         self._spawn(self._carry_out(command, result))
         return await result
 
-    def fail(self, error: Exception) -> None:
+    def _fail(self, down: StoreDown) -> None:
         """Open the circuit."""
         if self._is_closed or (self.settled.is_set() and not self.is_up):
             return
         self.is_up = False
         self._metrics.store_is(up=False)
-        # The error's text may name the server, and with some errors its password.
-        _log.warning(
-            "the store is down",
-            error=type(error).__name__,
-            on_failure=self.settings.on_failure,
-        )
-        self._spawn(self._drop_idle())
+        _log.warning("the store is down", error=str(down), on_failure=self.settings.on_failure)
+        # Idle connections lead to a server that is in trouble.
+        pool = self.redis.connection_pool
+        self._spawn(self._close(lambda: pool.disconnect(inuse_connections=False)))
         self._tell(self.went_down)
         self.settled.set()
-
-    def forgot(self) -> None:
-        """Have everybody repeat what the store lost."""
-        self._tell(self.reminders)
 
     async def run(self, subscriber: Subscriber) -> None:
         """Listen, and look whether the store is back, until cancelled."""
@@ -131,8 +136,8 @@ class Connection:
                     self._tell(self.reminders)
                     self.settled.set()
                     await self._listen(news, subscriber)
-            except (RedisError, OSError, TimeoutError) as error:
-                self.fail(error)
+            except StoreDown as down:
+                self._fail(down)
             # By the wall clock, which replicas have in common.
             pause = PROBE - self._clock.wall() % PROBE
             await self._clock.sleep_until(self._clock.monotonic() + pause)
@@ -145,7 +150,7 @@ class Connection:
         for _ in range(_COMMANDS):  # what is under way ends soon, one way or the other
             await self._room.acquire()
         for client in (self.redis, *self._sentinels):
-            await client.aclose()
+            await self._close(client.aclose)
 
     async def _carry_out(
         self, command: Callable[[], Awaitable[_T]], result: asyncio.Future[_T]
@@ -165,15 +170,34 @@ class Connection:
         if not self.is_up:
             raise StoreDown
         try:
-            async with self._timeout():
+            async with self._edge():
                 return await command()
-        except (RedisError, OSError, TimeoutError) as error:
-            self.fail(error)
-            raise StoreDown from None
+        except StoreDown as down:
+            self._fail(down)
+            raise
 
     @asynccontextmanager
-    async def _timeout(self) -> AsyncIterator[None]:
-        """Bound what is inside by `timeout`.
+    async def _edge(self, quiet: float = 0.0) -> AsyncIterator[None]:
+        """Bound what redis-py does in here, and turn whatever it raises into StoreDown.
+
+        Its errors are not only its own: a connection that was reset is a RuntimeError of uvloop's,
+        an odd answer a ValueError. So nothing but calls of redis-py belongs in here.
+        """
+        try:
+            async with self._timeout(quiet):
+                yield
+        except Exception as error:  # noqa: BLE001 -- the edge of a foreign library, as said above
+            # The error's text may name the server, and with some errors its password.
+            kind = type(error).__name__
+            if not isinstance(error, RedisError | OSError | TimeoutError):
+                *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+                where = f"{frame.f_code.co_filename}:{line}"
+                _log.error("the store's client failed", error=kind, where=where)
+            raise StoreDown(kind) from None
+
+    @asynccontextmanager
+    async def _timeout(self, quiet: float) -> AsyncIterator[None]:
+        """Bound what is inside by `timeout`, after `quiet` seconds in which nothing need happen.
 
         Then our own loop gets some turns to read what may have come meanwhile: they take no time
         where the server is to blame, and as long as it takes where we are.
@@ -189,7 +213,7 @@ class Connection:
                 else:
                     limit.reschedule(loop.time())
 
-            timer = loop.call_later(self.settings.timeout, look, _TURNS)
+            timer = loop.call_later(quiet + self.settings.timeout, look, _TURNS)
             try:
                 yield
             finally:
@@ -198,37 +222,63 @@ class Connection:
     @asynccontextmanager
     async def _subscribed(self, subscriber: Subscriber) -> AsyncIterator[PubSub]:
         """Subscribe for as long as the context lasts, if the store can do what we need."""
-        async with self.redis.pubsub() as news:
-            async with self._timeout():
+        news = self.redis.pubsub()
+        try:
+            async with self._edge():
                 await news.subscribe(*subscriber.channels)
                 for _ in subscriber.channels:
                     await news.get_message(timeout=None)
             # On all connections: they are made now, and not in the first rush.
             await asyncio.gather(*(self._rehearsed(subscriber) for _ in range(_COMMANDS)))
+            async with self._edge():
+                self._mark = await self._read_mark()
             yield news
+        finally:
+            await self._close(news.aclose)
 
     async def _rehearsed(self, subscriber: Subscriber) -> None:
-        async with self._timeout():
+        async with self._edge():
             await subscriber.rehearse()
 
     async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
         """Hand on what is said, for as long as the circuit is closed."""
+        look_at = self._clock.monotonic() + PROBE
         while self.is_up:
             since = self._clock.monotonic()
-            message = await news.get_message(timeout=_QUIET)
+            if since >= look_at:
+                look_at = since + PROBE
+                self._spawn(self._look_at_mark())
+            async with self._edge(_QUIET):  # it connects anew before it says that a read failed
+                message = await news.get_message(timeout=_QUIET)
             if message is None:
-                async with self._timeout():
+                async with self._edge():
                     await news.ping()
                     message = await news.get_message(timeout=None)
             if message is not None and message["type"] == "message":
                 subscriber.hear(message["data"].decode("ascii", "replace"), since)
 
-    async def _drop_idle(self) -> None:
-        """Close connections nobody uses: they lead to a server that is in trouble."""
+    async def _look_at_mark(self) -> None:
         try:
-            await self.redis.connection_pool.disconnect(inuse_connections=False)
-        except (RedisError, OSError, TimeoutError):
-            return  # then they are closed
+            mark = await self.call(self._read_mark)
+        except StoreDown:
+            return  # whoever is to be reminded will be when it is back
+        if mark != self._mark:
+            self._mark = mark
+            self._tell(self.reminders)
+
+    async def _read_mark(self) -> bytes | None:
+        """Return what tells the store's memory from one that was lost before it."""
+        commands: Any = self.redis.pipeline(transaction=False)
+        commands.set(_MARK, token_hex(8), nx=True).expire(_MARK, _MARK_SECONDS)
+        commands.mget([_MARK])  # GET fails on a key of another type
+        mark: bytes | None
+        *_, (mark,) = await commands.execute()
+        return mark
+
+    async def _close(self, close: Callable[[], Awaitable[object]]) -> None:
+        with suppress(StoreDown):  # then it is closed
+            async with self._edge():
+                await close()
 
     @staticmethod
     def _tell(listeners: list[Callable[[], None]]) -> None:
@@ -241,8 +291,8 @@ def _connect(settings: Store) -> "tuple[Redis, list[Redis]]":
     url = settings.url.get_secret_value()
     options: dict[str, Any] = {
         "protocol": 2,
-        "socket_timeout": None,  # Connection bounds the whole command
-        "socket_connect_timeout": _CLOSING,
+        "socket_timeout": None,  # Connection bounds the whole command, connecting included
+        "socket_connect_timeout": None,
         "retry": Retry(NoBackoff(), 0),
         "max_connections": 2 * _COMMANDS,  # some may be closing; one listens
     }
@@ -250,16 +300,16 @@ def _connect(settings: Store) -> "tuple[Redis, list[Redis]]":
         return Redis.from_url(url, **options), []
     parts = urlsplit(url)
     service, _, database = parts.path.strip("/").partition("/")
-    hosts = [host.rpartition(":") for host in parts.netloc.rpartition("@")[2].split(",")]
+    nodes = [urlsplit(f"//{node}") for node in parts.netloc.rpartition("@")[2].split(",")]
     if parts.password:
         options |= {
             "username": unquote(parts.username or "") or None,
             "password": unquote(parts.password),
         }
     # A sentinel that does not answer leaves time to ask the others, and then the store.
-    share = settings.timeout / (len(hosts) + 1)
+    share = settings.timeout / (len(nodes) + 1)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-        [(host.strip("[]"), int(port)) for host, _, port in hosts],
+        [(node.hostname, node.port or _SENTINEL_PORT) for node in nodes],
         sentinel_kwargs={
             "protocol": 2,
             "socket_timeout": share,

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,6 +57,7 @@ class SharedTokens:
         self._connection = connection
         self._clock = clock
         self._spawn = spawn
+        self._is_forgotten = False
         self._is_repeating = False
         self._asking: dict[bytes, asyncio.Future[Entry | None]] = {}
 
@@ -63,6 +65,7 @@ class SharedTokens:
         """Have these told again whenever the store may have lost them."""
 
         def remind() -> None:
+            self._is_forgotten = True
             if not self._is_repeating:
                 self._is_repeating = True
                 self._spawn(self._repeat(lessons))
@@ -126,10 +129,11 @@ class SharedTokens:
 
     async def _repeat(self, lessons: Callable[[], Iterable[Lesson]]) -> None:
         try:
-            for lesson in tuple(lessons()):
-                await self._write(lesson)
-        except StoreDown:
-            return  # there will be another reminder
+            while self._is_forgotten:
+                self._is_forgotten = False
+                with suppress(StoreDown):  # there will be another reminder
+                    for lesson in tuple(lessons()):
+                        await self._write(lesson)
         finally:
             self._is_repeating = False
 

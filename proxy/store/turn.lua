@@ -2,9 +2,10 @@
 --   due:R    when the next send is allowed      holder:R the replica whose turn it is
 --   until:R  when its lease ends                queue:R  replicas that wait, in order, as "a,b,"
 -- and, for the account, hold, born (which tells the state from one that was lost before it) and count
--- (of the operations on it, so that word and answer can be put in order). Moments are microseconds of this server's clock alone. Beside each stands
--- how far ahead it lay when it was written (due:R_span, ...): no moment is taken to be further ahead
--- than that, so that a clock set back cannot stop a line.
+-- (of the operations on it, so that word and answer can be put in order). Moments are microseconds of
+-- this server's clock alone. Beside each stands how far ahead it lay when it was written (due:R_span,
+-- ...), a day at the most: no moment is taken to be further ahead than that, so that a clock set back
+-- cannot stop a line.
 --
 -- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl       (us; ttl in ms)
 --   ask    wants a turn, or to keep the one it has
@@ -20,7 +21,7 @@
 --   over KEY ROUTE BORN COUNT        its turn ran out and was given to another
 -- and to all, on the channel "all":
 --   hold WHO KEY SPAN                silence
---   lost WHO KEY ROUTE BORN          WHO found no state; who knows better should say so
+--   lost WHO KEY BORN                WHO found no state; who knows better should say so
 local op, route, me = ARGV[1], ARGV[2], ARGV[3]
 local span, interval, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local again, channel, ttl = ARGV[7] == '1', ARGV[8], tonumber(ARGV[9])
@@ -38,12 +39,13 @@ local function whole(number) return string.format('%.0f', number) end
 -- What somebody else wrote here must not stop a line.
 local function number(text, most)
   local value = tonumber(text or '') or 0
-  if value >= 0 and value < most then return value end
+  if value >= 0 and value <= most then return value end
   return 0
 end
 
 local function write(name, at)
-  redis.call('HSET', key, name, whole(at), name .. '_span', whole(math.max(0, at - now)))
+  local ahead = math.min(math.max(0, at - now), LONGEST)
+  redis.call('HSET', key, name, whole(math.min(at, now + ahead)), name .. '_span', whole(ahead))
 end
 
 local function read(name)
@@ -57,20 +59,18 @@ local function read(name)
 end
 
 local function keep_until(at)
-  redis.call('PEXPIRE', key, ttl + math.ceil(math.max(0, at - now) / 1000))
+  local left = ttl + math.ceil(math.max(0, at - now) / 1000)
+  if left > redis.call('PTTL', key) then redis.call('PEXPIRE', key, left) end -- another route's may be later
 end
 
 local function tell(who, text) return redis.call('PUBLISH', channel .. who, text) end
 
 local function hold_left() return whole(math.max(0, read('hold') - now)) end
 
-if op == 'look' then return {0, hold_left(), 0, 0, hold_left(), 0, 0} end
+local function lost(born) tell('all', 'lost ' .. me .. ' ' .. key .. ' ' .. whole(born)) end
 
-if op == 'hold' then
-  local hold = math.max(read('hold'), now + span)
-  write('hold', hold)
-  keep_until(hold)
-  tell('all', 'hold ' .. me .. ' ' .. key .. ' ' .. whole(hold - now))
+if op == 'look' then
+  if redis.call('EXISTS', key) == 0 then lost(0) end
   return {0, hold_left(), 0, 0, hold_left(), 0, 0}
 end
 
@@ -80,10 +80,16 @@ local born = number(redis.call('HGET', key, 'born'), 2 ^ 53)
 if born == 0 then
   born = now
   redis.call('HSET', key, 'born', whole(born))
-  if op ~= 'leave' then
-    tell('all', 'lost ' .. me .. ' ' .. key .. ' ' .. route .. ' ' .. whole(born))
-  end
+  lost(born)
 end
+if op == 'hold' then
+  local hold = math.max(read('hold'), now + span)
+  write('hold', hold)
+  keep_until(hold)
+  tell('all', 'hold ' .. me .. ' ' .. key .. ' ' .. whole(hold - now))
+  return {0, hold_left(), 0, 0, hold_left(), whole(born), count}
+end
+
 local about = key .. ' ' .. route .. ' ' .. whole(born) .. ' ' .. count
 
 local DUE, UNTIL = 'due:' .. route, 'until:' .. route

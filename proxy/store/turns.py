@@ -9,7 +9,8 @@ A turn is a lease: it ends some time after it could first be used, unless it is 
 Who lost it without knowing, because the process stood still, does not use it.
 
 While the store is down each replica spaces its own sends by interval x replicas, or refuses them.
-When it is back every line keeps its distance for one interval first, so there is no burst.
+When it is back every line keeps its distance for one interval first, so there is no burst. A state
+that was lost is noticed by whoever finds none; all say again what they knew of that account.
 
 Moments come from the server's clock only and reach us as "so long from now". Keys hold hashes.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
+from math import inf
 from secrets import token_hex
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -30,7 +32,7 @@ from proxy.store.connection import PREFIX, Connection, StoreDown
 _LEASE: Final = 2.0  # seconds a turn may stay unused after it is due, before others take it
 _RENEW_AT: Final = 0.5  # of the lease
 _LOOK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a turn
-_KEEP_MS: Final = 600_000  # how long the state outlives what it says
+_KEEP_MS: Final = 60_000  # how long the state outlives what it says
 _REHEARSAL: Final = PREFIX + "{rehearsal}"
 _REHEARSAL_MS: Final = 1_000
 _ALL: Final = PREFIX + "all"
@@ -123,8 +125,9 @@ class SharedTurns:
         self._script = connection.redis.register_script(_SCRIPT)
         self._lines: WeakValueDictionary[_Name, SharedLine] = WeakValueDictionary()
         self._places: dict[_Name, _Place] = {}
+        self._routes: set[str] = set()
         self._looking: set[_Name] = set()  # lines that wait to be told of a hold
-        self._abandoned: set[_Name] = set()  # what the store may still think we want
+        self._abandoned: dict[_Name, SharedLine] = {}  # which the store may still think want turns
         self._is_shared = False
         connection.went_down.append(self._go_alone)
         connection.came_back.append(self._join)
@@ -158,6 +161,7 @@ class SharedTurns:
     def opened(self, line: SharedLine) -> None:
         """Take a line in, new or no longer what it was."""
         self._lines[_name(line)] = line
+        self._routes.add(line.route)
         line.turn = NOT_OURS if self._is_shared else FREE
 
     def wanted(self, line: SharedLine) -> None:
@@ -218,10 +222,15 @@ class SharedTurns:
             )
         except StoreDown:
             return  # the lines go on by themselves
+        finally:
+            place.is_busy = False
         if self._places.get(_name(line)) is not place:
             return  # the store was down and is back, and this is history
-        place.is_busy = False
         place.stamp = standing.stamp
+        if standing.stamp.count == 1:  # it knew nothing, or no longer
+            place.has_sent |= op is not _Op.SENT and line.pace_left() > 0
+            self.held(line.key, line.hold_left())
+            self._tell_lines(line.key, standing.stamp.born)
         word, place.word = place.word, None
         is_in = again or op is _Op.ASK
         line.contenders = max(1, standing.wanting + (0 if is_in else 1))
@@ -265,16 +274,11 @@ class SharedTurns:
 
     async def _hold(self, key: str, seconds: float) -> None:
         try:
-            await self._say(key, "hold", "", span=seconds, interval=0.0)
+            standing = await self._say(key, "hold", "", span=seconds, interval=0.0)
         except StoreDown:
             return  # this replica obeys it, and tells the others when the store is back
-
-    async def _leave(self, name: _Name) -> None:
-        """Give up what the store thinks we want."""
-        try:
-            await self._say(name[0], "leave", name[1], span=0.0, interval=0.0)
-        except StoreDown:
-            self._abandoned.add(name)
+        if standing.stamp.count == 1:
+            self._tell_lines(key, standing.stamp.born)
 
     # Turns.
 
@@ -345,23 +349,25 @@ class SharedTurns:
     def hear(self, text: str, since: float) -> None:
         """Take news; what is not understood is not for us."""
         match text.split(" "):
+            case ["hold", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
+                for line in self._lines_of(key):
+                    self._obey(line, int(rest[0]) / 1e6)
+            case _ if not self._is_shared:
+                pass  # turns ended with the store
             case ["turn", key, route, *rest] if _are_numbers(rest, 3):
                 born, count, wait = map(int, rest)
                 at = self._clock.monotonic() + wait / 1e6
                 self._hear_turn((key, route), _Word(_Stamp(born, count), at, since))
             case ["over", key, route, *rest] if _are_numbers(rest, 2):
                 self._hear_over((key, route), _Stamp(*map(int, rest)))
-            case ["lost", who, key, route, *rest] if who != self._me and _are_numbers(rest, 1):
-                self._hear_lost((key, route), int(rest[0]))
-            case ["hold", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
-                for line in list(self._lines.values()):
-                    if line.key == key:
-                        self._obey(line, int(rest[0]) / 1e6)
+            case ["lost", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
+                self._hear_lost(key, int(rest[0]))
 
     def _hear_turn(self, name: _Name, word: _Word) -> None:
-        place = self._places.get(name)
+        place, line = self._places.get(name), self._lines.get(name)
         if place is None:
-            self._spawn(self._leave(name))
+            if line is not None:
+                self._give_up(line)
         elif place.is_busy:
             place.word = word
         elif word.stamp.is_after(place.stamp):
@@ -378,55 +384,81 @@ class SharedTurns:
         place.is_ours = False
         self._start(place, _Op.ASK)
 
-    def _hear_lost(self, name: _Name, born: int) -> None:
-        """Say again what the store was told and has forgotten."""
-        line, place = self._lines.get(name), self._places.get(name)
-        knew = place.stamp if place is not None else None
-        if line is None or (knew is None and line.pace_left() <= 0):
-            return  # we knew nothing either
-        if knew is not None and knew.born == born:
-            return  # we have heard from it since
-        self._metrics.store_bypassed()
-        self._connection.forgot()
-        self.held(line.key, line.hold_left())
-        self._tell_again(line)
+    def _hear_lost(self, key: str, born: int) -> None:
+        """Say again what the store was told of an account and no longer knew when `born` began."""
+        hold = max((line.hold_left() for line in self._lines_of(key)), default=0.0)
+        if self._tell_lines(key, born) or hold > 0:
+            self._metrics.store_bypassed()
+            self.held(key, hold)
+
+    def _tell_lines(self, key: str, born: int) -> bool:
+        """Tell again of lines of which the store was last told before that."""
+        lines = [line for line in self._lines_of(key) if self._has_told(line, before=born)]
+        for line in lines:
+            self._tell_again(line)
+        return bool(lines)
+
+    def _has_told(self, line: SharedLine, *, before: int) -> bool:
+        place = self._places.get(_name(line))
+        if place is None or place.stamp is None:
+            return line.pace_left() > 0
+        return line.paced and place.stamp.born != before
 
     def _tell_again(self, line: SharedLine) -> None:
         """Report the last send, for as long as it counts, and ask if somebody waits."""
         place = self._places.setdefault(_name(line), _Place(line))
         place.is_ours = False
+        line.turn = NOT_OURS
         self._report(place)
+
+    def _lines_of(self, key: str) -> list[SharedLine]:
+        lines = (self._lines.get((key, route)) for route in self._routes)
+        return [line for line in lines if line is not None]
 
     # Failure and return.
 
+    # Telling a line makes its whole account look who may send, so all lines are made ready first.
+
     def _go_alone(self) -> None:
         self._is_shared = False
-        self._abandoned.update(self._places)
-        for place in self._places.values():
+        for name, place in self._places.items():
             place.cancel_timer()
+            self._abandoned[name] = place.line
         self._places.clear()
-        for line in list(self._lines.values()):
-            line.turn, line.contenders = FREE, 1
+        lines = list(self._lines.values())
+        for line in lines:
+            # Others may have sent just now, and know no more than we do.
+            line.turn = Turn(line.turn_hint, inf) if line.paced else FREE
+            line.contenders = 1
+        for line in lines:
             if self.is_refusing and line.paced:
                 line.refuse_waiters()
             line.turn_changed()
 
     def _join(self) -> None:
         self._is_shared = True
+        lines = list(self._lines.values())
         holds: dict[str, float] = {}
-        for line in list(self._lines.values()):
+        for line in lines:
             line.turn = NOT_OURS
             holds[line.key] = line.hold_left()
             if line.paced:
                 line.keep_distance(self.replicas)
-                if line.pace_left() > 0:
-                    self._tell_again(line)
-            line.turn_changed()
         for key, seconds in holds.items():
             self.held(key, seconds)
-        abandoned, self._abandoned = self._abandoned, set()
-        for name in abandoned - self._places.keys():
-            self._spawn(self._leave(name))
+        for line in lines:
+            if line.paced and line.pace_left() > 0:
+                self._tell_again(line)
+            line.turn_changed()
+        abandoned, self._abandoned = self._abandoned, {}
+        for line in abandoned.values():
+            self._give_up(line)
+
+    def _give_up(self, line: SharedLine) -> None:
+        """Give up what the store thinks we want, unless we do."""
+        if _name(line) not in self._places:
+            place = self._places[_name(line)] = _Place(line)
+            self._start(place, _Op.LEAVE)
 
 
 def _name(line: SharedLine) -> _Name:

@@ -414,6 +414,20 @@ async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Pat
             assert (await running.export("nobody", "0.4")).status == 202
 
 
+async def test_token_is_known_to_all_again_soon_after_a_flush(tmp_path: Path) -> None:
+    """Though whoever learned it is idle, and another was asked about it too early."""
+    reject = {"unidentified": "reject"}
+    async with cluster(tmp_path, replicas=2, identity=reject) as running:
+        await running.log_in("london")
+        await running.redis.flush()
+        assert (await running.export("london", "1.early")).status == 401
+
+        async def is_known() -> bool:
+            return (await running.export("london", "1.later")).status == 202
+
+        await until(is_known, within=3)
+
+
 async def test_reload_changes_what_may_change_and_refuses_another_store(tmp_path: Path) -> None:
     async with cluster(tmp_path, replicas=1) as running:
         (process,) = running.replicas

@@ -159,7 +159,9 @@ class FaultProxy:
 
     def _end(self, writer: asyncio.StreamWriter) -> None:
         if not isinstance(self.mode, BlackHole):
-            with contextlib.suppress(OSError):  # it went first
+            with contextlib.suppress(
+                OSError, RuntimeError
+            ):  # it went first; the latter is uvloop's
                 writer.write_eof()
 
 

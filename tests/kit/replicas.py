@@ -50,12 +50,13 @@ class Replica:
         self._settings = settings
         self._listening: asyncio.Task[None] | None = None
         metrics = Metrics(self.registry)
-        turns = None
+        turns: SharedTurns | None = None
         if settings.store.url.get_secret_value() != "memory://":
             spawn = tasks.create_task
             self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
             turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, spawn=spawn)
             self._listening = spawn(self.connection.run(turns))
+        self._turns = turns
         self.dispatcher = Dispatcher(
             settings, clock=CLOCK, metrics=metrics, random=lambda: 0.0, turns=turns
         )
@@ -64,6 +65,11 @@ class Replica:
     def store(self) -> Connection:
         assert self.connection is not None
         return self.connection
+
+    @property
+    def turns(self) -> SharedTurns:
+        assert self._turns is not None
+        return self._turns
 
     @property
     def is_shared(self) -> bool:

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.clock import SystemClock
 from proxy.metrics import Metrics
 from proxy.settings import Store
-from proxy.store.connection import Connection
+from proxy.store.connection import Connection, StoreDown
 from proxy.store.learned import Lesson, SharedTokens
 from proxy.store.turns import SharedTurns
+from tests.kit.fault_proxy import FaultProxy
+from tests.kit.listener import HOST
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import Replica, pause, replicas_of, settings_of
 
 INTERVAL = 0.1
 HASH = bytes(range(32))
+NOBODYS = ("export-proxy:{rehearsal}", "export-proxy:mark")
 
 
 @asynccontextmanager
@@ -35,18 +39,21 @@ async def deployed(
 
 
 @asynccontextmanager
-async def connected(server: RedisServer) -> AsyncIterator[tuple[Connection, SharedTokens]]:
-    """A connection with nothing but a table of tokens."""
+async def connected(
+    server: RedisServer, *, port: int | None = None
+) -> AsyncIterator[tuple[Connection, SharedTokens, asyncio.Task[None]]]:
+    """A connection with nothing but a table of tokens, and the task that listens."""
     clock = SystemClock()
     metrics = Metrics(CollectorRegistry())
     async with asyncio.TaskGroup() as tasks:
         spawn: Callable[..., Any] = tasks.create_task
-        settings = Store.model_validate({"url": server.url})
+        url = server.url if port is None else f"redis://{HOST}:{port}/0"
+        settings = Store.model_validate({"url": url})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
         turns = SharedTurns(connection, clock=clock, metrics=metrics, spawn=spawn)
         listening = tasks.create_task(connection.run(turns))
         await connection.settled.wait()
-        yield connection, SharedTokens(connection, clock=clock, spawn=spawn)
+        yield connection, SharedTokens(connection, clock=clock, spawn=spawn), listening
         listening.cancel()
         await asyncio.wait([listening])
         await connection.close()
@@ -108,7 +115,7 @@ async def test_scripts_that_were_flushed_are_loaded_again(tmp_path: Path) -> Non
 
 async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path) -> None:
     """A thousand of them, each cancelled at another moment of a command under way."""
-    async with redis_server(tmp_path) as server, connected(server) as (_, tokens):
+    async with redis_server(tmp_path) as server, connected(server) as (_, tokens, _):
         for number in range(10):
             token_hash = bytes([number]) * 32
             await tokens.remember(Lesson(token_hash, f"account-{number}", 600, None))
@@ -153,7 +160,7 @@ async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Pa
         slot.close()
         await pause(0.05)
         held = await server.everything()
-        keys = [key for key in held if "rehearsal" not in key]
+        keys = [key for key in held if key not in NOBODYS]
         assert len(keys) == 2
         for key in keys:
             assert re.fullmatch(r"export-proxy:\{(token-)?[0-9a-f]{32}\}", key)
@@ -190,6 +197,64 @@ async def test_wrong_password_is_a_store_that_is_down(tmp_path: Path) -> None:
         async with replicas_of(settings_of(url, interval=INTERVAL, replicas=2), 1) as (here,):
             assert not here.is_shared
             assert await here.export(here.line()) is None
+
+
+def test_idle_connection_that_is_reset_is_an_outage_and_no_more(tmp_path: Path) -> None:
+    """With uvloop redis-py notices only when it writes, and what it raises is no OSError."""
+
+    async def scenario() -> None:
+        async with (
+            redis_server(tmp_path) as server,
+            FaultProxy(server.port) as line,
+            connected(server, port=line.port) as (connection, tokens, listening),
+        ):
+            listening.cancel()  # who listens would notice at once
+            await asyncio.wait([listening])
+            line.reset_all()
+            await pause(0.05)
+            several = (tokens.recall(bytes([n]) * 32) for n in range(4))  # one connects anew
+            answers = await asyncio.gather(*several, return_exceptions=True)
+            assert any(isinstance(answer, StoreDown) for answer in answers)
+            assert not connection.is_up
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError])
+async def test_whatever_the_client_library_raises_is_an_outage(
+    error: type[Exception], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def command() -> None:
+        raise error("s3cret")
+
+    async with redis_server(tmp_path) as server, connected(server) as (connection, *_):
+        with pytest.raises(StoreDown):
+            await connection.call(command)
+        assert not connection.is_up
+    said = capfd.readouterr().out
+    assert f"error={error.__name__}" in said
+    assert "test_connection.py:" in said
+    assert "s3cret" not in said
+
+
+def test_sentinels_are_where_the_url_says() -> None:
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            url = "redis+sentinel://:pw@s1,[::1],s3:1/pace/2"
+            connection = Connection(
+                Store.model_validate({"url": url}),
+                clock=SystemClock(),
+                metrics=Metrics(CollectorRegistry()),
+                spawn=tasks.create_task,
+            )
+            pool: Any = connection.redis.connection_pool
+            pools = [client.connection_pool for client in pool.sentinel_manager.sentinels]
+            places = [(p.connection_kwargs["host"], p.connection_kwargs["port"]) for p in pools]
+            assert places == [("s1", 26379), ("::1", 26379), ("s3", 1)]
+            await connection.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

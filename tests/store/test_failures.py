@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.problems import Problem
-from tests.kit.fault_proxy import Delay, FaultProxy, Pass
+from tests.kit.fault_proxy import BlackHole, Delay, FaultProxy, Pass
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import (
@@ -93,7 +93,10 @@ async def thawed(server: RedisServer) -> None:
 async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
     begins: Fault, ends: Fault, tmp_path: Path
 ) -> None:
+    """The account has several lines: whoever looks at one of them looks at all."""
     async with deployed(tmp_path) as (server, replicas):
+        for replica in replicas:
+            replica.line(route="api", paced=False)
         callers = crowd(replicas, 40)
         await pause(5 * INTERVAL)
         began = CLOCK.monotonic()
@@ -189,6 +192,132 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
         assert len(times(replicas)) >= 4
         if fault is not an_hour_ahead:
             assert busy.counted("store_degraded_decisions_total") == 1.0
+
+
+async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
+    async with deployed(tmp_path, interval=0.4) as (server, (here, there, third)):
+        assert await here.export(here.line()) is None
+        has_turn = here.caller(here.line())
+        queued = there.caller(there.line())
+        await pause(0.05)
+        await server.flush()
+        queued.cancel()
+        await pause(0.05)
+        assert await third.export(third.line()) is None
+        assert await has_turn is None
+        assert early(times([here]), 0.4) == 0
+        assert here.counted("store_degraded_decisions_total") == 1.0
+
+
+async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_path: Path) -> None:
+    async with deployed(tmp_path, interval=0.4) as (server, (here, there, _)):
+        assert await here.export(here.line()) is None
+        await pause(0.05)
+        await server.flush()
+        leaving = here.caller(here.line())
+        await pause(0.05)
+        leaving.cancel()
+        await pause(0.05)
+        assert await there.export(there.line()) is None
+        assert early(times([here]), 0.4) == 0
+
+
+async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path) -> None:
+    async with deployed(tmp_path, interval=0.5) as (server, (here, there, _)):
+        for route in ("exports", "jobs"):
+            assert await here.export(here.line(route=route), route) is None
+        await pause(0.05)
+        await server.flush()
+        assert await there.export(there.line(), "early") is None
+        await pause(0.05)
+        assert await there.export(there.line(route="jobs"), "jobs") is None
+        assert early([send.at for send in here.sends if send.caller == "jobs"], 0.5) == 0
+        assert here.counted("store_degraded_decisions_total") == 1.0
+
+
+@pytest.mark.parametrize("paced", [True, False])
+async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: bool) -> None:
+    """By a replica where nobody waits and no pace is left, to those that had no line yet."""
+    async with deployed(tmp_path) as (server, (here, there, third)):
+        slot = await here.slot(here.line())
+        here.send(slot)
+        begun = CLOCK.monotonic()
+        slot.refused(1.5)
+        slot.close()
+        await pause(2 * INTERVAL)
+        await server.flush()
+        assert await there.export(there.line(route="some", paced=paced), "early") is None
+        await pause(0.05)
+        assert await third.export(third.line(route="some", paced=paced)) is None
+        assert CLOCK.monotonic() >= begun + 1.5 - 0.01
+        assert here.counted("store_degraded_decisions_total") == 1.0
+
+
+async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_store(
+    tmp_path: Path,
+) -> None:
+    async with deployed(tmp_path, interval=0.5) as (server, (here, *others)):
+        await pause(0.5 * REPLICAS)  # the distance after the start is past without the store, too
+        assert await here.export(here.line()) is None
+        await pause(0.05)
+        callers = crowd(others, 1)
+        await pause(0.05)
+        await server.kill()
+        await are_alone([here, *others])
+        assert await asyncio.gather(*callers) == [None] * 2
+        assert early(times([here]), 0.5) == 0
+
+
+async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
+    async with deployed(tmp_path) as (server, replicas):
+        here = replicas[0]
+        await server.kill()
+        await are_alone(replicas)
+        assert await here.export(here.line()) is None
+        here.turns.hear(f"lost another {here.line().key} 1", CLOCK.monotonic())
+        async with asyncio.timeout(INTERVAL * REPLICAS + SLACK):
+            assert await here.export(here.line()) is None
+
+
+async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    """One command at a time for a line: of two, either might be carried out first."""
+    async with deployed(tmp_path) as (_, (here, *_)):
+        line = here.line()
+        call, under_way, most = here.store.call, 0, 0
+
+        async def counting(command: Callable[[], Awaitable[Any]]) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await call(command)
+            finally:
+                under_way -= 1
+
+        here.store.call = counting  # type: ignore[method-assign]  # the wire, watched
+        here.turns.hear(f"turn {line.key} {line.route} 1 1 0", CLOCK.monotonic())
+        assert await here.export(line) is None
+        assert most == 1
+
+
+async def test_listener_does_not_hang_on_a_network_that_swallows_everything(
+    tmp_path: Path,
+) -> None:
+    """Its connection is dropped, and the one it makes instead leads nowhere."""
+    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
+        url = f"redis://127.0.0.1:{line.port}/0"
+        async with replicas_of(settings_of(url, interval=INTERVAL, replicas=2), 1) as replicas:
+            line.mode = BlackHole()
+            line.reset_all()
+            begun = CLOCK.monotonic()
+            await are_alone(replicas)
+            assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK
+            await pause(1.2)
+            line.mode = Pass()
+            await all_shared(replicas, within=2)
+            assert await replicas[0].export(replicas[0].line()) is None
 
 
 @pytest.mark.parametrize("fault", [killed, frozen])
@@ -356,5 +485,20 @@ async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -
         await server.kill()
         await are_alone(replicas)
         assert here.dispatcher.shared.turns.spread == REPLICAS
-        here.store.settings = here.store.settings.model_copy(update={"replicas": 5})
+        here.store.apply(here.store.settings.model_copy(update={"replicas": 5}))
         assert here.dispatcher.shared.turns.spread == 5
+
+
+async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_away(
+    tmp_path: Path,
+) -> None:
+    async with deployed(tmp_path, interval=2.0) as (server, (here, *_)):
+        assert await here.export(here.line()) is None
+        waiting = here.caller(here.line())
+        await server.kill()
+        await are_alone([here])
+        here.store.apply(here.store.settings.model_copy(update={"on_failure": "reject"}))
+        async with asyncio.timeout(SLACK):
+            refused = await waiting
+        assert refused is not None
+        assert refused.name == "store-unavailable"

@@ -139,7 +139,7 @@ async def test_hold_is_told_to_all_and_never_shortened(store: Store) -> None:
     await store.say("hold", "a", span=5 * SECOND)
     standing = await store.say("hold", "b", span=SECOND)
     assert 4.9 * SECOND < standing.hold <= 5 * SECOND
-    first, second = await store.heard("all")
+    _, first, second = await store.heard("all")
     assert first.split(" ")[:3] == ["hold", "a", KEY]
     assert 4.9 * SECOND < int(second.split(" ")[3]) <= 5 * SECOND
     assert 4.9 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
@@ -202,8 +202,14 @@ async def test_state_that_is_found_missing_is_told_to_all_once(store: Store) -> 
     await store.server.flush()
     await store.say("ask", "b")
     await store.say("ask", "a")
-    lost = [word.split(" ")[:4] for word in await store.heard("all")]
-    assert lost == [["lost", "a", KEY, "exports"], ["lost", "b", KEY, "exports"]]
+    lost = [word.split(" ") for word in await store.heard("all")]
+    assert [word[:3] for word in lost] == [["lost", "a", KEY], ["lost", "b", KEY]]
+
+
+@pytest.mark.parametrize("op", ["ask", "sent", "leave", "hold", "look"])
+async def test_state_that_is_missing_is_noticed_whatever_is_said(store: Store, op: str) -> None:
+    await store.say(op, "a", span=SECOND)
+    assert (await store.heard("all"))[0].split(" ")[:3] == ["lost", "a", KEY]
 
 
 @pytest.mark.parametrize("jump", [3600, -3600])
@@ -256,6 +262,19 @@ async def test_state_outlives_what_it_says_and_not_for_long(store: Store) -> Non
     assert 69_000 < await store.server.client.pttl(KEY) <= 70_000
     await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
     assert 109_000 < await store.server.client.pttl(KEY) <= 110_000
+
+
+async def test_state_outlives_what_another_route_says(store: Store) -> None:
+    await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
+    await store.say("ask", "a", route="jobs", ttl=10_000)
+    assert 109_000 < await store.server.client.pttl(KEY) <= 110_000
+
+
+async def test_hold_of_days_is_one_of_a_day(store: Store) -> None:
+    day = 86_400 * SECOND
+    await store.say("hold", "a", span=3 * day)
+    assert day - SECOND < (await store.say("look", "b")).hold <= day
+    assert day - SECOND < (await store.say("hold", "b", span=SECOND)).hold <= day
 
 
 async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> None:
