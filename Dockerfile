@@ -1,4 +1,5 @@
-# The program from the lock file: no shell, no package manager and nothing to write at run time.
+# The program from the lock file. It writes no file, so the file system may be read-only, and no
+# shell is needed to run it.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/runtime.lock ./
@@ -19,8 +20,9 @@ USER 65532:65532
 WORKDIR /opt/export-proxy
 EXPOSE 8080 9180
 STOPSIGNAL SIGTERM
-# Alive, and not ready: a replica that drains must not be restarted for it.
+# Alive, and not ready: a replica that drains must not be restarted for it. It asks loopback at the
+# default admin.port; give another command where admin.host or admin.port is another.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9180/healthz', timeout=2)"]
+    CMD ["bin/python", "-c", "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:9180/healthz', timeout=2)"]
 ENTRYPOINT ["/opt/export-proxy/bin/python", "-m", "proxy"]
 CMD ["serve", "--config", "/etc/export-proxy/proxy.yaml"]

@@ -1,4 +1,4 @@
-"""What is under config/deploy/ is valid, and agrees with the program."""
+"""What is deployed is valid and agrees with the program: manifests, unit, image, compose file."""
 
 import importlib
 import json
@@ -16,6 +16,7 @@ from tests.conftest import program
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "config" / "deploy"
+CLUSTER = ROOT / "config" / "cluster"
 UNIT = DEPLOY / "export-proxy.service"
 
 
@@ -101,7 +102,9 @@ def test_every_secret_is_a_file_that_is_mounted(
     assert settings.listen.tls is not None
     files = [settings.listen.tls.key_file, settings.listen.tls.cert_file]
     files += [a.client_secret_file for a in settings.accounts if a.client_secret_file]
-    assert len(files) == 3
+    assert settings.admin.token_file is not None
+    files.append(settings.admin.token_file)
+    assert len(files) == 4
     assert all(file.parent in places for file in files)
     assert all(mount["readOnly"] for mount in container["volumeMounts"])
 
@@ -168,3 +171,45 @@ def test_the_image_runs_as_the_user_and_the_command_the_pod_gives_it(
     user = pod["securityContext"]
     assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
     assert f"\nCMD {json.dumps(container['args'])}\n" in dockerfile
+
+
+# The compose file, and what is in config/cluster/
+
+
+@pytest.fixture(scope="module")
+def services() -> Any:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+
+
+@pytest.fixture(scope="module")
+def replica() -> Settings:
+    return load(CLUSTER / "proxy.yaml", {})
+
+
+def test_one_service_builds_the_image_and_nobody_looks_for_it_elsewhere(services: Any) -> None:
+    ours = {name: one for name, one in services.items() if one["image"] == "export-proxy"}
+    assert len(ours) == 3
+    assert [name for name, one in ours.items() if "build" in one] == ["proxy-1"]
+    assert {one["pull_policy"] for one in ours.values() if "build" not in one} == {"never"}
+
+
+def test_the_secret_of_the_compose_file_is_made_as_both_pages_say() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    (secret,) = yaml.safe_load(text)["secrets"].values()
+    made = re.findall(r"^#   (mkdir .*)$", text, re.MULTILINE)
+    assert len(made) == 1
+    assert f"> {secret['file']} && chmod 644 {secret['file']}" in made[0]
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert f"\n{made[0]}\n" in page
+
+
+def test_all_callers_may_come_from_the_address_of_the_load_balancer(replica: Settings) -> None:
+    assert replica.limits.max_connections_per_peer == replica.limits.max_connections
+
+
+def test_no_request_meets_a_connection_that_a_replica_is_closing(replica: Settings) -> None:
+    """A connection of the balancer is idle for less time than a replica keeps it."""
+    text = (CLUSTER / "haproxy.cfg").read_text(encoding="utf-8")
+    seconds = {name: int(s) for name, s in re.findall(r"timeout (\S+) (\d+)s", text)}
+    assert seconds["http-keep-alive"] + seconds["http-request"] < replica.limits.header_timeout
+    assert "http-reuse never" in text

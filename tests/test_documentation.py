@@ -4,19 +4,27 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import Mock
 from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+from proxy.admin import Admin
 from proxy.cli import _cli
+from proxy.core.refresh import Reason
+from proxy.settings import Account
+from proxy.settings import Admin as AdminSettings
 from tools.tables import ROOT, documents, generated
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SVG = "{http://www.w3.org/2000/svg}"
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 EDITOR_LINE = re.compile(r"# yaml-language-server: \$schema=(\S+)\n")
 
 
@@ -154,6 +162,46 @@ def test_the_architecture_says_what_lives_in_each_module() -> None:
     packages = [f"{path.name}/" for path in parts if (path / "__init__.py").exists()]
     assert len(modules) > 30
     assert [name for name in modules + packages if f"`{name}`" not in page] == []
+
+
+# What is listed by hand
+
+
+def test_the_page_lists_what_the_admin_port_serves() -> None:
+    parts = ("identity", "dispatcher", "census", "api", "metrics", "clock")
+    application = Admin(AdminSettings(), **dict.fromkeys(parts, Mock())).application()
+    routes = [route for route in application.router.routes() if route.method != "HEAD"]
+    served = {f"{one.method} {one.resource.canonical}" for one in routes if one.resource}
+    table = OPERATIONS.replace("/NAME", "/{name}").partition("## The admin port\n")[2]
+    rows = re.findall(r"^\| (`(?:GET|POST) .*?) \|", table, re.MULTILINE)
+    assert {one for row in rows for one in re.findall(r"`(.*?)`", row)} == served
+
+
+def test_the_page_lists_every_option() -> None:
+    commands = typer.main.get_command(_cli)
+    assert isinstance(commands, TyperGroup)
+    missing = [
+        (name, option)
+        for name, command in commands.commands.items()
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--") and not re.search(rf"`{name} [^`|]*{option}\b", OPERATIONS)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "value", [*get_args(Reason), "rate_limited", "stale_token", "unreachable", "abandoned"]
+)
+def test_the_page_lists_the_values_of_labels(value: str) -> None:
+    assert f"`{value}`" in OPERATIONS
+
+
+def test_the_account_of_the_security_page_is_one() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (account,) = yaml.safe_load(text)["accounts"]
+    assert Account.model_validate(account).is_managed
 
 
 # What was measured

@@ -154,7 +154,7 @@ class Upstream(Section):
     response_timeout: Positive = 60.0
     """Seconds to the head of the response, then between two reads."""
     max_connections: Count = 1000
-    """Connections to the API and the login server."""
+    """Connections to the API; as many to the login server, and to the issuer's keys."""
     idle_timeout: NotNegative = 4.0
     """Seconds an idle connection may be reused for an unsafe request; 0 is a fresh one each."""
     ca_file: FileName | None = None
@@ -209,8 +209,8 @@ class Tokens(Section):
     min_refresh_interval: Positive = 15.0
     """Seconds between two tokens of one account; doubles up to 120 while a scope is missing."""
     on_missing_scope: Literal["reject", "wait", "forward"] = "reject"
-    """What becomes of a request whose scope is missing: refused, held back until it appears, or
-    sent anyway."""
+    """What becomes of a request whose scope is missing: refused, held back until it appears (needs
+    `pacing.max_wait` above `min_refresh_interval`), or sent anyway."""
 
 
 class Identity(Section):
@@ -221,7 +221,7 @@ class Identity(Section):
     max_unidentified: Count = 1000
     """Unknown callers remembered at once; beyond it they get 429."""
     max_learned: Count = 10000
-    """Tokens remembered with the client they were issued to."""
+    """Tokens remembered with the client they were issued to; beyond it the first is forgotten."""
     issuer: Filled | None = None
     """Issuer whose JWTs identify their account; only together with jwks_url and audience."""
     jwks_url: Url | None = None
@@ -346,7 +346,7 @@ class Limits(Section):
     max_connections: Count = 4000
     """Connections of callers; shrunk to fit the descriptor limit."""
     max_connections_per_peer: Count = 1000
-    """Connections from one address."""
+    """Connections from one address, which may be that of a load balancer."""
     header_timeout: Positive = 10.0
     """Seconds for a request head, and for an idle connection."""
     body_timeout: Positive = 10.0
@@ -442,7 +442,7 @@ class Settings(Section):
     routes: Annotated[tuple[Route, ...], NotEmpty, AfterValidator(_distinct_routes)] = (
         DEFAULT_ROUTES
     )
-    """What happens to a request; the first match wins."""
+    """What happens to a request; the first match wins. A list here replaces the default one."""
     store: Store = Store()
     """Where the state of the pace lives."""
     limits: Limits = Limits()
