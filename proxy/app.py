@@ -24,6 +24,7 @@ from proxy.drain import Drain
 from proxy.guard import Bodies
 from proxy.handler import Handler
 from proxy.identity import Identity
+from proxy.login import Login
 from proxy.managed import ManagedTokens
 from proxy.metrics import Metrics
 from proxy.problems import PROXY_NAME
@@ -94,6 +95,9 @@ class Proxy:
         self._keys: SigningKeys | None = None
         self._serve_tokens()
         self._trust_issuer()
+        self._login = Login(
+            self.login_server, self.identity, clock=clock, patience=settings.pacing.max_wait
+        )
         self.handler = self._make_handler()
         self.server = Server(
             self._handle, settings.limits, write_timeout=settings.upstream.response_timeout
@@ -124,8 +128,9 @@ class Proxy:
         self.settings = settings
         self.api.apply(settings.upstream, settings.upstream.api_url)
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
+        self._login.patience = settings.pacing.max_wait
         if self.store is not None:
-            self.store.settings = settings.store
+            self.store.apply(settings.store)
         self.dispatcher.apply(settings)
         self.identity.apply(settings)
         names = [account.name for account in settings.accounts]
@@ -196,7 +201,7 @@ class Proxy:
             bodies=self.bodies,
             drain=self.drain,
             api=self.api,
-            login_server=self.login_server,
+            token_calls=self._login,
             pseudonym=self._pseudonym,
             refusals=self.refusals,
             may_log=lambda: self.may_log(),  # noqa: PLW0108 -- it may be replaced

@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Final
 
 from aiohttp import HttpVersion10, HttpVersion11, web
-from multidict import CIMultiDictProxy
 
 from proxy.core.headers import has_passed
 from proxy.core.targets import BadTarget, Target, parse_target
@@ -39,7 +38,7 @@ def check_head(request: web.BaseRequest, pseudonym: str, *, max_header: int) -> 
             headers={"Allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
             close=True,
         )
-    _check_framing(headers)
+    _check_framing(request)
     _check_host(request)
     if len(headers.getall("Authorization", ())) > 1:
         raise _malformed("There are several Authorization fields.")
@@ -54,12 +53,16 @@ def check_head(request: web.BaseRequest, pseudonym: str, *, max_header: int) -> 
         raise _malformed(str(error)) from None
 
 
-def _check_framing(headers: CIMultiDictProxy[str]) -> None:
-    coding = headers.getall("Transfer-Encoding", ())
-    if coding and [value.lower() for value in coding] != ["chunked"]:
+def _check_framing(request: web.BaseRequest) -> None:
+    coding = request.headers.getall("Transfer-Encoding", ())
+    if not coding:
+        return
+    if [value.lower() for value in coding] != ["chunked"]:
         raise _malformed("Transfer-Encoding must be exactly 'chunked'.")
-    if coding and "Content-Length" in headers:
+    if "Content-Length" in request.headers:
         raise _malformed("Transfer-Encoding and Content-Length exclude each other.")
+    if request.version < HttpVersion11:
+        raise _malformed("There is no Transfer-Encoding before HTTP/1.1.")
 
 
 def _check_host(request: web.BaseRequest) -> None:
@@ -87,7 +90,11 @@ class Bodies:
         announced = request.content_length
         if announced is not None and announced > self.limits.max_body:
             raise self._too_large()
-        if "Expect" in request.headers and request.transport is not None:
+        if (
+            "Expect" in request.headers
+            and request.version >= HttpVersion11  # who speaks an older one knows no interim answers
+            and request.transport is not None
+        ):
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         size = 0
         body: bytes | None = None

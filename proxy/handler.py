@@ -42,7 +42,7 @@ from proxy.lines import draining
 from proxy.metrics import Metrics
 from proxy.problems import Problem
 from proxy.refusals import Refusals
-from proxy.relay import Relay
+from proxy.relay import Relay, abort
 from proxy.sending import Errand, Sender
 from proxy.settings import Route, Settings
 from proxy.upstream import Answer, Outgoing, Response, Upstream
@@ -101,7 +101,7 @@ class Handler:
         bodies: Bodies,
         drain: Drain,
         api: Upstream,
-        login_server: Upstream,
+        token_calls: login.Login,
         pseudonym: str,
         refusals: Refusals,
         may_log: Callable[[], bool],
@@ -116,9 +116,7 @@ class Handler:
         self._pseudonym = pseudonym
         self._refusals = refusals
         self._may_log = may_log
-        self._login = login.Login(
-            login_server, identity, clock=clock, patience=settings.pacing.max_wait
-        )
+        self._login = token_calls
         self._sender = Sender(
             settings, clock=clock, metrics=metrics, dispatcher=dispatcher, drain=drain, api=api
         )
@@ -130,7 +128,7 @@ class Handler:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, whatever happens, and account for it."""
         exchange = Exchange(request, _request_id(request), self._clock.monotonic())
-        code = _CALLER_WENT
+        response: web.StreamResponse | None = None
         try:
             try:
                 response = await self._serve(exchange)
@@ -140,11 +138,14 @@ class Handler:
                 raise  # the caller's connection: nobody is left to answer
             except Exception:  # noqa: BLE001 -- the last guard: a bug is logged and answered
                 _log.exception("request failed", request_id=exchange.id)
+                if request.writer.output_size:  # half an answer is out; no other may follow it
+                    abort(request)
                 response = self._refusal(exchange, Problem("internal", "The proxy failed."))
-            code = response.status
             return response
         finally:
-            self._account_for(exchange, code)
+            if response is None:
+                exchange.origin = "proxy"
+            self._account_for(exchange, _CALLER_WENT if response is None else response.status)
 
     async def _serve(self, exchange: Exchange) -> web.StreamResponse:
         target = check_head(
@@ -193,7 +194,7 @@ class Handler:
             _log.info("request", **exchange.facts(code=code, seconds=seconds))
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> web.Response:
-        exchange.problem = problem.name
+        exchange.origin, exchange.problem = "proxy", problem.name
         self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
         if exchange.route == "login":
             return login.error_response(problem, exchange.id)

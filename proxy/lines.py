@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
+from typing import Final
 
 from proxy.clock import Clock, Timer
 from proxy.core.pacing import (
@@ -31,6 +32,8 @@ from proxy.retries import Patience
 from proxy.settings import Pacing
 from proxy.store import FREE, Turns
 from proxy.store.alone import Alone
+
+_A_MOMENT: Final = 0.005  # seconds in which a caller who was there a moment ago still is
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +151,10 @@ class Account:
         for line in self._lines.values():
             line.drain()
 
+    def is_silenced(self, slot: "Slot", now: float) -> bool:
+        """Tell whether a hold forbids what was granted that slot: the probe may go when it ends."""
+        return self.hold is not None and not (slot is self._probe and self.hold.until <= now)
+
     def opens_at(self, now: float) -> float:
         """Return when the account may send at all: `inf` while an answer must come first."""
         if self._probe is not None or self.in_flight >= self._shared.pacing.max_in_flight:
@@ -188,7 +195,7 @@ class Account:
         due = max(line.due(), ticket.joined_at, self._opened_at)
         if self.hold is not None:
             due = max(due, self.hold.until)
-        slot = Slot(self, line, ticket, due_at=min(due, now), not_before=line.due())
+        slot = Slot(self, line, ticket, at=now, due_at=min(due, now), not_before=line.due())
         self.in_flight += 1
         line.sending = slot if line.paced else None
         if self.hold is not None:
@@ -231,15 +238,24 @@ class Account:
 
     def leave(self, slot: "Slot", *, accepted: bool) -> None:
         """Take back the room `slot` had in flight; an accepted probe ends a hold that is over."""
-        self.in_flight -= 1
-        self._opened_at = now = self._clock.monotonic()
         slot.line.give_back(slot)
         if slot is self._probe:
             self._probe = None
+            now = self._clock.monotonic()
             if accepted and self.hold is not None and self.hold.until <= now:
                 self._held_seconds += self.hold.kept(now)
                 self.hold = None
                 self.count_hold()
+        self.make_room()
+
+    def take_room(self) -> None:
+        """Count an answer as in flight, of which more is to come, until `make_room` is called."""
+        self.in_flight += 1
+
+    def make_room(self) -> None:
+        """Let somebody else have room in flight."""
+        self.in_flight -= 1
+        self._opened_at = self._clock.monotonic()
         self.pump()
 
 
@@ -279,7 +295,11 @@ class Line:
         """Return when pace and turn allow the next send: `inf` while one is about to leave."""
         if self.paced and self.sending is not None:
             return inf
-        return max(self.pace_due(), self.turn.opens(self._clock.monotonic()))
+        return self.opens_at(self._clock.monotonic())
+
+    def opens_at(self, now: float) -> float:
+        """Return when pace and turn allow whoever has the slot to send."""
+        return max(self.pace_due(), self.turn.opens(now))
 
     def pace_due(self) -> float:
         """Return when the pace allows the next send."""
@@ -372,7 +392,7 @@ class Line:
         """Return the seconds until a request of this arrival number would be sent."""
         now = self._clock.monotonic()
         ahead = self._cost_waiting
-        if ticket.joined_at > -inf:  # coming back, to the front
+        if ticket.has_joined:  # coming back, to the front
             ahead = sum(
                 other.cost
                 for other in self._waiting
@@ -416,14 +436,20 @@ class Line:
     async def slot(self, ticket: "Ticket", limit: float) -> "Slot":
         """Wait up to `limit` seconds for a slot, in order of arrival.
 
-        A caller who is cancelled gives place or slot back; one found gone is cancelled. Raises the
-        Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
+        A limit of 0 is for whoever takes a slot that is free, one below it for whoever is too late
+        even for that. A caller who is cancelled gives place or slot back; one found gone is
+        cancelled. Raises the Problem `wait-expired` when the time is over, `draining` when the
+        proxy shuts down.
         """
         if self._shared.draining:
             raise draining()
         self._refuse_without_store()
         now = ticket.joined_at = self._clock.monotonic()
+        if limit < 0:
+            raise self._expired(ticket, limit)
         if self._is_free() and ticket.is_present():
+            ticket.deadline = now + limit if limit else inf
+            self._note_wait(ticket, "sent", 0.0)
             return self.account.grant(self, ticket, now)
         patience = self._shared.turns.patience  # to learn whether a slot is free takes time
         ticket.deadline = now + max(limit, patience)
@@ -536,16 +562,17 @@ class Line:
 
     def _expire(self, ticket: "Ticket", offer: "asyncio.Future[Slot]", limit: float) -> None:
         self.account.pump()  # a slot due at this very moment is still in time
-        if offer.done():
-            return
+        if not offer.done():
+            offer.set_exception(self._expired(ticket, limit))
+
+    def _expired(self, ticket: "Ticket", limit: float) -> Problem:
+        limit = max(0.0, limit)
         self._note_wait(ticket, "expired")
         wait = self.predicted_wait(Ticket(self._shared.next_arrival()))
-        offer.set_exception(
-            Problem(
-                "wait-expired",
-                f"No slot came within {limit:.1f} s.",
-                retry_after=self._return_after(wait, limit),
-            )
+        return Problem(
+            "wait-expired",
+            f"No slot came within {limit:.1f} s.",
+            retry_after=self._return_after(wait, limit),
         )
 
     def _return_after(self, wait: float, limit: float) -> int:
@@ -591,6 +618,11 @@ class Ticket:
         self.patience_until = inf  # who will wait no longer than it takes to learn of a free slot
         self.offer: asyncio.Future[Slot] | None = None
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether it was in line before, and so goes to the front when it comes back."""
+        return self.joined_at > -inf
+
     def __lt__(self, other: "Ticket") -> bool:
         return self.number < other.number
 
@@ -603,26 +635,55 @@ class Slot:
 
     __slots__ = (
         "_account",
+        "_granted_at",
         "_open",
-        "cost",
+        "_ticket",
         "due_at",
         "line",
         "not_before",
-        "request_id",
         "sent_at",
     )
 
-    def __init__(
-        self, account: Account, line: Line, ticket: Ticket, *, due_at: float, not_before: float
+    def __init__(  # noqa: PLR0913 -- whose it is, and three moments by name
+        self,
+        account: Account,
+        line: Line,
+        ticket: Ticket,
+        *,
+        at: float,
+        due_at: float,
+        not_before: float,
     ) -> None:
         self._account = account
+        self._granted_at = at
         self._open = True
+        self._ticket = ticket
         self.line = line
-        self.cost = ticket.cost
-        self.request_id = ticket.request_id
         self.due_at = due_at
         self.not_before = not_before
         self.sent_at = -inf
+
+    @property
+    def cost(self) -> float:
+        """What a send costs, in intervals."""
+        return self._ticket.cost
+
+    @property
+    def request_id(self) -> str:
+        """Whose slot it is."""
+        return self._ticket.request_id
+
+    def may_leave(self, now: float) -> bool:
+        """Tell whether the slot may still be used: to connect takes time, in which much happens.
+
+        The API may have asked for silence, the pace have become another, the turn have run out, and
+        the caller have gone or be past the deadline.
+        """
+        return (
+            not self._account.is_silenced(self, now)
+            and self.line.opens_at(now) <= now <= self._ticket.deadline
+            and (now < self._granted_at + _A_MOMENT or self._ticket.is_present())
+        )
 
     def sent(self, at: float) -> None:
         """Report that the request's bytes were handed to the transport at monotonic time `at`."""

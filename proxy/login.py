@@ -42,15 +42,18 @@ class _Credentials:
 
 
 class Login:
-    """Answers token calls: from the managed accounts, or from the login server, a few at once."""
+    """Answers token calls: from the managed accounts, or from the login server, a few at once.
+
+    `patience`, for how many seconds a call may wait for its turn, may be replaced at any time.
+    """
 
     def __init__(
         self, upstream: Upstream, identity: Identity, *, clock: Clock, patience: float
     ) -> None:
+        self.patience = patience
         self._upstream = upstream
         self._identity = identity
         self._clock = clock
-        self._patience = patience
         self._calls = asyncio.Semaphore(_MAX_CALLS)
 
     async def answer(self, call: Outgoing, peer: str) -> Answer | web.Response:
@@ -78,7 +81,7 @@ class Login:
                 "The client id or secret is wrong.",
                 headers={"WWW-Authenticate": 'Basic realm="export-proxy"'},
             )
-        token = await managed.usable(frozenset(), limit=self._patience)
+        token = await managed.usable(frozenset(), limit=self.patience)
         lifetime = token.expires_at - self._clock.monotonic()
         await self._identity.learn(token.value, credentials.client_id, lifetime)
         return OwnResponse(
@@ -94,14 +97,14 @@ class Login:
 
     async def _forward(self, call: Outgoing) -> Answer:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self.patience):
                 await self._calls.acquire()
         except TimeoutError:
             raise Problem(
                 "token-unavailable", "Too many token calls at once.", retry_after=1
             ) from None
         try:
-            response = await self._upstream.send(call, lambda _: None)
+            response = await self._upstream.send(call)
             return await self._upstream.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown):
             raise Problem(

@@ -34,18 +34,16 @@ class Relay:
     ) -> web.StreamResponse:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
         if answer.is_complete:
-            head, body = answer.head(), answer.content.read_nowait()
+            head, body = answer.head(), answer.read_nowait()
             return await self.pass_on(exchange, Answer(answer.status, *head, body))
-        response = self._head(exchange, answer.status, *answer.head())
-        chunks = upstream.chunks(answer)
         try:
+            response = self._head(exchange, answer.status, *answer.head())
             await response.prepare(exchange.request)
-            async for chunk in chunks:
+            while chunk := await upstream.next_chunk(answer):
                 await response.write(chunk)
         except OutcomeUnknown:
-            _abort(exchange.request)
+            abort(exchange.request)
         finally:
-            await chunks.aclose()
             answer.release()
         return response
 
@@ -61,7 +59,7 @@ class Relay:
         return RelayedResponse(status=status, reason=reason, headers=headers)
 
 
-def _abort(request: web.BaseRequest) -> None:
+def abort(request: web.BaseRequest) -> None:
     """Close the caller's connection so that it cannot take the answer for complete."""
     if request.transport is None:
         return

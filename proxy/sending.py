@@ -2,7 +2,8 @@
 
 A request is sent again only if the API refused it (429; 401 or 403 with a stale token) or if it
 provably never left. It keeps its place in the order of arrival, so it goes back to the front of its
-line. Bounds: attempts, elapsed time, what the caller will still wait, the account's retry budget.
+line; so does one that lost its slot while it connected, which is no attempt. Bounds: attempts,
+elapsed time, what the caller will still wait, the account's retry budget.
 Never after something was sent and no answer came: it may have been carried out.
 """
 
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Final, Literal
 
@@ -34,6 +36,7 @@ from proxy.upstream import (
     Response,
     Unsent,
     Upstream,
+    Withheld,
     is_closed_by_peer,
 )
 
@@ -116,10 +119,10 @@ class Sender:
                     raise
                 return _passed_on(refusal, errand.line)
             with closing(slot):
-                if errand.managed and token and not errand.managed.may_be_sent(token):
-                    continue  # renewed or expired while it waited; the slot goes back
                 outcome = await self._try(errand, slot, token)
             match outcome:
+                case Withheld():
+                    pass  # no try, so nothing is counted; it is first in line again
                 case Unsent():
                     await self._back_off(errand)
                 case _Refusal() as refusal:
@@ -136,26 +139,33 @@ class Sender:
             return await errand.managed.usable(errand.needs.scopes, limit=errand.exchange.may_wait)
 
     async def _slot(self, errand: Errand, ticket: Ticket) -> Slot:
-        """Wait in line for as long as the request may still wait."""
+        """Wait in line for as long as the request may still wait, and may still be sent again."""
         exchange, line = errand.exchange, errand.line
-        if not exchange.attempts:
+        if not ticket.has_joined:
             line.admit(ticket, exchange.may_wait)
         begun, held = self._clock.monotonic(), line.account.held_seconds()
+        limit = max(0.0, exchange.may_wait)
+        if exchange.attempts:
+            limit = min(limit, self._settings.retry.max_elapsed - (begun - exchange.arrived))
         try:
-            return await line.slot(ticket, exchange.may_wait)
+            return await line.slot(ticket, limit)
         finally:
             exchange.waited += self._clock.monotonic() - begun
             exchange.held += line.account.held_seconds() - held
 
     async def _try(
         self, errand: Errand, slot: Slot, token: Token | None
-    ) -> Response | _Refusal | Unsent:
+    ) -> Response | _Refusal | Unsent | Withheld:
         """Send once, and report to the slot what became of it."""
         exchange = errand.exchange
         exchange.attempts += 1
         begun = self._clock.monotonic()
         try:
-            response = await self._api.send(_signed(errand.outgoing, token), slot.sent)
+            response = await self._api.send(
+                _signed(errand.outgoing, token),
+                may_leave=partial(self._may_leave, errand, slot, token),
+                on_sent=slot.sent,
+            )
             self._metrics.answered(
                 errand.line.account.label,
                 exchange.route,
@@ -167,11 +177,20 @@ class Sender:
             if response.status == HTTPStatus.TOO_MANY_REQUESTS:
                 slot.refused(self._named_wait(response))
                 return _Refusal(await self._read_refusal(response), "rate_limited")
+            if not response.is_complete:  # or who reads slowly could have all connections
+                errand.line.account.take_room()
+                response.on_release(errand.line.account.make_room)
             slot.answered()
             if token is not None and response.status in _DENIALS:
-                answer = await self._api.read(response, _MAX_KEPT)
-                return _Refusal(answer, _renewal_reason(answer))
+                answer = await self._api.read_short(response, _MAX_KEPT)
+                if answer is not None:
+                    return _Refusal(answer, _renewal_reason(answer))
             return response
+        except Withheld as withheld:
+            exchange.attempts -= 1
+            now = self._clock.monotonic()
+            exchange.waited, begun = exchange.waited + now - begun, now
+            return withheld
         except Unsent as unsent:
             slot.not_sent()
             return unsent
@@ -181,6 +200,12 @@ class Sender:
             raise Problem("bad-upstream", "The API's answer is not usable.") from None
         finally:
             exchange.upstream += self._clock.monotonic() - begun
+
+    def _may_leave(self, errand: Errand, slot: Slot, token: Token | None) -> bool:
+        """Tell whether the request may be written now that there is a connection for it."""
+        if token and errand.managed and not errand.managed.may_be_sent(token):
+            return False  # renewed or expired while it waited
+        return slot.may_leave(self._clock.monotonic())
 
     async def _read_refusal(self, response: Response) -> Answer:
         """Read a 429; it is a refusal even if its body is broken or absurdly long."""

@@ -72,7 +72,7 @@ class SigningKeys:
     async def _fetch(self) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                response = await self._upstream.send(self._call(), lambda _: None)
+                response = await self._upstream.send(self._call())
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError) as error:
             _log.warning("the signing keys could not be fetched", reason=type(error).__name__)

@@ -72,9 +72,7 @@ class TokenEndpoint:
             raise Rejected(str(error)) from None
         try:
             async with asyncio.timeout(PATIENCE):
-                response = await self._upstream.send(
-                    _call(credentials.client_id, secret), lambda _: None
-                )
+                response = await self._upstream.send(_call(credentials.client_id, secret))
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except Unsent:
             raise Troubled("the login server cannot be reached") from None

@@ -59,7 +59,7 @@ def test_a_sleeper_wakes_on_time(loop: Loop) -> None:
         return clock.monotonic() - when
 
     with asyncio.Runner(loop_factory=loop) as runner:
-        assert all(0 <= runner.run(late_by(delay)) < 1 for delay in DELAYS)
+        assert all(0 <= runner.run(late_by(delay)) < 5 for delay in DELAYS)
 
 
 @both_loops
@@ -102,12 +102,15 @@ def test_a_sleeper_cancelled_in_the_turn_its_timer_fires_leaves_quietly(loop: Lo
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: failures.append(context)
         )
-        now = clock.monotonic()
-        async with asyncio.TaskGroup() as tasks:
-            sleeper = tasks.create_task(clock.sleep_until(now + 0.004))
-            clock.call_at(now + 0.002, sleeper.cancel)
-            await clock.sleep_until(now)  # the sleeper has begun
-            keep_the_loop_busy(clock, 0.008)
+        is_in_time = False
+        while not is_in_time:  # the machine may stand still while the scene is set
+            now = clock.monotonic()
+            async with asyncio.TaskGroup() as tasks:
+                sleeper = tasks.create_task(clock.sleep_until(now + 0.004))
+                clock.call_at(now + 0.002, sleeper.cancel)
+                await clock.sleep_until(now)  # the sleeper has begun
+                is_in_time = clock.monotonic() < now + 0.002
+                keep_the_loop_busy(clock, 0.008)
         assert sleeper.cancelled()
 
     with asyncio.Runner(loop_factory=loop) as runner:

@@ -17,6 +17,7 @@ from proxy.metrics import Metrics
 from proxy.problems import Problem
 from proxy.settings import Account as AccountSettings
 from proxy.settings import Identity, Pacing, Retry, Settings, Upstream
+from proxy.store import FREE, NOT_OURS
 from tests.kit.clock import FakeClock
 
 UPSTREAM = Upstream(api_url="https://api.example", login_url="https://login.example")
@@ -370,6 +371,111 @@ async def test_send_is_noted_once_however_often_it_is_reported() -> None:
         assert b.counted("send_lateness_seconds_count", route="exports") == 2.0
 
 
+# What happens while a slot's owner connects
+
+
+def may_leave(b: Bench, slot: Slot) -> bool:
+    return slot.may_leave(b.now)
+
+
+async def test_slot_may_be_used_as_long_as_nothing_has_changed() -> None:
+    async with bench() as b:
+        slot = await b.get(b.line())
+        await b.until(15)
+        assert may_leave(b, slot)
+        b.send(slot).answered()
+
+
+async def test_hold_that_begins_while_somebody_connects_is_for_them_too() -> None:
+    """They come back, in the order in which they came; one goes first when the hold ends."""
+    async with bench() as b:
+        api = b.line("api", paced=False)
+        first = b.send(await b.get(api))
+        others = [b.join(api), b.join(api), b.join(b.line())]
+        await b.clock.advance(0)
+        first.refused(4.0)
+        for other in others:
+            assert not may_leave(b, other.take())
+        for other in reversed(others):
+            other.take().close()
+            b.rejoin(b.line() if other is others[2] else api, other)
+        await b.until(13)
+        assert [other.is_waiting for other in others] == [True] * 3
+        await b.until(15)
+        assert [other.is_waiting for other in others] == [False, True, True]
+        assert may_leave(b, others[0].take())
+        b.use(others[0])
+        await b.all_served(others[1:])
+
+
+async def test_probe_may_leave_once_the_hold_is_over_and_not_if_it_was_prolonged() -> None:
+    async with bench() as b:
+        api = b.line("api", paced=False)
+        first, echo = b.send(await b.get(api)), b.send(await b.get(api))
+        first.refused(2.0)
+        probe = b.join(api)
+        await b.until(12)
+        assert may_leave(b, probe.take())
+        echo.refused(4.0)
+        assert not may_leave(b, probe.take())
+        await b.until(16)
+        assert may_leave(b, probe.take())
+        b.use(probe)
+
+
+async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
+    async with bench() as b:
+        b.send(await b.get(b.line())).answered()
+        await b.until(11)
+        slot = await b.get(b.line())
+        b.account().own_interval = 3.0
+        assert not may_leave(b, slot)
+        await b.until(13)
+        assert may_leave(b, slot)
+        slot.close()
+
+
+async def test_turn_that_runs_out_while_somebody_connects_is_not_used() -> None:
+    async with bench() as b:
+        slot = await b.get(b.line())
+        b.line().turn = NOT_OURS
+        assert not may_leave(b, slot)
+        b.line().turn = FREE
+        slot.close()
+
+
+async def test_caller_who_leaves_or_is_late_while_connecting_is_not_sent() -> None:
+    async with bench() as b:
+        gone, late = b.join(b.line()), b.join(b.line("api", paced=False), limit=1.0)
+        await b.until(11)
+        assert may_leave(b, gone.take())
+        assert may_leave(b, late.take())
+        gone.is_present = False
+        await b.until(11.5)
+        assert not may_leave(b, gone.take())
+        assert not may_leave(b, late.take())
+        gone.take().close()
+        late.take().close()
+
+
+async def test_caller_who_will_not_wait_may_still_connect() -> None:
+    async with bench() as b:
+        slot = await b.get(b.line(), limit=0.0)
+        await b.until(11)
+        assert may_leave(b, slot)
+        slot.close()
+
+
+async def test_who_comes_back_too_late_gets_no_slot_though_one_is_free() -> None:
+    async with bench() as b:
+        late = b.join(b.line(), limit=-0.5)
+        await b.clock.advance(0)
+        assert late.slot is None
+        assert late.problem is not None
+        assert (late.problem.name, late.problem.retry_after) == ("wait-expired", 1)
+        assert b.waits("expired") == 1
+
+
 # Room in flight
 
 
@@ -401,6 +507,23 @@ async def test_room_in_flight_is_given_back_once() -> None:
         slot.answered()
         assert b.account().in_flight == 1
         other.close()
+
+
+async def test_answer_of_which_more_is_to_come_takes_room_until_it_has_come() -> None:
+    """It ends a hold with its head all the same."""
+    async with bench(Pacing(max_in_flight=1)) as b:
+        api = b.line("api", paced=False)
+        b.send(await b.get(api)).refused(1.0)
+        probe, other = b.join(api), b.join(api)
+        await b.until(11)
+        b.account().take_room()
+        b.send(probe.take()).answered()
+        await b.until(12)
+        assert (b.account().hold, b.account().in_flight, other.slot) == (None, 1, None)
+        b.account().make_room()
+        await b.until(13)
+        assert other.got_at == 12.0
+        b.use(other)
 
 
 async def test_room_is_given_to_the_line_that_may_use_it() -> None:
@@ -464,7 +587,7 @@ async def test_whoever_leaves_costs_the_others_nothing(order: str) -> None:
         assert next_one.got_at == 10.25
         b.use(next_one)
         assert b.waits("abandoned") == (order != "leaves after")
-        assert b.waits("sent") == 1 + (order == "leaves after")
+        assert b.waits("sent") == 2 + (order == "leaves after")
 
 
 async def test_caller_found_gone_is_passed_over_and_its_wait_ends() -> None:
@@ -480,7 +603,7 @@ async def test_caller_found_gone_is_passed_over_and_its_wait_ends() -> None:
         b.use(next_one)
         assert gone.slot is None
         assert not gone.is_waiting
-        assert (b.waits("abandoned"), b.waits("sent")) == (1, 1)
+        assert (b.waits("abandoned"), b.waits("sent")) == (1, 2)
 
 
 async def test_caller_gone_before_it_could_wait_takes_no_slot() -> None:
@@ -1197,6 +1320,15 @@ async def test_state_shows_who_waits_how_long_and_why() -> None:
         assert repr(b.line()) == "<Line london/exports: 2 waiting>"
         await b.all_served([first, second, *tokens])
         assert b.dispatcher.states()[0].routes[0].oldest_seconds == 0.0
+
+
+async def test_who_is_sent_at_once_has_waited_no_time() -> None:
+    """And counts: without those, all that were sent would seem to have waited longer."""
+    async with bench() as b:
+        b.send(await b.get(b.line())).answered()
+        labels = {"account": "london", "route": "exports", "outcome": "sent"}
+        assert b.counted("queue_wait_seconds_count", **labels) == 1
+        assert b.counted("queue_wait_seconds_sum", **labels) == 0
 
 
 async def test_time_in_line_is_measured_by_how_it_ended() -> None:

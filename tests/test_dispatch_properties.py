@@ -130,8 +130,8 @@ class Caller:
     ended_at: float = -inf
 
     def may_have_a_slot(self, now: float) -> bool:
-        in_time = now <= self.deadline
-        return self.is_waiting and self.is_present and not self.is_cancelled and in_time
+        waits = self.is_waiting and not self.has_slot  # it may not know yet that it has one
+        return waits and self.is_present and not self.is_cancelled and now <= self.deadline
 
 
 @dataclass(slots=True)

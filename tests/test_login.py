@@ -317,6 +317,20 @@ async def test_four_token_calls_are_made_at_once_and_no_more() -> None:
     assert [call.result().status for call in calls] == [200] * 6
 
 
+async def test_a_reload_lets_no_more_of_them_through() -> None:
+    async with slow_login() as (proxy, upstream, clock), asyncio.TaskGroup() as tasks:
+        calls = [tasks.create_task(log_in(proxy, token_call())) for _ in range(4)]
+        await upstream.received(4)
+        proxy.proxy.apply(proxy.proxy.settings)
+        calls += [tasks.create_task(log_in(proxy, token_call())) for _ in range(2)]
+        await is_known(proxy)
+        assert token_calls(upstream) == 4
+        await clock.advance(1)
+        await upstream.received(7)
+        await clock.advance(1)
+    assert [call.result().status for call in calls] == [200] * 6
+
+
 async def test_a_token_call_waits_no_longer_than_anybody() -> None:
     async with (
         slow_login(pacing={"max_wait": 0.1}) as (proxy, upstream, clock),

@@ -152,7 +152,7 @@ class Upstream(Section):
     connect_timeout: Positive = 5.0
     """Seconds to get a connection, the wait for a pooled one included."""
     response_timeout: Positive = 60.0
-    """Seconds to the head of the response, then between two reads."""
+    """Seconds to the head of the final response, then between two reads."""
     max_connections: Count = 1000
     """Connections to the API; as many to the login server, and to the issuer's keys."""
     idle_timeout: NotNegative = 4.0
@@ -174,7 +174,7 @@ class Pacing(Section):
     max_queue: Count = 1000
     """Requests in line, per account and route."""
     max_in_flight: Count = 8
-    """Requests sent and not yet answered, per account, unpaced ones included."""
+    """Requests sent and not yet answered whole, per account, unpaced ones included."""
 
 
 class Retry(Section):

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from proxy import __version__
 from proxy.app import Running
 from tests.kit.client import Response, exchange, parse_response
+from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.proxy import TOKEN, proxy_for
 from tests.kit.upstream import RawUpstream, Reply
@@ -144,7 +145,7 @@ async def test_the_numbers_are_those_of_the_traffic() -> None:
     assert value("early_sends_total", **exports) == 0
     assert value("retries_total", account="other", reason="rate_limited") == 1
     assert value("holds_total", account="other") == 1
-    assert 1 <= value("held_seconds_total", account="other") < 2
+    assert 1 <= value("held_seconds_total", account="other") < 10
     assert value("in_flight", account="other") == 0
     assert value("interval_seconds", **exports) == 0.01
     (version,) = {dict(labels)["version"] for name, labels in values if name == "build_info"}
@@ -163,7 +164,7 @@ async def test_health_and_readiness_are_answered_while_it_serves() -> None:
 
 async def test_readiness_fails_while_it_drains_and_health_does_not() -> None:
     """What is in flight keeps both ports up for a moment after the end was announced."""
-    stop = asyncio.Event()
+    clock, stop = FakeClock(), asyncio.Event()
     started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
 
     async def serve(upstream: RawUpstream) -> None:
@@ -172,7 +173,7 @@ async def test_readiness_fails_while_it_drains_and_health_does_not() -> None:
             await stop.wait()
 
     async with (
-        RawUpstream(default=Reply(delay=0.3)) as upstream,
+        RawUpstream(default=Reply(delay=1), clock=clock) as upstream,
         asyncio.TaskGroup() as tasks,
     ):
         tasks.create_task(serve(upstream))
@@ -184,6 +185,7 @@ async def test_readiness_fails_while_it_drains_and_health_does_not() -> None:
         readiness = await get(proxy.admin_url, "/readyz")
         health = await get(proxy.admin_url, "/healthz")
         assert not in_flight.done()
+        await clock.advance(1)
     assert (readiness.status, health.status) == (503, 200)
     assert in_flight.result().status == 200
 

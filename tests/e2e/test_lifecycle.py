@@ -22,8 +22,10 @@ from typing import Any, Self
 import pytest
 
 from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, serving, until
+from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step, free_port
 
 pytestmark = pytest.mark.alone
@@ -84,10 +86,10 @@ def sends_per_key(upstream: RawUpstream) -> Counter[str]:
     return Counter(request.values("x-export-key")[0].decode() for request in exports_of(upstream))
 
 
-def keeps_pace(times: Sequence[float], interval: float) -> bool:
+def keeps_pace(times: Sequence[float], interval: float, *, stalled: float) -> bool:
     """Tell whether k sends after any other at least k intervals have passed."""
     return all(
-        times[k] - times[j] >= (k - j) * interval - TOLERANCE
+        times[k] - times[j] >= (k - j) * interval - TOLERANCE - stalled
         for j, k in combinations(range(len(times)), 2)
     )
 
@@ -112,24 +114,25 @@ def issuing(*tokens: str, seconds: int = 3600) -> Callable[[RecordedRequest], St
 
 async def test_a_drain_delivers_what_was_sent_and_refuses_what_was_not(tmp_path: Path) -> None:
     """One in flight and forty in line: a 202, forty refusals, and not one more send."""
+    clock, pacing = FakeClock(), {"max_wait": 60, "max_in_flight": 1}
     async with (
-        RawUpstream(default=Reply(202, delay=1.5)) as upstream,
-        serving(tmp_path, document_for(upstream.url, pacing={"max_wait": 60})) as process,
+        RawUpstream(default=Reply(202, delay=1), clock=clock) as upstream,
+        serving(tmp_path, document_for(upstream.url, pacing=pacing)) as process,
     ):
         in_flight = asyncio.ensure_future(post(process, "in flight"))
         await upstream.received()
         waiting = posts(process, 40)
         await process.has_waiting(40)
-        sent_before = len(upstream.requests)
         process.signal(signal.SIGTERM)
         for response in await waiting:
             check_drained(response)
         assert not in_flight.done()
+        await clock.advance(1)
         assert (await in_flight).status == 202
-        assert await process.ended(within=5) == 0
-    assert len(upstream.requests) == sent_before
+        assert await process.ended() == 0
+    assert len(upstream.requests) == 1
     codes = Counter(line["code"] for line in process.logged("request"))
-    assert codes == {202: sent_before, 503: 41 - sent_before}
+    assert codes == {202: 1, 503: 40}
     assert [line["event"] for line in process.log if line["event"] != "request"] == [
         *("serving", "draining", "stopped"),
     ]
@@ -138,6 +141,7 @@ async def test_a_drain_delivers_what_was_sent_and_refuses_what_was_not(tmp_path:
 async def test_what_is_not_answered_in_time_is_given_up_and_told_so(tmp_path: Path) -> None:
     """Two seconds before the end: 504, and nobody is told to come back."""
     async with (
+        noting_stalls() as stalls,
         RawUpstream(default=Hang()) as upstream,
         serving(tmp_path, document_for(upstream.url, limits={"drain_timeout": 3.5})) as process,
     ):
@@ -147,39 +151,37 @@ async def test_what_is_not_answered_in_time_is_given_up_and_told_so(tmp_path: Pa
         process.signal(signal.SIGTERM)
         response = await in_flight
         answered = time.monotonic() - begun
-        assert await process.ended(within=5) == 0
+        assert await process.ended() == 0
         ended = time.monotonic() - begun
     assert problem(response) == (504, "outcome-unknown")
     assert response.values("retry-after") == []
-    assert 1.4 < answered < 2.5
-    assert ended < 3.5
+    assert 1.5 <= answered < 2.5 + stalls.total
+    assert ended < 3.5 + stalls.total
     assert len(upstream.requests) == 1
 
 
 async def test_readiness_fails_before_the_listener_closes(tmp_path: Path) -> None:
     """A load balancer has `drain_delay` seconds to notice; who still comes is told to go."""
-    limits = {"drain_delay": 1.0}
+    limits = {"drain_delay": 2.5}
     async with (
         RawUpstream(default=ACCEPTED) as upstream,
         serving(tmp_path, document_for(upstream.url, limits=limits)) as process,
     ):
-        process.signal(signal.SIGTERM)
         begun = time.monotonic()
+        process.signal(signal.SIGTERM)
 
         async def is_unready() -> bool:
             return (await process.ask("/readyz")).status == 503
 
         await until(is_unready)
-        noticed = time.monotonic() - begun
         health = await process.ask("/healthz")
-        while time.monotonic() - begun < 0.7:
+        for _ in range(10):
             check_drained(await post(process))
-        assert await process.ended(within=5) == 0
+        assert await process.ended() == 0
         with pytest.raises(ConnectionRefusedError):
             await post(process)
-    assert noticed < 0.5
     assert health.status == 200
-    assert 1.0 <= time.monotonic() - begun < 3
+    assert time.monotonic() - begun >= 2.5
     assert upstream.requests == []
 
 
@@ -221,12 +223,12 @@ async def test_a_drain_ends_every_wait_that_comes_before_a_send(tmp_path: Path) 
         process.signal(signal.SIGTERM)
         *responses, login_response = await connections.responses()
         took = time.monotonic() - begun
-        assert await process.ended(within=5) == 0
+        assert await process.ended() == 0
     for response in responses:
         check_drained(response)
     assert login_response.status == 503
     assert json.loads(login_response.body)["error"] == "temporarily_unavailable"
-    assert took < 1
+    assert took < 3  # the shortest of the waits is 4 s
 
 
 class RawConnections:
@@ -271,12 +273,9 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Si
             return bool(process.logged("draining"))
 
         await until(is_draining)
-        begun = time.monotonic()
         process.signal(second)
-        assert await process.ended(within=5) == 128 + second
-        took = time.monotonic() - begun
+        assert await process.ended() == 128 + second  # the drain would take 23 s
         assert await caller.read_to_close() == b""
-    assert took < 1
     assert "Traceback" not in process.stderr
     assert len(upstream.requests) == 1
 
@@ -287,8 +286,8 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Si
 async def test_killed_with_a_line_and_started_again(tmp_path: Path) -> None:
     """Callers see a close; after the start nothing is early, and only what they repeat is sent."""
     interval = 0.5
-    document = document_for("", pacing={"interval": interval, "max_wait": 60})
-    async with RawUpstream(default=ACCEPTED) as upstream:
+    document = document_for("", pacing={"interval": interval, "max_wait": 60, "max_in_flight": 1})
+    async with noting_stalls() as stalls, RawUpstream(default=ACCEPTED) as upstream:
         document["upstream"] = {"api_url": upstream.url, "login_url": upstream.url}
         async with serving(tmp_path, document) as process, RawConnections() as connections:
             for number in range(20):
@@ -309,7 +308,7 @@ async def test_killed_with_a_line_and_started_again(tmp_path: Path) -> None:
     assert sends_per_key(upstream).keys() == sent | set(again)
     after = [request.arrived_at for request in upstream.requests if request.arrived_at > killed_at]
     assert after[0] - killed_at >= interval
-    assert keeps_pace(after, interval)
+    assert keeps_pace(after, interval, stalled=stalls.longest)
     assert len(after) == 5
 
 
@@ -320,13 +319,13 @@ async def test_the_pace_changes_and_changes_back_while_fifty_wait(tmp_path: Path
     """Order kept, nobody dropped, and each gap is that of the rule in force at its end."""
     slow, fast, margin = 0.2, 0.1, 0.03
     document = document_for("", pacing={"interval": fast, "max_wait": 60})
-    async with RawUpstream(default=ACCEPTED) as upstream:
+    async with noting_stalls() as stalls, RawUpstream(default=ACCEPTED) as upstream:
         document["upstream"] = {"api_url": upstream.url, "login_url": upstream.url}
         async with serving(tmp_path, document) as process:
             calls = []
             for number in range(50):  # one after the other, so that the order is known
                 calls.append(asyncio.ensure_future(post(process, str(number))))
-                await asyncio.sleep(0.005)
+                await until(_has_come(process, upstream, len(calls)))
             changes = []
             for sent, interval in ((10, slow), (25, fast)):
                 await upstream.received(sent)
@@ -347,10 +346,19 @@ async def test_the_pace_changes_and_changes_back_while_fifty_wait(tmp_path: Path
         for earlier, later in pairwise(times)
     ]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert all(gap >= least - TOLERANCE for gap, least in zip(gaps, in_force, strict=True))
-    assert in_force.count(slow) >= 12
-    assert sum(in_force) <= times[-1] - times[0] < sum(in_force) + 2 * slow
+    slack = TOLERANCE + stalls.longest
+    assert all(gap >= least - slack for gap, least in zip(gaps, in_force, strict=True))
+    assert in_force.count(slow) >= 12 - stalls.longest / slow
+    assert sum(in_force) - stalls.longest <= times[-1] - times[0]
+    assert times[-1] - times[0] < sum(in_force) + 2 * slow + 2 * stalls.total
     assert slower_asked < faster_asked
+
+
+def _has_come(process: Process, upstream: RawUpstream, count: int) -> Callable[[], Awaitable[bool]]:
+    async def question() -> bool:
+        return len(upstream.requests) + await process.waiting() >= count
+
+    return question
 
 
 RESTART = "cannot be changed by a reload; restart instead"
@@ -433,9 +441,12 @@ async def log_in(process: Process, client_id: str, secret: str) -> Response:
 
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
     """Learned, then configured, renamed, given a pace and removed: one line all the while."""
-    slow, own, login = 0.6, 0.3, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
+    slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
     issue = Reply(body=json.dumps(login).encode())
-    async with RawUpstream(lambda got: issue if got.target == b"/oauth/token" else ACCEPTED) as api:
+    async with (
+        noting_stalls() as stalls,
+        RawUpstream(lambda got: issue if got.target == b"/oauth/token" else ACCEPTED) as api,
+    ):
         document = document_for(api.url, pacing={"interval": slow})
         steps: list[tuple[list[dict[str, Any]], str, float]] = [
             ([{"name": "paris", "client_id": "id"}], "paris", slow),
@@ -457,13 +468,13 @@ async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: P
     for gap, (_, _, interval) in zip(
         [later - earlier for earlier, later in pairwise(times)], steps, strict=True
     ):
-        assert interval - TOLERANCE <= gap < interval + 0.3
+        assert interval - TOLERANCE - stalls.longest <= gap < interval + 0.7 + stalls.total
 
 
 async def test_a_hold_outlives_a_reload(tmp_path: Path) -> None:
     """The account is renamed while it is silent, and stays silent."""
-    refused = Reply(429, [("Retry-After", "2")])
-    async with RawUpstream([refused], default=ACCEPTED) as api:
+    refused = Reply(429, [("Retry-After", "3")])
+    async with noting_stalls() as stalls, RawUpstream([refused], default=ACCEPTED) as api:
         issue = {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
         async with (
             RawUpstream(default=Reply(body=json.dumps(issue).encode())) as login,
@@ -482,22 +493,22 @@ async def test_a_hold_outlives_a_reload(tmp_path: Path) -> None:
             process.configure({**document, "accounts": [{**LONDON, "name": "rome"}]})
             await hang_up(process)
             rome = (await process.accounts())["rome"]
-            assert 1 < rome["hold_remaining_seconds"] <= 2
+            assert 0 < rome["hold_remaining_seconds"] <= 3
             assert rome["token"]["expires_in"] > 3500
             assert (await waiting).status == 202
     first, second = (request.arrived_at for request in api.requests)
-    assert second - first >= 2 - TOLERANCE
+    assert second - first >= 3 - TOLERANCE - stalls.longest
     assert len(login.requests) == 1
 
 
 async def test_a_changed_secret_is_used_and_the_old_one_proves_nothing(tmp_path: Path) -> None:
     """The token in use serves until the new one has come; what the old secret taught is gone."""
-    async with RawUpstream(issuing("first", "second", "third")) as api:
+    async with noting_stalls() as stalls, RawUpstream(issuing("first", "second", "third")) as api:
         document = document_for(
             api.url,
             accounts=[LONDON],
             pacing={"interval": 0.02},
-            tokens={"min_refresh_interval": 1.5},
+            tokens={"min_refresh_interval": 3},
             identity={"unidentified": "reject"},
         )
         async with serving(tmp_path, document) as process:
@@ -522,7 +533,7 @@ async def test_a_changed_secret_is_used_and_the_old_one_proves_nothing(tmp_path:
     assert tokens == [b"Bearer first", b"Bearer first", b"Bearer second", b"Bearer second"]
     logins = [request for request in api.requests if request.target == b"/oauth/token"]
     assert len(logins) == 2
-    assert logins[1].arrived_at - logins[0].arrived_at >= 1.5 - TOLERANCE
+    assert logins[1].arrived_at - logins[0].arrived_at >= 3 - TOLERANCE - stalls.longest
 
 
 async def test_a_removed_account_serves_its_waiters(tmp_path: Path) -> None:
@@ -585,6 +596,7 @@ async def test_the_service_manager_is_told(tmp_path: Path) -> None:
     manager = ServiceManager(tmp_path / "notify")
     limits = {"drain_delay": 1.5}
     async with (
+        noting_stalls() as stalls,
         manager.listening(),
         RawUpstream(default=ACCEPTED) as upstream,
         serving(
@@ -608,7 +620,7 @@ async def test_the_service_manager_is_told(tmp_path: Path) -> None:
     stamps = [int(reloads[at].partition("MONOTONIC_USEC=")[2]) / 1e6 for at in (0, 2)]
     assert before <= stamps[0] < stamps[1] <= after
     fed_at = [*manager.fed_at, ended]
-    assert max(later - earlier for earlier, later in pairwise(fed_at)) < 1
+    assert max(later - earlier for earlier, later in pairwise(fed_at)) < 1 + stalls.longest
 
 
 async def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path) -> None:
@@ -641,12 +653,23 @@ class Forgetful(SystemClock):
 
 def toggle(*_):
     Forgetful.is_forgetting = not Forgetful.is_forgetting
+    print('{"event": "toggled"}', file=sys.stderr, flush=True)
 
 signal.signal(signal.SIGUSR1, toggle)
 cli.SystemClock = Forgetful
 sys.argv[0] = "export-proxy"
 main()
 """
+
+
+async def toggle(process: Process) -> None:
+    count = len(process.logged("toggled"))
+    process.signal(signal.SIGUSR1)
+
+    async def is_done() -> bool:
+        return len(process.logged("toggled")) > count
+
+    await until(is_done)
 
 
 async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> None:
@@ -663,8 +686,7 @@ async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> No
         ) as process,
     ):
         assert (await post(process)).status == 202
-        process.signal(signal.SIGUSR1)
-        await asyncio.sleep(0.1)
+        await toggle(process)
         forgotten = asyncio.ensure_future(post(process, "forgotten"))
 
         async def is_stalled() -> bool:
@@ -677,12 +699,15 @@ async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> No
         fed = len(manager.fed_at)
         await asyncio.sleep(0.6)
         assert len(manager.fed_at) == fed
-        process.signal(signal.SIGUSR1)
+        await toggle(process)
         assert (await post(process, "next")).status == 202
         assert (await forgotten).status == 202
         await until(process.is_ready)
-        await asyncio.sleep(0.3)
-        assert len(manager.fed_at) > fed
+
+        async def is_fed() -> bool:
+            return len(manager.fed_at) > fed
+
+        await until(is_fed)
 
 
 # A start that fails

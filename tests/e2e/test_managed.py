@@ -12,7 +12,9 @@ import hmac
 import json
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -35,7 +37,7 @@ from proxy.simulator import Arrival, ClientSpec, SigningKey, Simulator, Simulato
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import Response, exchange, parse_response
 from tests.kit.listener import HOST
-from tests.kit.proxy import proxy_for
+from tests.kit.proxy import accounts_of, has_token, proxy_for
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, free_port
 
 EXPORTS = "/api/v2/recordings/exports"
@@ -251,9 +253,13 @@ async def until(condition: Callable[[], object], *, within: float = 10) -> None:
 
 
 async def account_status(proxy: Running, name: str = "london") -> dict[str, Any]:
-    accounts = json.loads((await ask(proxy.admin_url, "/status.json")).body)["accounts"]
-    found: dict[str, Any] = next(account for account in accounts if account["name"] == name)
-    return found
+    return (await accounts_of(proxy))[name]
+
+
+async def last_gap(proxy: Running, name: str = "london") -> float:
+    """How far apart the account's last two exports were, by the proxy's own clock."""
+    (line,) = (await account_status(proxy, name))["routes"]
+    return float(line["last_gap_seconds"])
 
 
 async def metric(proxy: Running, name: str, **labels: str) -> float:
@@ -285,26 +291,28 @@ async def test_a_scope_granted_3_s_ago_that_takes_5_s_to_appear(api: Api) -> Non
         async with proxy_before(api, account, tokens=tokens) as proxy:
             caller = Caller(proxy, api.secrets)
             assert (await caller.post()).status == 202
+            granted = time.monotonic()
             api.simulator.grant(client_id, DIGITAL_SCOPE, propagation=5)
             await asyncio.sleep(3)
-            await act(caller, client_id)
+            async with asyncio.timeout(20):
+                await act(caller, client_id)
+            if policy != "forward":
+                assert time.monotonic() - granted >= 5
         return sum(arrival.status == 403 for arrival in api.arrivals(client_id))
 
     async def is_kept_waiting(caller: Caller, _: str) -> None:
-        begun = time.monotonic()
         assert (await caller.post(WHATSAPP)).status == 202
-        assert 1.9 <= time.monotonic() - begun < 5
 
     async def is_rejected(caller: Caller, client_id: str) -> None:
-        check_missing_scope(await caller.post(WHATSAPP))
+        begun = time.time()
+        check_missing_scope(await caller.post(WHATSAPP), begun)
         assert (await account_status(caller.proxy))["token"]["missing"] == [DIGITAL_SCOPE]
         assert await metric(caller.proxy, "token_missing_scopes", account="london") == 1
-        while not api.issued(client_id, DIGITAL_SCOPE):  # the schedule, whoever asks meanwhile
-            assert problem(await caller.post(WHATSAPP)) == (403, "missing-scope")
+        while (response := await caller.post(WHATSAPP)).status != 202:  # the schedule, whoever asks
+            assert problem(response) == (403, "missing-scope")
             assert (await caller.post()).status == 202  # what it can serve, it serves
             await asyncio.sleep(0.1)
-        await asyncio.sleep(0.1)  # the new token is on its way to the proxy
-        assert (await caller.post(WHATSAPP)).status == 202
+        assert api.issued(client_id, DIGITAL_SCOPE)
         assert await metric(caller.proxy, "token_missing_scopes", account="london") == 0
 
     async def is_forwarded(caller: Caller, _: str) -> None:
@@ -319,13 +327,13 @@ async def test_a_scope_granted_3_s_ago_that_takes_5_s_to_appear(api: Api) -> Non
     assert list(refused) == [0, 0, 1]
 
 
-def check_missing_scope(response: Response) -> None:
+def check_missing_scope(response: Response, begun: float) -> None:
     """The documented refusal of an export for which the digital scope is missing."""
     assert problem(response) == (403, "missing-scope")
     said = json.loads(response.body)
     assert (said["required"], said["held"]) == ([DIGITAL_SCOPE], [])
-    assert abs(said["token_issued_at"] - time.time()) < 2  # it has just been renewed in vain
-    assert 0 < said["next_refresh_in"] <= 0.5
+    assert begun - 1 < said["token_issued_at"] <= time.time()  # renewed for it, and in vain
+    assert 0 <= said["next_refresh_in"] <= 0.5
     assert retry_after(response) == 1
 
 
@@ -349,8 +357,11 @@ async def test_what_costs_three_intervals_leaves_them_free(api: Api) -> None:
         caller = Caller(proxy, api.secrets)
         assert (await caller.post(WHATSAPP)).status == 202
         assert (await caller.post(VOICE)).status == 202
+        gap = await last_gap(proxy)
+        late = await metric(proxy, "send_lateness_seconds_sum", route="exports")
     heavy, light = api.arrivals()
-    assert 1.48 <= light.at - heavy.at < 2.0
+    assert light.at - heavy.at > 1.0  # two would be free after that; stamps come late, by chance
+    assert 1.5 <= gap < 1.9 + late
 
 
 # What the API refuses
@@ -404,7 +415,8 @@ async def test_the_403_of_an_opaque_token_renews_it_once(
         ) as proxy,
     ):
         caller = Caller(proxy, secrets)
-        await asyncio.sleep(1.1)
+        await has_token(proxy)
+        await asyncio.sleep(1.0)
         first = await caller.post()
         assert bearers(upstream) == ["login", "1", "login", "2"]
         second = await caller.post()
@@ -425,10 +437,57 @@ async def test_a_403_with_another_code_renews_nothing(secrets: Secrets) -> None:
             upstream.url, accounts=[LONDON], pacing=FAST, tokens={"min_refresh_interval": 0.1}
         ) as proxy,
     ):
-        await asyncio.sleep(0.2)
+        await has_token(proxy)
+        await asyncio.sleep(0.1)
         response = await Caller(proxy, secrets).post()
     assert (response.status, response.body) == (403, body)
     assert bearers(upstream) == ["login", "1"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+async def test_a_refusal_too_long_to_be_looked_into_passes(
+    secrets: Secrets, status: int, *, is_chunked: bool
+) -> None:
+    body = bytes(range(256)) * 8192
+    answer = Reply(status, [JSON], body, chunked=is_chunked)
+    async with (
+        RawUpstream(login_or(answer)) as upstream,
+        proxy_for(
+            upstream.url, accounts=[LONDON], pacing=FAST, tokens={"min_refresh_interval": 0.1}
+        ) as proxy,
+    ):
+        response = await Caller(proxy, secrets).post()
+    assert (response.status, response.body == body) == (status, True)
+    assert bearers(upstream) == ["login", "1"]
+
+
+async def test_who_waits_while_the_token_is_renewed_is_not_admitted_again(
+    secrets: Secrets,
+) -> None:
+    """It was within its limit when it came; when its slot comes it is the first in line still."""
+    async with (
+        RawUpstream(login_or(Reply(202))) as upstream,
+        proxy_for(
+            upstream.url,
+            accounts=[LONDON],
+            pacing={"interval": 1.8},
+            tokens={"min_refresh_interval": 0.1},
+        ) as proxy,
+        asyncio.TaskGroup() as tasks,
+    ):
+        caller = Caller(proxy, secrets)
+        await asyncio.sleep(2)
+        assert (await caller.post()).status == 202
+        waiting = [
+            tasks.create_task(caller.post(Prefer="wait=3", X_Export_Key="first")),
+            tasks.create_task(caller.post(X_Export_Key="second")),
+        ]
+        await asyncio.sleep(0.3)
+        assert (await order_refresh(proxy, secrets)).status == 200
+    assert [task.result().status for task in waiting] == [202, 202]
+    assert bearers(upstream) == ["login", "1", "login", "2", "2"]
+    assert [r.values("x-export-key") for r in upstream.requests[3:]] == [[b"first"], [b"second"]]
 
 
 @pytest.mark.parametrize("is_opaque", [False, True], ids=["jwt", "opaque"])
@@ -448,7 +507,7 @@ async def test_a_revoked_token_is_replaced(api: Api, *, is_opaque: bool) -> None
 
 async def test_a_refusal_while_no_token_may_be_minted_passes(api: Api) -> None:
     async with proxy_before(api, tokens={"min_refresh_interval": 10}) as proxy:
-        await until(lambda: api.tokens)
+        await has_token(proxy)
         api.simulator.revoke_token(api.tokens[0])
         response = await Caller(proxy, api.secrets).post()
     assert response.status == 401
@@ -533,8 +592,8 @@ async def test_a_thousand_tokens_that_claim_the_account(
     """
     identity = issued_by(api) if is_configured else {}
     pacing = {"interval": 5, "max_wait": 15}
-    begun = time.monotonic()
     async with proxy_before(api, identity=identity, pacing=pacing) as proxy:
+        begun = time.monotonic()
         gate = asyncio.Semaphore(50)
 
         async def flood(number: int) -> Response:
@@ -550,9 +609,11 @@ async def test_a_thousand_tokens_that_claim_the_account(
         responses = await asyncio.gather(*(flood(number) for number in range(1000)))
         seen_before = len(api.calls)
         await asyncio.sleep(max(0.0, begun + 5.1 - time.monotonic()))
-        asked = time.monotonic()
-        assert (await Caller(proxy, api.secrets).post()).status == 202
-        assert time.monotonic() - asked < 2
+        export = await Caller(proxy, api.secrets).post()
+        assert export.status == 202
+        queued = re.match(rb"queue;dur=([\d.]+),", export.values("server-timing")[0])
+        assert queued is not None
+        assert float(queued[1]) < 1000  # milliseconds
         assert await metric(proxy, "requests_total", account="london") == 1
     statuses = Counter(response.status for response in responses)
     assert {call.bearer for call in api.calls[:seen_before]}.isdisjoint(api.tokens)
@@ -613,9 +674,10 @@ async def test_a_named_account_keeps_its_callers_tokens_and_has_its_own_pace(api
         assert await metric(proxy, "requests_total", account="paris", code="202") == 2
         assert await metric(proxy, "interval_seconds", account="paris") == 0.6
         assert (await account_status(proxy, "paris"))["token"] is None
+        assert await last_gap(proxy, "paris") >= 0.6
     assert [call.bearer for call in api.calls] == [token, token]
     first, second = api.arrivals("named")
-    assert second.at - first.at >= 0.58
+    assert second.at - first.at >= 0.3  # stamps come late, by chance
 
 
 # The token endpoint's front
@@ -718,27 +780,21 @@ async def test_the_login_prefix_is_required_and_stripped(api: Api) -> None:
 
 
 async def test_an_operator_refreshes_a_token(api: Api) -> None:
-    tokens, retry = {"min_refresh_interval": 0.3}, {"initial_backoff": 0.1}
+    tokens, retry = {"min_refresh_interval": 0.1}, {"initial_backoff": 0.1}
     async with proxy_before(api, tokens=tokens, retry=retry) as proxy:
 
-        async def refresh(name: str = "london") -> Response:
-            response = await ask(proxy.admin_url, f"/accounts/{name}/refresh", "POST")
-            api.secrets.look_for_in(repr((response.headers, response.body)))
-            return response
+        async def refresh() -> Response:
+            await asyncio.sleep(0.2)
+            return await order_refresh(proxy, api.secrets)
 
-        await until(lambda: api.tokens)
-        assert (await refresh("berlin")).status == 404
-        too_soon = await refresh()
-        assert (too_soon.status, retry_after(too_soon)) == (429, 1)
-        await asyncio.sleep(0.35)
+        await has_token(proxy)
         assert (await refresh()).status == 200
         assert len(api.tokens) == 2
-        await asyncio.sleep(0.35)
         api.simulator.throttle_logins(1)
         throttled = await refresh()
         assert problem(throttled) == (503, "token-unavailable")
         assert retry_after(throttled) >= 1
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.3)  # until then the login server is left alone
         api.clients[CLIENT] = ClientSpec(secret="another")
         rejected = await refresh()
         assert problem(rejected) == (502, "token-rejected")
@@ -747,6 +803,23 @@ async def test_an_operator_refreshes_a_token(api: Api) -> None:
         assert (await Caller(proxy, api.secrets).post()).status == 202  # the old one still serves
         assert await refreshes(proxy, "operator") == 1
         assert await refreshes(proxy, "operator", "error") == 2
+
+
+async def test_an_operator_has_to_wait_as_well(api: Api) -> None:
+    """And can refresh no account that is not there."""
+    async with proxy_before(api) as proxy:
+        await has_token(proxy)
+        assert (await order_refresh(proxy, api.secrets, "berlin")).status == 404
+        too_soon = await order_refresh(proxy, api.secrets)
+    assert too_soon.status == 429
+    assert 10 <= retry_after(too_soon) <= 15  # the default
+    assert len(api.tokens) == 1
+
+
+async def order_refresh(proxy: Running, secrets: Secrets, name: str = "london") -> Response:
+    response = await ask(proxy.admin_url, f"/accounts/{name}/refresh", "POST")
+    secrets.look_for_in(repr((response.headers, response.body)))
+    return response
 
 
 async def test_the_status_tells_of_the_token(api: Api) -> None:
@@ -816,7 +889,7 @@ async def test_a_rotated_secret_file_is_used_for_the_next_token(api: Api, tmp_pa
     account = {"name": "london", "client_id": CLIENT, "client_secret_file": str(file)}
     tokens = {"min_refresh_interval": 0.1}
     async with proxy_before(api, {**account, "keys": LONDON["keys"]}, tokens=tokens) as proxy:
-        await until(lambda: api.tokens)
+        await has_token(proxy)
         rotated = api.secrets.plant("planted-secret-number-two")
         api.clients[CLIENT] = ClientSpec(secret=rotated)
         file.write_text(rotated)
@@ -883,6 +956,11 @@ async def test_a_nested_legal_hold(api: Api, policy: str) -> None:
 # The program
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
 async def test_the_program_itself_tells_no_secret(api: Api, tmp_path: Path) -> None:
     """At debug level, while things go well and while they do not."""
     port, admin_port = free_port(), free_port()
@@ -909,8 +987,9 @@ async def test_the_program_itself_tells_no_secret(api: Api, tmp_path: Path) -> N
     assert program.stdout is not None
     reading = asyncio.ensure_future(program.stdout.read())
     try:
-        await until(lambda: api.tokens, within=20)
         url = f"http://{HOST}:{port}"
+        await until(lambda: api.tokens, within=20)
+        await until(lambda: is_listening(port) and is_listening(admin_port), within=20)
         token = f"Bearer {api.tokens[0]}"
         answers = [
             await ask(url, EXPORTS, "POST", VOICE, Authorization=f"Bearer {KEY}"),

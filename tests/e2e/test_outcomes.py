@@ -7,13 +7,16 @@ import asyncio
 import json
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import pytest
 
 from proxy.app import Running
+from proxy.upstream import Upstream
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
-from tests.kit.listener import HOST
+from tests.kit.listener import HOST, Listener, reset
+from tests.kit.process import until
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import (
     Garbage,
@@ -22,6 +25,7 @@ from tests.kit.upstream import (
     RawUpstream,
     ReadThenClose,
     ReadThenReset,
+    RecordedRequest,
     Reply,
     Step,
     free_port,
@@ -144,6 +148,88 @@ async def test_half_a_body(step: Step, version: str) -> None:
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("head", "part", "ends_it"),
+    [
+        (b"Transfer-Encoding: chunked\r\n", b"5\r\n01234\r\n", b"zz\r\n"),
+        (b"Transfer-Encoding: chunked\r\n", b"5\r\n01234\r\n", b""),
+        (b"", b"01234", b""),
+    ],
+    ids=["a chunk that is none", "chunks, then a reset", "no length, then a reset"],
+)
+async def test_a_body_that_breaks_off_later(head: bytes, part: bytes, ends_it: bytes) -> None:
+    """The caller who has had some of it sees at once that this was not all."""
+    gate = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + part)
+        await gate.wait()
+        if ends_it:
+            writer.write(ends_it)
+            await reader.read()
+        else:
+            reset(writer)
+
+    async with (
+        Listener(answer) as api,
+        proxy_for(f"http://{HOST}:{api.port}") as proxy,
+        await RawConnection.open(HOST, int(proxy.url.rpartition(":")[2])) as caller,
+    ):
+        await caller.send(
+            f"GET {UNPACED} HTTP/1.1\r\nHost: proxy\r\nAuthorization: Bearer a\r\n\r\n".encode()
+        )
+        raw = b""
+        while not raw.endswith(b"01234\r\n"):
+            raw += await caller.read_some()
+        gate.set()
+        raw += await caller.read_to_close()
+    response = parse_response(raw)
+    assert (response.status, response.body, response.complete) == (200, b"01234", False)
+
+
+async def test_a_bug_in_the_middle_of_an_answer_writes_no_other_into_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = HalfBody().encode()[:-5], b"01234"
+    chunks = iter([second])
+
+    async def next_chunk(*_: object) -> bytes:
+        return next(chunks)  # the second time StopIteration, as bugs go
+
+    monkeypatch.setattr(Upstream, "next_chunk", next_chunk)
+    async with (
+        RawUpstream(default=Reply(raw=first)) as upstream,
+        proxy_for(upstream.url) as proxy,
+    ):
+        response = await call(proxy, "GET", UNPACED)
+        counted = proxy.proxy.registry.get_sample_value(
+            "export_proxy_requests_total",
+            {"account": "other", "route": "api", "method": "GET", "code": "500", "origin": "proxy"},
+        )
+    assert (response.status, response.body, response.complete) == (200, second, False)
+    assert counted == 1
+
+
+async def test_a_caller_who_leaves_in_the_middle_of_an_answer_is_counted_as_gone() -> None:
+    """By the proxy: the API has done its part."""
+    labels = {"account": "other", "route": "api", "method": "GET", "code": "499", "origin": "proxy"}
+    half = Reply(raw=HalfBody().encode())
+    async with RawUpstream(default=half) as upstream, proxy_for(upstream.url) as proxy:
+        async with await RawConnection.open(HOST, int(proxy.url.rpartition(":")[2])) as caller:
+            await caller.send(
+                f"GET {UNPACED} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer a\r\n\r\n".encode()
+            )
+            await caller.read_some()
+
+        async def is_over() -> bool:
+            return proxy.proxy.under_way == 0
+
+        await until(is_over)
+        registry = proxy.proxy.registry
+        assert registry.get_sample_value("export_proxy_requests_total", labels) == 1
+
+
 async def test_a_lost_answer_delays_nobody_else() -> None:
     """The slot counts, the next caller gets the next one."""
     async with (
@@ -155,6 +241,33 @@ async def test_a_lost_answer_delays_nobody_else() -> None:
     times = [request.arrived_at for request in upstream.requests]
     assert len(times) == 4
     assert 0.28 <= times[3] - times[0] < 0.6
+
+
+async def test_who_does_not_read_leaves_connections_to_the_others() -> None:
+    """One account may have so many answers on their way, and another its connection at once."""
+    long = Reply(raw=Reply(200, body=b"x" * 20_000_000).encode(b"GET"))
+    head = f"GET {UNPACED} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer greedy\r\n\r\n".encode()
+
+    def script(request: RecordedRequest) -> Step:
+        return long if request.values("authorization") == [b"Bearer greedy"] else ACCEPTED
+
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(
+            upstream.url,
+            upstream={"max_connections": 3, "connect_timeout": 1},
+            pacing={"max_in_flight": 2},
+            retry={"max_attempts": 1},
+        ) as proxy,
+        AsyncExitStack() as stack,
+    ):
+        port = int(proxy.url.rpartition(":")[2])
+        for _ in range(4):
+            greedy = await stack.enter_async_context(await RawConnection.open(HOST, port))
+            await greedy.send(head)
+        await upstream.received(2)
+        assert (await call(proxy, "GET", UNPACED, key="b")).status == 202
+        assert len(upstream.requests) == 3
 
 
 # Connections that were idle

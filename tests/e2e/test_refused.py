@@ -379,6 +379,36 @@ async def test_an_absurd_hold_is_clamped_and_then_probed_by_one() -> None:
     assert keeps_pace(times, 0.1)
 
 
+async def test_what_waits_for_a_connection_when_a_hold_begins_keeps_silent_too() -> None:
+    """They had their slots; the only connection comes back with the refusal."""
+    async with (
+        RawUpstream(by_token({"a": [refusal("1", delay=0.2)]})) as upstream,
+        proxy_for(upstream.url, upstream={"max_connections": 1}) as proxy,
+    ):
+        responses = await asyncio.gather(*(get(proxy, "a") for _ in range(3)))
+
+    assert [response.status for response in responses] == [202] * 3
+    refused, *later = arrivals(upstream, "a")
+    assert len(later) == 3
+    assert min(later) - refused >= 1.2
+
+
+async def test_a_hold_that_grows_does_not_prolong_the_time_for_the_last_send() -> None:
+    """The request came back for one second; the other refusal makes it three."""
+    script = by_token({"a": [refusal("1", delay=0.1), refusal("3", delay=0.2)]})
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, retry={"max_elapsed": 2}) as proxy,
+    ):
+        begun = time.monotonic()
+        responses = await asyncio.gather(*(get(proxy, "a") for _ in range(2)))
+        elapsed = time.monotonic() - begun
+
+    assert [response.status for response in responses] == [429] * 2
+    assert 2 - TOLERANCE <= elapsed < 2 + SLACK
+    assert len(upstream.requests) == 2
+
+
 # The end of a hold
 
 

@@ -40,6 +40,7 @@ async def api_behind_proxy(**sections: dict[str, Any]) -> AsyncIterator[tuple[Si
     simulator = Simulator(
         SimulatorSettings(
             interval=INTERVAL,
+            tolerance=0.9 * INTERVAL,  # it shares a loop with the proxy and the machine with others
             any_client=True,
             any_client_spec=ClientSpec(secret=SECRET, opaque=True),
         ),
@@ -156,8 +157,8 @@ async def test_a_hold_longer_than_the_proxy_lets_wait(sdk: Any) -> None:
         client = await asyncio.to_thread(
             sdk.api_client.ApiClient().get_client_credentials_token, "one", SECRET
         )
-        simulator.eat_quota("one", 2.5)
         begun = time.monotonic()
+        simulator.eat_quota("one", 2.5)
         states = await asyncio.to_thread(create_exports, sdk, client, ["k1", "k2"])
         elapsed = time.monotonic() - begun
         close(client)
@@ -165,4 +166,4 @@ async def test_a_hold_longer_than_the_proxy_lets_wait(sdk: Any) -> None:
     assert states == ["PENDING"] * 2
     assert (report.exports, report.duplicates) == (2, {})
     assert report.refused == report.eaten == 1
-    assert 2.5 <= elapsed < 5
+    assert 2.5 <= elapsed < 10

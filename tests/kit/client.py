@@ -167,6 +167,12 @@ class RawConnection:
                 return raw + await self._receive_to_close()
         return raw
 
+    async def read_some(self, *, timeout: float = 5) -> bytes:  # noqa: ASYNC109 - likewise
+        """Read whatever comes next; b"" is the close."""
+        raw, self._unread = self._unread, b""
+        async with asyncio.timeout(timeout):
+            return raw or await self._receive()
+
     async def read_to_close(self, *, timeout: float = 5) -> bytes:  # noqa: ASYNC109 - likewise
         """Read whatever comes until the peer closes."""
         raw, self._unread = self._unread, b""

@@ -1,5 +1,6 @@
 """The whole proxy in the test's own loop, on real sockets and real time."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from proxy.app import Running, running
 from proxy.clock import SystemClock
 from proxy.settings import Settings
+from tests.kit.client import exchange, parse_response
+from tests.kit.listener import HOST
+from tests.kit.process import until
 
 TOKEN = "not-a-jwt-and-nobody-knows-it"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -34,3 +38,20 @@ async def proxy_for(
     """Run a proxy in front of that server."""
     async with running(settings_for(upstream_url, **sections), SystemClock()) as proxy:
         yield proxy
+
+
+async def accounts_of(proxy: Running) -> dict[str, dict[str, Any]]:
+    """What its status says of the accounts, by name."""
+    port = int(proxy.admin_url.rpartition(":")[2])
+    raw = await exchange(HOST, port, b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    accounts = json.loads(parse_response(raw).body)["accounts"]
+    return {account["name"]: account for account in accounts}
+
+
+async def has_token(proxy: Running, name: str = "london") -> None:
+    """Wait until a managed account has one."""
+
+    async def question() -> bool:
+        return (await accounts_of(proxy))[name]["token"]["expires_in"] is not None
+
+    await until(question)

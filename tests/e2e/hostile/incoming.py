@@ -96,6 +96,9 @@ FRAMING = {
     "an empty length": refused(post(b"Content-Length:", body=INNER)),
     "a length beyond 64 bits": refused(post(b"Content-Length: 18446744073709551621", body=INNER)),
     "a space before the colon of the length": refused(post(b"Content-Length : 5", body=b"hello")),
+    "chunked before HTTP/1.1": refused(
+        chunked(b"2\r\nok\r\n0\r\n\r\n").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    ),
     "chunked twice": refused(post(b"Transfer-Encoding: chunked, chunked", body=b"0\r\n\r\n")),
     "chunked in two fields": refused(
         post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")
