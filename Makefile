@@ -30,7 +30,7 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
 	$(BIN)/pytest $(COVER) --numprocesses 2 --dist loadfile -m "not alone" $(PYTEST_ARGS)
-	$(BIN)/pytest $(COVER_ALL) -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
+	$(BIN)/pytest $(COVER_ALL) -m alone --reruns 1 -r fER $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)

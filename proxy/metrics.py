@@ -275,7 +275,9 @@ class Live(Collector):
             "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
         )
         yield of_account(
-            "in_flight", "Sent and not yet answered whole.", [((o.name,), o.in_flight) for o in accounts]
+            "in_flight",
+            "Sent and not yet answered whole.",
+            [((o.name,), o.in_flight) for o in accounts],
         )
         yield of_account(
             "hold_remaining_seconds",

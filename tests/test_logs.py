@@ -25,8 +25,6 @@ from tests.kit.listener import HOST
 from tests.kit.process import Process, document_for, launch, serving, until
 from tests.kit.upstream import RawUpstream, Reply, free_port
 
-pytestmark = pytest.mark.alone
-
 NOW = 1_700_000_000.0
 HEAD = {"time": "2023-11-14T22:13:20.000+00:00"}
 PIPE_SIZE = 4096

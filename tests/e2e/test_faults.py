@@ -41,8 +41,6 @@ from tests.kit.process import Process, document_for, serving, until
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step
 
-pytestmark = pytest.mark.alone
-
 EXPORTS = "/api/v2/recordings/exports"
 ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
 TOLERANCE = 0.1  # the API stamps in the loop of the test, which a busy machine keeps waiting

@@ -28,8 +28,6 @@ from tests.kit.process import SERVE, Process, document_for, serving, until
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step, free_port
 
-pytestmark = pytest.mark.alone
-
 EXPORTS = "/api/v2/recordings/exports"
 UNPACED = "/api/v2/users/me"
 ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
