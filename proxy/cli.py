@@ -73,7 +73,11 @@ def simulate(
         any_client=True,
         any_client_spec=ClientSpec(secret=None, opaque=opaque),
     )
-    _run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))
+    try:
+        _run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))
+    except OSError as error:
+        typer.echo(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        raise typer.Exit(2) from None
 
 
 @_cli.command("explain")

@@ -144,7 +144,9 @@ class Sender:
         if not ticket.has_joined:
             line.admit(ticket, exchange.may_wait)
         begun, held = self._clock.monotonic(), line.account.held_seconds()
-        limit = max(0.0, exchange.may_wait)
+        limit = exchange.may_wait
+        if not (ticket.has_joined and exchange.limit):  # else it came back, and may be too late
+            limit = max(0.0, limit)
         if exchange.attempts:
             limit = min(limit, self._settings.retry.max_elapsed - (begun - exchange.arrived))
         try:

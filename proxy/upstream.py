@@ -274,6 +274,14 @@ class _Server:
         kept = self.pool._conns.values()  # noqa: SLF001 -- not public
         return tuple(protocol for connections in kept for protocol, _ in connections)
 
+    def wake_another(self) -> None:
+        """Have the next who waits for a connection look whether there is one.
+
+        The library forgets to where it woke somebody who was cancelled in the same step.
+        """
+        if not self.pool.closed:
+            self.pool._release_waiter()  # noqa: SLF001 -- not public
+
     async def close(self) -> None:
         """Break off all connections; none is waited for, whatever the server does."""
         for protocol in (*self.active(), *self.idle()):
@@ -412,8 +420,10 @@ class Upstream:
             try:
                 connection = await server.pool.connect(server.destination, [], server.timeout)
             except _FOREIGN as error:
+                server.wake_another()
                 raise Unsent(_reason(error)) from None
             except asyncio.CancelledError:
+                server.wake_another()
                 task = asyncio.current_task()
                 if server.pool.closed and task is not None and not task.cancelling():
                     break  # not we are cancelled but our wait, which the pool's end has ended

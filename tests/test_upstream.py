@@ -216,7 +216,7 @@ async def test_what_was_read_of_a_long_body_comes_again() -> None:
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 O", b""])
 async def test_silence_before_the_final_head_ends_in_time(first: bytes) -> None:
-    async with meeting(response_timeout=0.2) as (server, upstream):
+    async with meeting(response_timeout=1.5) as (server, upstream):
         sending = start(upstream)
         peer = await server.peer()
         await peer.request()
@@ -227,12 +227,12 @@ async def test_silence_before_the_final_head_ends_in_time(first: bytes) -> None:
 
 
 async def test_a_dripping_head_does_not_prolong_the_time() -> None:
-    async with meeting(response_timeout=0.4) as (server, upstream):
+    async with meeting(response_timeout=1.5) as (server, upstream):
         sending = start(upstream)
         peer = await server.peer()
         await peer.request()
         peer.say(b"HTTP/1.1 200 OK\r\nX: ")
-        for _ in range(100):
+        for _ in range(200):
             done, _ = await asyncio.wait([sending], timeout=0.02)
             if done:
                 break
@@ -243,11 +243,11 @@ async def test_a_dripping_head_does_not_prolong_the_time() -> None:
 
 
 async def test_a_body_may_take_longer_than_the_head_as_long_as_it_comes() -> None:
-    async with meeting(response_timeout=0.3) as (server, upstream):
+    async with meeting(response_timeout=1.5) as (server, upstream):
         peer, answer = await ask(server, upstream, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
         reading = asyncio.get_running_loop().create_task(upstream.read(answer, 100))
         for _ in range(6):
-            await asyncio.wait([reading], timeout=0.1)
+            await asyncio.wait([reading], timeout=0.3)
             peer.say(b"x")
         assert await outcome_of(reading) is None
 
@@ -285,6 +285,21 @@ async def test_it_is_asked_after_the_wait_for_a_connection() -> None:
         assert said == ["asked"]
         peer.say(OK)
         await second
+
+
+async def test_who_leaves_as_a_connection_comes_free_lets_the_next_have_it() -> None:
+    """The pool wakes one of those who wait, and one alone."""
+    async with meeting(max_connections=1) as (server, upstream):
+        _, first = await ask(server, upstream, BY_LENGTH)
+        leaving, staying = start(upstream), start(upstream)
+        await let_the_loop_read()
+        first.release()
+        leaving.cancel()
+        peer = await server.peer()
+        await peer.request()
+        peer.say(OK)
+        assert (await staying).status == 200
+        assert leaving.cancelled()
 
 
 # Connections that are used again

@@ -52,7 +52,7 @@ def _notes(state: AccountState, now: float) -> Iterator[Note]:
         yield Note(
             "attention",
             "callers refused",
-            "Requests were refused in the last minute; the reasons are under last refusals.",
+            "Requests were refused in the last minute; the last refusals say why.",
         )
     if any(line.queue_depth for line in state.routes):
         yield Note(
