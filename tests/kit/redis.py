@@ -19,7 +19,7 @@ from tests.kit.listener import HOST
 from tests.kit.process import until
 from tests.kit.upstream import free_port
 
-STARTED_WITHIN = 10.0
+STARTED_WITHIN = 20.0
 SCRIPT_CALLS = ("evalsha", "eval")
 # libfaketime and the jemalloc of Debian's redis-server exclude each other; moving the moments it
 # holds, and when keys expire, is the same as moving the clock.
@@ -113,6 +113,14 @@ class RedisServer:
                     value = await self.client.get(key)
             held[key.decode()] = repr(value)
         return held
+
+    async def has_told(self, key: str, field: str) -> None:
+        """Wait until an account's state says something there."""
+
+        async def question() -> bool:
+            return bool(await cast("Any", self.client.hget(key, field)))
+
+        await until(question)
 
     async def script_calls(self) -> int:
         """How often a script was run since the last `forget_calls`."""

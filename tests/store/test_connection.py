@@ -19,10 +19,13 @@ from proxy.store.learned import Lesson, SharedTokens
 from proxy.store.turns import SharedTurns
 from tests.kit.fault_proxy import FaultProxy
 from tests.kit.listener import HOST
+from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
-from tests.kit.replicas import Replica, pause, replicas_of, settings_of
+from tests.kit.replicas import CLOCK, PATIENCE, Replica, pause, replicas_of, settings_of
+from tests.kit.stalls import noting_stalls
 
 INTERVAL = 0.1
+LOOK_AGAIN = 0.05  # a line asks about a turn that is overdue
 HASH = bytes(range(32))
 NOBODYS = ("export-proxy:{rehearsal}", "export-proxy:mark")
 
@@ -48,7 +51,7 @@ async def connected(
     async with asyncio.TaskGroup() as tasks:
         spawn: Callable[..., Any] = tasks.create_task
         url = server.url if port is None else f"redis://{HOST}:{port}/0"
-        settings = Store.model_validate({"url": url})
+        settings = Store.model_validate({"url": url, "timeout": PATIENCE})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
         turns = SharedTurns(connection, clock=clock, metrics=metrics, spawn=spawn)
         listening = tasks.create_task(connection.run(turns))
@@ -64,10 +67,14 @@ async def test_send_from_a_line_takes_about_one_round_trip(
     replicas: int, most: float, tmp_path: Path
 ) -> None:
     """A report is the next request in the same breath."""
-    async with deployed(tmp_path, replicas) as (server, running):
+    async with (
+        noting_stalls() as stalls,
+        deployed(tmp_path, replicas) as (server, running),
+    ):
         callers = [r.caller(r.line(), str(n)) for n in range(18 // replicas) for r in running]
         await asyncio.gather(*callers)
-        assert await server.script_calls() <= 18 * most + replicas
+        looks = replicas * stalls.total / LOOK_AGAIN
+        assert await server.script_calls() <= 18 * most + replicas + looks
 
 
 async def test_send_of_a_single_caller_takes_two_round_trips(tmp_path: Path) -> None:
@@ -75,7 +82,12 @@ async def test_send_of_a_single_caller_takes_two_round_trips(tmp_path: Path) -> 
         for _ in range(6):
             assert await here.export(here.line()) is None
             await pause(INTERVAL)
+        await until(lambda: _has_called(server, 12))
         assert await server.script_calls() == 12
+
+
+async def _has_called(server: RedisServer, times: int) -> bool:
+    return await server.script_calls() >= times
 
 
 async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
@@ -83,7 +95,7 @@ async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
     async with deployed(tmp_path, 2, pacing={"max_queue": 1000}) as (server, (here, there)):
         slot = await here.slot(here.line())
         here.send(slot)
-        slot.refused(2.0)
+        slot.refused(5.0)
         slot.close()
         callers = [r.caller(r.line(), str(n)) for n in range(100) for r in (here, there)]
         await pause(0.3)
@@ -138,7 +150,7 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
 
 
 async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> None:
-    async with deployed(tmp_path, 2) as (_, (here, there)):
+    async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for turn in range(300):
             caller = here.caller(here.line())
             for _ in range(turn % 9):
@@ -146,8 +158,10 @@ async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> N
             caller.cancel()
             await asyncio.wait([caller])
         await pause(INTERVAL)
-        assert await there.export(there.line(), limit=INTERVAL) is None
-        assert await here.export(here.line(), limit=2 * INTERVAL) is None
+        begun = CLOCK.monotonic()
+        assert await there.export(there.line()) is None
+        assert await here.export(here.line()) is None
+        assert CLOCK.monotonic() - begun <= 3 * INTERVAL + stalls.total
 
 
 async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Path) -> None:

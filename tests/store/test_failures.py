@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import (
     CLOCK,
+    PATIENCE,
     ROUNDING,
     Replica,
     all_shared,
@@ -22,13 +24,15 @@ from tests.kit.replicas import (
     replicas_of,
     settings_of,
 )
+from tests.kit.stalls import noting_stalls
 
 pytestmark = pytest.mark.alone
 
 INTERVAL = 0.12
+LONG = 1.5  # an interval that the machine does not sleep through
 REPLICAS = 3
-TIMEOUT = 0.2
-SLACK = 0.1  # of a busy machine, where a promise is about a wait
+TIMEOUT = 1.0  # where the store stands still, and not the machine
+SLACK = 0.1  # where a promise is about a wait
 KEY_OF_LONDON = "export-proxy:{*}"
 
 Fault = Callable[[RedisServer], Awaitable[None]]
@@ -36,10 +40,15 @@ Fault = Callable[[RedisServer], Awaitable[None]]
 
 @asynccontextmanager
 async def deployed(
-    folder: Path, interval: float = INTERVAL, **sections: Any
+    folder: Path,
+    interval: float = INTERVAL,
+    *,
+    timeout: float = PATIENCE,  # noqa: ASYNC109 -- the store's
+    **store: Any,
 ) -> AsyncIterator[tuple[RedisServer, list[Replica]]]:
     async with redis_server(folder, password="not-to-be-seen") as server:
-        settings = settings_of(server.url, interval=interval, replicas=REPLICAS, **sections)
+        store["timeout"] = timeout
+        settings = settings_of(server.url, interval=interval, replicas=REPLICAS, store=store)
         async with replicas_of(settings, REPLICAS) as replicas:
             yield server, replicas
 
@@ -61,6 +70,30 @@ def times(replicas: list[Replica], since: float = 0, to: float = 1e12) -> list[f
     return [send.at for send in replicas[0].sends if since <= send.at <= to]
 
 
+async def are_sent(replicas: list[Replica], count: int, *, since: float) -> None:
+    """Wait until so many were sent, by all of them together."""
+
+    async def question() -> bool:
+        return len(times(replicas, since)) >= count
+
+    await until(question)
+
+
+async def each_has_sent(replicas: list[Replica], count: int, *, since: float) -> None:
+    """Wait until each of them has sent so many."""
+
+    async def question() -> bool:
+        late = [send.replica for send in replicas[0].sends if send.at >= since]
+        return all(late.count(replica.number) >= count for replica in replicas)
+
+    await until(question)
+
+
+async def are_queued(server: RedisServer, replica: Replica) -> None:
+    """Wait until somebody is in the queue for London's turn."""
+    await server.has_told(replica.line().key, "queue:exports")
+
+
 def nothing_was_sent_twice(replicas: list[Replica]) -> bool:
     callers = [send.caller for send in replicas[0].sends]
     return len(set(callers)) == len(callers)
@@ -70,7 +103,7 @@ async def are_alone(replicas: list[Replica]) -> None:
     async def question() -> bool:
         return not any(replica.is_shared for replica in replicas)
 
-    await until(question, within=5)
+    await until(question)
 
 
 async def killed(server: RedisServer) -> None:
@@ -89,12 +122,19 @@ async def thawed(server: RedisServer) -> None:
     server.thaw()
 
 
+def note_return(replica: Replica, joined: dict[int, float]) -> None:
+    joined[replica.number] = CLOCK.monotonic()
+
+
 @pytest.mark.parametrize(("begins", "ends"), [(killed, restarted), (frozen, thawed)])
 async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
     begins: Fault, ends: Fault, tmp_path: Path
 ) -> None:
     """The account has several lines: whoever looks at one of them looks at all."""
-    async with deployed(tmp_path) as (server, replicas):
+    async with (
+        noting_stalls() as stalls,
+        deployed(tmp_path, timeout=TIMEOUT) as (server, replicas),
+    ):
         for replica in replicas:
             replica.line(route="api", paced=False)
         callers = crowd(replicas, 40)
@@ -103,30 +143,31 @@ async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
         await begins(server)
         await are_alone(replicas)
         alone = CLOCK.monotonic()
-        assert alone - began <= 0.5 + TIMEOUT + SLACK  # quiet, then no sign of life
-        await pause(1.6)
+        assert alone - began <= 0.5 + TIMEOUT + SLACK + stalls.total  # quiet, no sign of life
+        await each_has_sent(replicas, 3, since=alone)
         assert [replica.counted("store_up") for replica in replicas] == [0.0] * REPLICAS
-        joined: list[float] = []
+        joined: dict[int, float] = {}
         for replica in replicas:
-            replica.store.came_back.append(lambda: joined.append(CLOCK.monotonic()))
+            replica.store.came_back.append(partial(note_return, replica, joined))
         await ends(server)
-        await all_shared(replicas, within=2)
+        ended = CLOCK.monotonic()
+        await all_shared(replicas)
         returned = CLOCK.monotonic()
-        await pause(6 * INTERVAL)
+        assert returned - ended <= 2 + stalls.total
+        await are_sent(replicas, 4, since=returned)
         leave(callers)
         sends = replicas[0].sends
         for replica in replicas:
-            own = [s.at for s in sends if s.replica == replica.number and s.at <= returned]
-            degraded = [at for at in own if at >= alone]
+            back = joined[replica.number]
+            own = [send.at for send in sends if send.replica == replica.number]
+            degraded = [at for at in own if alone <= at <= back]
             before = [at for at in own if at < alone][-1:]
             assert early(before + degraded, INTERVAL * REPLICAS) == 0
-            assert len(degraded) >= 3
+            # No burst on return: nobody sends for an interval, and then one at a time.
+            assert not [at for at in own if back < at < back + INTERVAL - ROUNDING]
             assert replica.counted("store_degraded_decisions_total") >= 3
             assert replica.counted("store_up") == 1.0
-        # No burst on return: nobody sends for an interval, and then one at a time.
-        assert min(times(replicas, min(joined))) >= min(joined) + INTERVAL - ROUNDING
-        assert early(times(replicas, returned), INTERVAL) == 0
-        assert len(times(replicas, returned)) >= 3
+        assert early(times(replicas, max(joined.values())), INTERVAL) == 0
         # And never faster than the shared pace on the way.
         assert len(times(replicas, began, returned)) <= (returned - began) / INTERVAL + REPLICAS
         assert nothing_was_sent_twice(replicas)
@@ -168,8 +209,8 @@ async def test_what_befalls_the_state_costs_one_early_send_at_most(
             began = CLOCK.monotonic()
             await fault(server)
             await pause(5 * INTERVAL)
+            await are_sent(replicas, 3, since=began)
             assert early(times(replicas, began - INTERVAL), INTERVAL) <= 1
-            assert len(times(replicas, began)) >= 3
         leave(callers)
         assert all(replica.is_shared for replica in replicas)
         assert nothing_was_sent_twice(replicas)
@@ -180,58 +221,63 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
     fault: Fault, tmp_path: Path
 ) -> None:
     """The replica with the turn is told before it uses it; what happened is counted."""
-    async with deployed(tmp_path, interval=0.3) as (server, replicas):
+    async with noting_stalls() as stalls, deployed(tmp_path, interval=0.3) as (server, replicas):
         busy, idle = replicas[0], replicas[1]
         callers = crowd([busy], 8)
         await pause(0.45)
         await fault(server)
         assert await idle.export(idle.line(), "newcomer") is None
-        await asyncio.sleep(0.9)  # noqa: TID251 -- a while of sends
+        await are_sent(replicas, 5, since=0)
         leave(callers)
         assert early(times(replicas), 0.3) <= 1
-        assert len(times(replicas)) >= 4
-        if fault is not an_hour_ahead:
+        if fault is not an_hour_ahead and stalls.longest < 0.1:  # else busy may find out itself
             assert busy.counted("store_degraded_decisions_total") == 1.0
 
 
 async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
-    async with deployed(tmp_path, interval=0.4) as (server, (here, there, third)):
+    async with deployed(tmp_path, interval=LONG) as (server, (here, there, third)):
+        key = here.line().key
         assert await here.export(here.line()) is None
+        await server.has_told(key, "due:exports")
         has_turn = here.caller(here.line())
+        await server.has_told(key, "holder:exports")
         queued = there.caller(there.line())
+        await are_queued(server, there)
         await pause(0.05)
         await server.flush()
         queued.cancel()
-        await pause(0.05)
+        await server.has_told(key, "due:exports")
         assert await third.export(third.line()) is None
         assert await has_turn is None
-        assert early(times([here]), 0.4) == 0
+        assert early(times([here]), LONG) == 0
         assert here.counted("store_degraded_decisions_total") == 1.0
 
 
 async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_path: Path) -> None:
-    async with deployed(tmp_path, interval=0.4) as (server, (here, there, _)):
+    async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
+        key = here.line().key
         assert await here.export(here.line()) is None
-        await pause(0.05)
+        await server.has_told(key, "due:exports")
         await server.flush()
         leaving = here.caller(here.line())
-        await pause(0.05)
+        await server.has_told(key, "due:exports")
         leaving.cancel()
         await pause(0.05)
         assert await there.export(there.line()) is None
-        assert early(times([here]), 0.4) == 0
+        assert early(times([here]), LONG) == 0
 
 
 async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path) -> None:
-    async with deployed(tmp_path, interval=0.5) as (server, (here, there, _)):
+    async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
+        key = here.line().key
         for route in ("exports", "jobs"):
             assert await here.export(here.line(route=route), route) is None
-        await pause(0.05)
+            await server.has_told(key, f"due:{route}")
         await server.flush()
         assert await there.export(there.line(), "early") is None
-        await pause(0.05)
+        await server.has_told(key, "due:jobs")
         assert await there.export(there.line(route="jobs"), "jobs") is None
-        assert early([send.at for send in here.sends if send.caller == "jobs"], 0.5) == 0
+        assert early([send.at for send in here.sends if send.caller == "jobs"], LONG) == 0
         assert here.counted("store_degraded_decisions_total") == 1.0
 
 
@@ -242,30 +288,36 @@ async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: boo
         slot = await here.slot(here.line())
         here.send(slot)
         begun = CLOCK.monotonic()
-        slot.refused(1.5)
+        slot.refused(2.5)
         slot.close()
         await pause(2 * INTERVAL)
         await server.flush()
         assert await there.export(there.line(route="some", paced=paced), "early") is None
-        await pause(0.05)
+        await server.has_told(here.line().key, "hold")
         assert await third.export(third.line(route="some", paced=paced)) is None
-        assert CLOCK.monotonic() >= begun + 1.5 - 0.01
+        assert CLOCK.monotonic() >= begun + 2.5 - 0.01
         assert here.counted("store_degraded_decisions_total") == 1.0
 
 
 async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_store(
     tmp_path: Path,
 ) -> None:
-    async with deployed(tmp_path, interval=0.5) as (server, (here, *others)):
-        await pause(0.5 * REPLICAS)  # the distance after the start is past without the store, too
+    async with deployed(tmp_path, interval=LONG) as (server, (here, *others)):
+        await pause(LONG * REPLICAS)  # the distance after the start is past without the store, too
         assert await here.export(here.line()) is None
-        await pause(0.05)
+        await server.has_told(here.line().key, "due:exports")
         callers = crowd(others, 1)
-        await pause(0.05)
+        await until(lambda: are_told(others))
         await server.kill()
         await are_alone([here, *others])
         assert await asyncio.gather(*callers) == [None] * 2
-        assert early(times([here]), 0.5) == 0
+        first, *rest = times([here])
+        for turn, at in enumerate(rest, start=1):  # each by what it was told, however late others
+            assert at >= first + turn * LONG - ROUNDING
+
+
+async def are_told(replicas: list[Replica]) -> bool:
+    return all(replica.line().turn_hint > CLOCK.monotonic() for replica in replicas)
 
 
 async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
@@ -275,7 +327,7 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
         await are_alone(replicas)
         assert await here.export(here.line()) is None
         here.turns.hear(f"lost another {here.line().key} 1", CLOCK.monotonic())
-        async with asyncio.timeout(INTERVAL * REPLICAS + SLACK):
+        async with asyncio.timeout(INTERVAL * REPLICAS + 1.5):
             assert await here.export(here.line()) is None
 
 
@@ -306,17 +358,23 @@ async def test_listener_does_not_hang_on_a_network_that_swallows_everything(
     tmp_path: Path,
 ) -> None:
     """Its connection is dropped, and the one it makes instead leads nowhere."""
-    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
+    async with (
+        noting_stalls() as stalls,
+        redis_server(tmp_path) as server,
+        FaultProxy(server.port) as line,
+    ):
         url = f"redis://127.0.0.1:{line.port}/0"
-        async with replicas_of(settings_of(url, interval=INTERVAL, replicas=2), 1) as replicas:
+        store = {"timeout": TIMEOUT}
+        settings = settings_of(url, interval=INTERVAL, replicas=2, store=store)
+        async with replicas_of(settings, 1) as replicas:
             line.mode = BlackHole()
             line.reset_all()
             begun = CLOCK.monotonic()
             await are_alone(replicas)
-            assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK
+            assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK + stalls.total
             await pause(1.2)
             line.mode = Pass()
-            await all_shared(replicas, within=2)
+            await all_shared(replicas)
             assert await replicas[0].export(replicas[0].line()) is None
 
 
@@ -324,25 +382,31 @@ async def test_listener_does_not_hang_on_a_network_that_swallows_everything(
 async def test_caller_waits_for_a_store_that_does_not_answer_once_and_briefly(
     fault: Fault, tmp_path: Path
 ) -> None:
-    async with deployed(tmp_path) as (server, replicas):
+    async with (
+        noting_stalls() as stalls,
+        deployed(tmp_path, timeout=TIMEOUT) as (server, replicas),
+    ):
         here = replicas[0]
         await fault(server)
         begun = CLOCK.monotonic()
         assert await here.export(here.line()) is None
-        assert CLOCK.monotonic() - begun <= TIMEOUT + SLACK
+        assert CLOCK.monotonic() - begun <= TIMEOUT + SLACK + stalls.total
         begun = CLOCK.monotonic()
         assert await here.export(here.line("paris")) is None
-        assert CLOCK.monotonic() - begun <= 0.05
+        assert CLOCK.monotonic() - begun <= 0.05 + stalls.total
 
 
 async def test_store_that_stands_still_is_noticed_without_any_traffic(tmp_path: Path) -> None:
-    async with deployed(tmp_path) as (server, replicas):
+    async with (
+        noting_stalls() as stalls,
+        deployed(tmp_path, timeout=TIMEOUT) as (server, replicas),
+    ):
         begun = CLOCK.monotonic()
         server.freeze()
         await are_alone(replicas)
-        assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK
+        assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK + stalls.total
         server.thaw()
-        await all_shared(replicas, within=2)
+        await all_shared(replicas)
 
 
 async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
@@ -353,18 +417,24 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
         await ear.psubscribe("export-proxy:*")
         slot = await there.slot(there.line())
         waiting = here.caller(here.line())
-        await pause(0.02)
+        await are_queued(server, here)
         there.send(slot)
         slot.answered()
         assert await waiting is None
-        words = []
-        while message := await ear.get_message(timeout=0.1):
-            if message["type"] == "pmessage" and message["data"].startswith(b"turn "):
-                words.append((message["channel"], message["data"]))
+        words: list[tuple[bytes, bytes]] = []
+
+        async def is_told() -> bool:
+            while message := await ear.get_message(timeout=0.1):
+                if message["type"] == "pmessage" and message["data"].startswith(b"turn "):
+                    words.append((message["channel"], message["data"]))
+            return bool(words)
+
+        await until(is_told)
         await ear.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         assert len(words) == 1
         slot = await there.slot(there.line())
         waiting = here.caller(here.line())
+        await are_queued(server, here)
         await pause(0.02)
         await server.client.publish(*words[0])
         await pause(3 * INTERVAL)
@@ -378,22 +448,24 @@ async def test_store_that_is_slow_is_down_and_one_that_is_not_quite_so_slow_is_n
 ) -> None:
     async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
         url = f"redis://127.0.0.1:{line.port}/0"
-        async with replicas_of(settings_of(url, interval=0.3, replicas=REPLICAS), 2) as replicas:
-            line.mode = Delay(0.03)
+        store = {"timeout": TIMEOUT}
+        settings = settings_of(url, interval=0.3, replicas=REPLICAS, store=store)
+        async with replicas_of(settings, 2) as replicas:
+            line.mode = Delay(0.1)
             callers = crowd(replicas, 5)
             await pause(1.0)
             assert all(replica.is_shared for replica in replicas)
-            line.mode = Delay(0.15)
+            line.mode = Delay(0.7)
             await are_alone(replicas)
             line.mode = Pass()
-            await all_shared(replicas, within=2.5)
+            await all_shared(replicas)
             assert await asyncio.gather(*callers) == [None] * 10
             assert nothing_was_sent_twice(replicas)
 
 
 async def test_without_the_store_everybody_is_refused_if_so_configured(tmp_path: Path) -> None:
     """Also those who wait already; what is not paced goes on."""
-    async with deployed(tmp_path, interval=0.4, store={"on_failure": "reject"}) as (
+    async with deployed(tmp_path, interval=0.4, on_failure="reject") as (
         server,
         replicas,
     ):
@@ -413,7 +485,7 @@ async def test_without_the_store_everybody_is_refused_if_so_configured(tmp_path:
         assert await here.export(here.line(route="api", paced=False)) is None
         assert len(times(replicas)) == sent + 1
         await server.start()
-        await all_shared(replicas, within=2.5)
+        await all_shared(replicas)
         assert await here.export(here.line()) is None
 
 
@@ -428,7 +500,8 @@ async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_pat
         slot.refused(3.0)
         slot.close()
         await server.start()
-        await all_shared(replicas, within=2.5)
+        await all_shared(replicas)
+        await server.has_told(here.line().key, "hold")
         assert await there.export(there.line()) is None
         assert CLOCK.monotonic() >= begun + 3.0 - 0.01
 
@@ -437,21 +510,24 @@ async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
     tmp_path: Path,
 ) -> None:
     """On a route that is not paced, too: it asks before its first send there."""
-    async with deployed(tmp_path) as (_, replicas):
+    async with deployed(tmp_path) as (server, replicas):
         here, there = replicas[0], replicas[1]
         slot = await here.slot(here.line(route="api", paced=False))
         here.send(slot)
         begun = CLOCK.monotonic()
         slot.refused(0.5)
         slot.close()
-        await pause(0.05)
+        await server.has_told(here.line().key, "hold")
         assert await there.export(there.line(route="api", paced=False)) is None
         assert CLOCK.monotonic() >= begun + 0.5 - 0.01
 
 
 async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> None:
     """The command is carried out when Redis goes on; nobody wants that turn any more."""
-    async with deployed(tmp_path, interval=0.3) as (server, replicas):
+    async with (
+        noting_stalls() as stalls,
+        deployed(tmp_path, interval=0.3, timeout=TIMEOUT) as (server, replicas),
+    ):
         here, there = replicas[0], replicas[1]
         server.freeze()
         assert await here.export(here.line()) is None
@@ -459,11 +535,14 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
         # So that it goes on shortly before they look, and that turn would last for long after.
         await pause(0.8 - CLOCK.wall() % 1.0 + (CLOCK.wall() % 1.0 > 0.8))
         server.thaw()
-        await all_shared(replicas, within=2.5)
+        await all_shared(replicas)
         begun = CLOCK.monotonic()
         for _ in range(3):
             assert await there.export(there.line()) is None
-        assert CLOCK.monotonic() - begun <= 0.3 * (3 + 1)  # the distance after the return included
+        took = CLOCK.monotonic() - begun
+        assert (
+            took <= 0.3 * (3 + 1) + SLACK + stalls.total
+        )  # the distance after the return included
 
 
 async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace(
@@ -498,7 +577,7 @@ async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_a
         await server.kill()
         await are_alone([here])
         here.store.apply(here.store.settings.model_copy(update={"on_failure": "reject"}))
-        async with asyncio.timeout(SLACK):
+        async with asyncio.timeout(2):
             refused = await waiting
         assert refused is not None
         assert refused.name == "store-unavailable"

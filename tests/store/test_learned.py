@@ -94,9 +94,14 @@ async def test_what_is_known_is_not_asked_for_again(tmp_path: Path) -> None:
 
 
 async def test_token_ends_in_the_store_with_its_life(tmp_path: Path) -> None:
-    async with deployed(tmp_path) as (_, here, there):
-        await here.tokens.learn(TOKEN, STRANGER, 1.0)
-        await asyncio.sleep(1.1)  # noqa: TID251 -- Redis keeps real time
+    async with deployed(tmp_path) as (server, here, there):
+        await here.tokens.learn(TOKEN, STRANGER, 2.0)
+        assert await server.client.exists(KEY)
+
+        async def is_gone() -> bool:
+            return not await server.client.exists(KEY)
+
+        await until(is_gone)
         assert await there.knows() is None
         assert await here.knows() is None
 
@@ -186,9 +191,9 @@ async def test_what_the_store_lost_it_is_told_again(tmp_path: Path) -> None:
             return bool(await server.client.exists(KEY))
 
         await server.start()
-        await until(has_it, within=3)
+        await until(has_it, within=10)
         await server.flush()
-        await until(has_it, within=2)
+        await until(has_it, within=10)
         assert (await server.everything())[KEY].startswith(f"b'{MANAGED} ")
 
 
@@ -203,7 +208,7 @@ async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> N
         async def is_known() -> bool:
             return there.connection.is_up and await there.knows() == MANAGED
 
-        await until(is_known, within=4)
+        await until(is_known, within=10)
         assert await there.knows("another") is None
         await server.flush()
         await here.tokens.learn("another", MANAGED, 60)
@@ -211,7 +216,7 @@ async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> N
         async def another_is_known() -> bool:
             return await there.knows("another") == MANAGED
 
-        await until(another_is_known, within=4)
+        await until(another_is_known, within=10)
 
 
 async def test_what_is_lost_while_it_is_told_again_is_told_once_more(tmp_path: Path) -> None:
@@ -227,7 +232,7 @@ async def test_what_is_lost_while_it_is_told_again_is_told_once_more(tmp_path: P
         async def all_were_told_twice() -> bool:
             return await server.calls("set") >= 2 * 10
 
-        await until(all_were_told_twice, within=0.5)
+        await until(all_were_told_twice)
 
 
 async def test_entry_of_an_account_that_was_removed_selects_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """turn.lua on a real Redis: whose turn it is, whatever happens to replicas, keys and clocks."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,6 +9,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio.client import PubSub
 
+from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import pause
 
@@ -17,7 +17,8 @@ TURN = files("proxy.store").joinpath("turn.lua").read_text()
 KEY = "export-proxy:{account}"
 MS = 1_000  # microseconds
 SECOND = 1_000_000
-INTERVAL = 500 * MS
+END = "that was all"
+INTERVAL = 5 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,25 @@ class Store:
         for name in names:
             ear = self._ears[name] = self.server.client.pubsub()
             await ear.subscribe("p:" + name)
-            await ear.get_message(timeout=1)
+            await ear.get_message(timeout=None)
 
     async def leave_without_a_word(self, name: str) -> None:
         await cast("Any", self._ears.pop(name)).aclose()
 
+        async def is_gone() -> bool:
+            ((_, listeners),) = await self.server.client.pubsub_numsub("p:" + name)
+            return bool(listeners == 0)
+
+        await until(is_gone)
+
     async def heard(self, name: str) -> list[str]:
         """What was said there, without the stamps."""
-        words = []
-        while message := await self._ears[name].get_message(timeout=0.05):
+        await self.server.client.publish("p:" + name, END)
+        words: list[str] = []
+        while END not in words:
+            message = await self._ears[name].get_message(timeout=None)
             words.append(message["data"].decode())
-        return words
+        return words[:-1]
 
     async def say(  # noqa: PLR0913 -- the script's arguments
         self,
@@ -99,14 +108,14 @@ async def test_turns_go_round_in_the_order_of_asking(store: Store) -> None:
         (word,) = [w for w in await store.heard(next_one) if w.startswith("turn ")]
         kind, key, route, _, _, wait = word.split(" ")
         assert (kind, key, route) == ("turn", KEY, "exports")
-        assert INTERVAL - 50 * MS <= int(wait) <= INTERVAL
+        assert INTERVAL - SECOND <= int(wait) <= INTERVAL
 
 
 async def test_lone_sender_keeps_the_turn(store: Store) -> None:
     await store.say("ask", "a")
     standing = await store.say("sent", "a", span=INTERVAL, again=True)
     assert (standing.mine, standing.wanting) == (True, 1)
-    assert INTERVAL - 50 * MS <= standing.wait <= INTERVAL
+    assert INTERVAL - SECOND <= standing.wait <= INTERVAL
 
 
 async def test_who_asks_again_keeps_the_place(store: Store) -> None:
@@ -128,31 +137,31 @@ async def test_unused_turn_goes_on_at_once(store: Store) -> None:
 async def test_routes_have_lines_of_their_own_and_share_the_hold(store: Store) -> None:
     assert (await store.say("ask", "a")).mine
     assert (await store.say("ask", "b", route="jobs")).mine
-    await store.say("hold", "a", span=2 * SECOND)
+    await store.say("hold", "a", span=5 * SECOND)
     for route in ("exports", "jobs"):
         standing = await store.say("ask", "c", route=route)
-        assert 1.9 * SECOND < standing.wait <= 2 * SECOND
-        assert 1.9 * SECOND < standing.hold <= 2 * SECOND
+        assert 4 * SECOND < standing.wait <= 5 * SECOND
+        assert 4 * SECOND < standing.hold <= 5 * SECOND
 
 
 async def test_hold_is_told_to_all_and_never_shortened(store: Store) -> None:
     await store.say("hold", "a", span=5 * SECOND)
     standing = await store.say("hold", "b", span=SECOND)
-    assert 4.9 * SECOND < standing.hold <= 5 * SECOND
+    assert 4 * SECOND < standing.hold <= 5 * SECOND
     _, first, second = await store.heard("all")
     assert first.split(" ")[:3] == ["hold", "a", KEY]
-    assert 4.9 * SECOND < int(second.split(" ")[3]) <= 5 * SECOND
-    assert 4.9 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
+    assert 4 * SECOND < int(second.split(" ")[3]) <= 5 * SECOND
+    assert 4 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
 
 
 async def test_turn_under_a_hold_lasts_beyond_it(store: Store) -> None:
     """A lease begins when the turn can be used."""
-    await store.say("hold", "b", span=300 * MS)
+    await store.say("hold", "b", span=2 * SECOND)
     await store.say("ask", "a", lease=200 * MS)
     await store.say("ask", "b", lease=200 * MS)
     await pause(0.4)
     assert not (await store.say("ask", "b", lease=200 * MS)).mine
-    await pause(0.2)
+    await pause(2.0)
     assert (await store.say("ask", "b", lease=200 * MS)).mine
 
 
@@ -164,25 +173,24 @@ async def test_turn_of_a_dead_replica_runs_out_and_its_last_send_is_allowed_for(
     await pause(0.15)
     standing = await store.say("ask", "b", lease=100 * MS)
     assert standing.mine
-    assert INTERVAL - 100 * MS <= standing.wait <= INTERVAL  # it may have sent at the last moment
+    assert INTERVAL - SECOND <= standing.wait <= INTERVAL  # it may have sent at the last moment
     (word,) = await store.heard("a")
     assert word.startswith(f"over {KEY} exports ")
 
 
 async def test_turn_that_is_asked_for_again_does_not_run_out(store: Store) -> None:
-    await store.say("ask", "a", lease=150 * MS)
-    await store.say("ask", "b", lease=150 * MS)
+    await store.say("ask", "a")
+    await store.say("ask", "b")
     for _ in range(3):
-        await pause(0.1)
-        assert (await store.say("ask", "a", lease=150 * MS)).mine
-    assert not (await store.say("ask", "b", lease=150 * MS)).mine
+        await pause(0.8)
+        assert (await store.say("ask", "a")).mine
+    assert not (await store.say("ask", "b")).mine
 
 
 async def test_replica_that_no_longer_listens_is_passed_over(store: Store) -> None:
     for who in "abc":
         await store.say("ask", who)
     await store.leave_without_a_word("b")
-    await asyncio.sleep(0)  # noqa: TID251 -- its connection is closed by then
     await store.say("sent", "a", span=INTERVAL)
     assert await store.get("holder:exports") == "c"
 
@@ -192,7 +200,7 @@ async def test_send_out_of_turn_moves_the_holder_s_moment(store: Store) -> None:
     await store.say("sent", "b", span=INTERVAL)
     (word,) = await store.heard("a")
     assert word.startswith(f"turn {KEY} exports ")
-    assert INTERVAL - 50 * MS <= int(word.split(" ")[5]) <= INTERVAL
+    assert INTERVAL - SECOND <= int(word.split(" ")[5]) <= INTERVAL
     assert (await store.say("ask", "a")).wait > 0
 
 
@@ -217,11 +225,11 @@ async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
     """At the worst a line waits for one span more than it was to."""
     await store.say("hold", "a", span=200 * MS)
     await store.say("ask", "a")
-    await store.say("sent", "a", span=INTERVAL, again=True)
+    await store.say("sent", "a", span=500 * MS, again=True)
     await store.say("ask", "b")
     await store.server.jump_clock(jump)
     standing = await store.say("ask", "a")
-    assert standing.wait <= INTERVAL
+    assert standing.wait <= 500 * MS
     await pause(0.25)
     assert (await store.say("look", "a")).hold == 0
     await pause(0.3)
@@ -257,24 +265,24 @@ async def test_key_that_somebody_else_wrote_stops_no_line(store: Store, make: st
 
 async def test_state_outlives_what_it_says_and_not_for_long(store: Store) -> None:
     await store.say("ask", "a", ttl=10_000)
-    assert 11_000 < await store.server.client.pttl(KEY) <= 12_000  # a lease of 2 s
+    assert 10_000 < await store.server.client.pttl(KEY) <= 12_000  # a lease of 2 s
     await store.say("hold", "a", span=60 * SECOND, ttl=10_000)
-    assert 69_000 < await store.server.client.pttl(KEY) <= 70_000
+    assert 60_000 < await store.server.client.pttl(KEY) <= 70_000
     await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
-    assert 109_000 < await store.server.client.pttl(KEY) <= 110_000
+    assert 100_000 < await store.server.client.pttl(KEY) <= 110_000
 
 
 async def test_state_outlives_what_another_route_says(store: Store) -> None:
     await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
     await store.say("ask", "a", route="jobs", ttl=10_000)
-    assert 109_000 < await store.server.client.pttl(KEY) <= 110_000
+    assert 100_000 < await store.server.client.pttl(KEY) <= 110_000
 
 
 async def test_hold_of_days_is_one_of_a_day(store: Store) -> None:
     day = 86_400 * SECOND
     await store.say("hold", "a", span=3 * day)
-    assert day - SECOND < (await store.say("look", "b")).hold <= day
-    assert day - SECOND < (await store.say("hold", "b", span=SECOND)).hold <= day
+    assert day - 5 * SECOND < (await store.say("look", "b")).hold <= day
+    assert day - 5 * SECOND < (await store.say("hold", "b", span=SECOND)).hold <= day
 
 
 async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> None:
