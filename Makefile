@@ -30,14 +30,13 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
 	$(BIN)/pytest $(COVER) --numprocesses 2 --dist loadfile -m "not alone" $(PYTEST_ARGS)
-	$(BIN)/pytest $(COVER_ALL) -m alone --reruns 1 -r fER $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
+	$(BIN)/pytest -m alone --reruns 1 -r fER $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)
 
-check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage
-	$(MAKE) --no-print-directory test COVER="--cov --cov-report= --cov-fail-under=0" \
-		COVER_ALL="--cov --cov-append --cov-report=term-missing:skip-covered"
+check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage of those side by side
+	$(MAKE) --no-print-directory test COVER="--cov --cov-report=term-missing:skip-covered"
 
 soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 600 by default
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)

@@ -325,8 +325,8 @@ async def test_the_pace_changes_and_changes_back_while_fifty_wait(tmp_path: Path
                 calls.append(asyncio.ensure_future(post(process, str(number))))
                 await until(_has_come(process, upstream, len(calls)))
             changes = []
-            for sent, interval in ((10, slow), (25, fast)):
-                await upstream.received(sent)
+            for more, interval in ((5, slow), (15, fast)):
+                await upstream.received(len(upstream.requests) + more)
                 document["pacing"] = {"interval": interval, "max_wait": 60}
                 process.configure(document)
                 asked_at = time.monotonic()

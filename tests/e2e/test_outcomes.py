@@ -277,7 +277,7 @@ async def test_who_does_not_read_leaves_connections_to_the_others() -> None:
 
 async def test_idle_connections_that_close_just_as_posts_start() -> None:
     """Two hundred POSTs race with closes: each is sent at most once, and answered."""
-    idle, pairs, rounds = 0.1, 10, 20
+    idle, pairs, rounds = 0.2, 10, 20
 
     async def race(pair: int) -> tuple[list[Response], RawUpstream]:
         """One connection at a time, so that its age is known."""
@@ -288,7 +288,7 @@ async def test_idle_connections_that_close_just_as_posts_start() -> None:
         ):
             await call(proxy, key="warm")
             for turn in range(rounds):
-                early = 0.001 * ((pair + turn) % 16 - 3)  # the request itself takes some ms
+                early = 0.006 * ((pair + turn) % 16 - 3)  # the request itself takes some ms
                 await asyncio.sleep(idle - early)
                 responses.append(await call(proxy, key=str(turn)))
         return responses, upstream
