@@ -29,13 +29,13 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 	@$(BIN)/python -m proxy demo
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
-	$(BIN)/pytest $(COVER) --numprocesses 2 --dist loadfile -m "not alone" $(PYTEST_ARGS)
-	$(BIN)/pytest -m alone --reruns 1 -r fER $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
+	$(BIN)/pytest $(COVER) --numprocesses 2 --dist loadfile -m "not timed" $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m timed --reruns 1 -r fER $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)
 
-check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage of those side by side
+check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage
 	$(MAKE) --no-print-directory test COVER="--cov --cov-report=term-missing:skip-covered"
 
 soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 600 by default

@@ -36,7 +36,7 @@ from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream, Reply, free_port
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 EXPORTS = "/api/v2/recordings/exports"
 INTERVAL = 0.5
 TOLERANCE = 0.020

@@ -27,7 +27,7 @@ from tests.kit.replicas import PATIENCE
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 
 INTERVAL = 0.25
 REPLICAS = 3

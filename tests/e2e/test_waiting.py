@@ -18,7 +18,7 @@ from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, Step
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 
 EXPORTS = "/api/v2/recordings/exports"
 UNPACED = "/api/v2/users/me"

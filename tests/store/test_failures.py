@@ -26,7 +26,7 @@ from tests.kit.replicas import (
 )
 from tests.kit.stalls import noting_stalls
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 
 INTERVAL = 0.12
 LONG = 1.5  # an interval that the machine does not sleep through
