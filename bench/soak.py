@@ -49,7 +49,7 @@ FORBIDDEN = ("never retrieved", "never awaited", "Traceback", "was destroyed")
 # The program, which also tells how many tasks it has.
 PROGRAM = """
 import asyncio, os, signal, sys
-from proxy.cli import main
+from proxy.cli.commands import main
 signal.signal(
     signal.SIGUSR1,
     lambda *_: open(os.environ["TASKS_FILE"], "w").write(f"{len(asyncio.all_tasks())}\\n"),

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
-from proxy.core.claims import held_scopes, mentions, read_claims
-from proxy.core.needs import ChannelRule, NeedRules, first_nested, needs_of, read_document
-from proxy.core.prefer import LONGEST_WAIT_SECONDS, prefer_wait
-from proxy.core.retry_after import delay_seconds, http_date, retry_after
-from proxy.core.targets import (
+from proxy.rules.claims import held_scopes, mentions, read_claims
+from proxy.rules.needs import ChannelRule, NeedRules, first_nested, needs_of, read_document
+from proxy.rules.prefer import LONGEST_WAIT_SECONDS, prefer_wait
+from proxy.rules.retry_after import delay_seconds, http_date, retry_after
+from proxy.rules.targets import (
     BadTarget,
     PathPattern,
     RouteRule,

@@ -1,7 +1,7 @@
 """How often and how soon a request is sent again: the strategies of tenacity, on our own clock.
 
-Nothing here sleeps. A refused request waits at the front of its line (dispatch.py), one that never
-left waits on the injected clock (handler.py); both ask here whether and how long.
+Nothing here sleeps. A refused request waits at the front of its queue (pacing/), one that never
+left waits on the injected clock (forwarding/sending.py); both ask here whether and how long.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from proxy.settings import Retry
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryRules:
     """The configured bounds on sending again, as questions."""
 
     settings: Retry

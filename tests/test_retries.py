@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.retries import Patience
+from proxy.retries import RetryRules
 from proxy.settings import Retry
 
-DEFAULT = Patience(Retry())
+DEFAULT = RetryRules(Retry())
 DRAWS = 300
 
 
@@ -39,7 +39,7 @@ def test_another_send_fits_the_attempts_and_the_time(
 
 
 def test_one_attempt_is_never_repeated() -> None:
-    assert not Patience(Retry(max_attempts=1)).may_send_again(attempts=1, elapsed=0.0)
+    assert not RetryRules(Retry(max_attempts=1)).may_send_again(attempts=1, elapsed=0.0)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_four_tries_span_at_least_one_and_three_quarter_seconds() -> None:
 
 
 def test_the_settings_scale_and_bound_every_wait() -> None:
-    patience = Patience(Retry(initial_backoff=2, max_backoff=3))
+    patience = RetryRules(Retry(initial_backoff=2, max_backoff=3))
     assert 2.0 <= patience.after_refusals(1) <= 3.0
     assert patience.after_refusals(2) == 3.0
     assert 1.0 <= patience.after_unsent(1) <= 2.0

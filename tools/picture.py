@@ -16,8 +16,8 @@ from typing import Final
 import aiohttp
 import structlog
 
-from proxy import app
 from proxy.clock import SystemClock
+from proxy.service import app
 from proxy.settings import Admin, Listen, Settings, Upstream
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from proxy.core.state import AccountState, LineState, TokenState
-from proxy.metrics import Metrics, Snapshot
 from proxy.problems import KINDS, Again
+from proxy.rules.state import AccountState, QueueState, TokenState
 from proxy.settings import DEFAULT_ROUTES, Settings, schema
+from proxy.telemetry.metrics import Metrics, Snapshot
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = ROOT / "README.md"
@@ -121,7 +121,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     )
     metrics.waited("a", "r", "sent", 1)
     metrics.sent("a", "r", lateness=0, early=False)
-    metrics.line_opened("a", "r")
+    metrics.queue_opened("a", "r")
     metrics.answered("a", "r", 200, 1)
     metrics.retried("a", "unreachable")
     metrics.hold_begun("a")
@@ -131,7 +131,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.clock_skew("api", 0)
     metrics.store_is(up=True)
     metrics.store_bypassed()
-    line = LineState(name="r", queue_depth=0, oldest_seconds=0, interval=1)
+    line = QueueState(name="r", queue_depth=0, oldest_seconds=0, interval=1)
     token = TokenState(
         expires_in=1, scopes=(), missing=(), next_refresh_in=1, issued_at=1, rejected=False
     )

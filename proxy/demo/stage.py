@@ -10,11 +10,11 @@ import aiohttp
 import structlog
 from rich.console import Console
 
-from proxy import app
 from proxy.clock import Clock, SystemClock
 from proxy.demo.callers import HANG_UP_AFTER, QUITTER_PATH, Callers, ServiceAccount
 from proxy.demo.display import Display, Progress, closing_table, open_display, verdict_line
 from proxy.demo.promises import Outcome, judge
+from proxy.service import app
 from proxy.settings import Admin, Listen, Pacing, Settings, Upstream
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from proxy.core.targets import PathPattern
+from proxy.rules.targets import PathPattern
 
 
 class EnvironmentText(str):

@@ -27,8 +27,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from proxy.clock import Clock
-from proxy.metrics import Metrics
 from proxy.settings import Store
+from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 

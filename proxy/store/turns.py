@@ -1,15 +1,15 @@
-"""One pace for several replicas: they take turns on a line.
+"""One pace for several replicas: they take turns on a queue.
 
-A replica whose line has waiters asks once and is queued; whoever has sent reports it, and the
+A replica whose queue has waiters asks once and is queued; whoever has sent reports it, and the
 script (turn.lua) passes the turn on and tells the next one. So a send costs one round trip where
-replicas contend and two where one is alone, and no waiter but the first in a line costs any. A turn
-belongs to the line, not to a caller: if the first in line hangs up, the next one uses it.
+replicas contend and two where one is alone, and only the first waiter of a queue costs any. A turn
+belongs to the queue, not to a caller: if the first waiter hangs up, the next one uses it.
 
 A turn is a lease: it ends some time after it could first be used, unless it is asked for again.
 Who lost it without knowing, because the process stood still, does not use it.
 
 While the store is down each replica spaces its own sends by interval x replicas, or refuses them.
-When it is back every line keeps its distance for one interval first, so there is no burst. A state
+When it is back every queue keeps its distance for one interval first, so there is no burst. A state
 that was lost is noticed by whoever finds none; all say again what they knew of that account.
 
 Moments come from the server's clock only and reach us as "so long from now". Keys hold hashes.
@@ -25,9 +25,9 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from proxy.clock import Clock, Timer
-from proxy.metrics import Metrics
-from proxy.store import FREE, NOT_OURS, SharedLine, Turn
+from proxy.pacing.turns import FREE, NOT_OURS, SharedQueue, Turn
 from proxy.store.connection import PREFIX, Connection, StoreDown
+from proxy.telemetry.metrics import Metrics
 
 _LEASE: Final = 2.0  # seconds a turn may stay unused after it is due, before others take it
 _RENEW_AT: Final = 0.5  # of the lease
@@ -44,7 +44,7 @@ _Name = tuple[str, str]  # key and route
 
 
 class _Op(Enum):
-    """What a line may say to the script."""
+    """What a queue may say to the script."""
 
     ASK = "ask"
     SENT = "sent"
@@ -73,9 +73,9 @@ class _Word:
 
 @dataclass(slots=True)
 class _Place:
-    """Where one of our lines stands in the store, while it wants turns."""
+    """Where one of our queues stands in the store, while it wants turns."""
 
-    line: SharedLine
+    queue: SharedQueue
     is_ours: bool = False
     is_busy: bool = False  # a command is under way
     has_sent: bool = False  # while a command was under way: yet to be reported
@@ -123,11 +123,11 @@ class SharedTurns:
         self._spawn = spawn
         self._me = token_hex(6)
         self._script = connection.redis.register_script(_SCRIPT)
-        self._lines: WeakValueDictionary[_Name, SharedLine] = WeakValueDictionary()
+        self._queues: WeakValueDictionary[_Name, SharedQueue] = WeakValueDictionary()
         self._places: dict[_Name, _Place] = {}
         self._routes: set[str] = set()
-        self._looking: set[_Name] = set()  # lines that wait to be told of a hold
-        self._abandoned: dict[_Name, SharedLine] = {}  # which the store may still think want turns
+        self._looking: set[_Name] = set()  # queues that wait to be told of a hold
+        self._abandoned: dict[_Name, SharedQueue] = {}  # which the store may still think want turns
         self._is_shared = False
         connection.went_down.append(self._go_alone)
         connection.came_back.append(self._join)
@@ -156,38 +156,38 @@ class SharedTurns:
         """Tell whether the store is down and `on_failure` says to refuse."""
         return not self._is_shared and self._connection.settings.on_failure == "reject"
 
-    # What lines tell.
+    # What queues tell.
 
-    def opened(self, line: SharedLine) -> None:
-        """Take a line in, new or no longer what it was."""
-        self._lines[_name(line)] = line
-        self._routes.add(line.route)
-        line.turn = NOT_OURS if self._is_shared else FREE
+    def opened(self, queue: SharedQueue) -> None:
+        """Take a queue in, new or no longer what it was."""
+        self._queues[_name(queue)] = queue
+        self._routes.add(queue.route)
+        queue.turn = NOT_OURS if self._is_shared else FREE
 
-    def wanted(self, line: SharedLine) -> None:
+    def wanted(self, queue: SharedQueue) -> None:
         """Ask for a turn, or for a hold where there are no turns, unless that has been done."""
         if not self._is_shared:
             return
-        if not line.paced:
-            self.unused(line)  # it may have been paced before
-            self._look(line)
-        elif _name(line) not in self._places:
-            place = self._places[_name(line)] = _Place(line)
+        if not queue.paced:
+            self.unused(queue)  # it may have been paced before
+            self._look(queue)
+        elif _name(queue) not in self._places:
+            place = self._places[_name(queue)] = _Place(queue)
             self._start(place, _Op.ASK)
 
-    def unused(self, line: SharedLine) -> None:
+    def unused(self, queue: SharedQueue) -> None:
         """Give up a turn, or a place in the queue."""
-        place = self._places.get(_name(line))
+        place = self._places.get(_name(queue))
         if place is not None and not place.is_busy:
             self._start(place, _Op.LEAVE)
 
-    def used(self, line: SharedLine) -> None:
+    def used(self, queue: SharedQueue) -> None:
         """Report a send and, if somebody waits, ask for the next turn in the same breath."""
         if not self._is_shared:
             self._metrics.store_bypassed()
             return
-        line.turn = NOT_OURS
-        self._report(self._places.setdefault(_name(line), _Place(line)))
+        queue.turn = NOT_OURS
+        self._report(self._places.setdefault(_name(queue), _Place(queue)))
 
     def held(self, key: str, seconds: float) -> None:
         """Have all replicas obey a hold."""
@@ -201,7 +201,7 @@ class SharedTurns:
         place.cancel_timer()
         if op is not _Op.ASK or not place.is_ours:
             place.is_ours = False
-            place.line.turn = NOT_OURS
+            place.queue.turn = NOT_OURS
         self._spawn(self._run(place, op))
 
     def _report(self, place: _Place) -> None:
@@ -211,30 +211,30 @@ class SharedTurns:
             self._start(place, _Op.SENT)
 
     async def _run(self, place: _Place, op: _Op) -> None:
-        """Run one command for a line, then whatever became due meanwhile."""
-        line = place.line
+        """Run one command for a queue, then whatever became due meanwhile."""
+        queue = place.queue
         begun = self._clock.monotonic()
-        span = line.pace_left() if op is _Op.SENT else 0.0
-        again = op is _Op.SENT and line.wants_turn()
+        span = queue.pace_left() if op is _Op.SENT else 0.0
+        again = op is _Op.SENT and queue.wants_turn()
         try:
             standing = await self._say(
-                line.key, op.value, line.route, span=span, interval=line.interval, again=again
+                queue.key, op.value, queue.route, span=span, interval=queue.interval, again=again
             )
         except StoreDown:
-            return  # the lines go on by themselves
+            return  # the queues go on by themselves
         finally:
             place.is_busy = False
-        if self._places.get(_name(line)) is not place:
+        if self._places.get(_name(queue)) is not place:
             return  # the store was down and is back, and this is history
         place.stamp = standing.stamp
         if standing.stamp.count == 1:  # it knew nothing, or no longer
-            place.has_sent |= op is not _Op.SENT and line.pace_left() > 0
-            self.held(line.key, line.hold_left())
-            self._tell_lines(line.key, standing.stamp.born)
+            place.has_sent |= op is not _Op.SENT and queue.pace_left() > 0
+            self.held(queue.key, queue.hold_left())
+            self._tell_lines(queue.key, standing.stamp.born)
         word, place.word = place.word, None
         is_in = again or op is _Op.ASK
-        line.contenders = max(1, standing.wanting + (0 if is_in else 1))
-        line.turn_hint = self._clock.monotonic() + standing.wait + standing.ahead * line.interval
+        queue.contenders = max(1, standing.wanting + (0 if is_in else 1))
+        queue.turn_hint = self._clock.monotonic() + standing.wait + standing.ahead * queue.interval
         if place.has_sent:
             self._report(place)
         elif standing.is_ours:
@@ -244,9 +244,9 @@ class SharedTurns:
         elif is_in:
             self._queue(place)
         else:
-            del self._places[_name(line)]
-        self._obey(line, standing.hold)
-        line.turn_changed()
+            del self._places[_name(queue)]
+        self._obey(queue, standing.hold)
+        queue.turn_changed()
 
     async def _say(  # noqa: PLR0913 -- the script's arguments
         self, key: str, op: str, route: str, *, span: float, interval: float, again: bool = False
@@ -290,14 +290,14 @@ class SharedTurns:
             self._start(place, _Op.ASK)
             return
         place.is_ours = True
-        place.line.turn = turn
-        place.line.turn_hint = turn.at
+        place.queue.turn = turn
+        place.queue.turn_hint = turn.at
         self._look_at(place, turn.at + _LEASE * _RENEW_AT)
 
     def _queue(self, place: _Place) -> None:
         place.is_ours = False
-        place.line.turn = NOT_OURS
-        self._look_at(place, max(place.line.turn_hint, self._clock.monotonic() + _LOOK_AGAIN))
+        place.queue.turn = NOT_OURS
+        self._look_at(place, max(place.queue.turn_hint, self._clock.monotonic() + _LOOK_AGAIN))
 
     def _look_at(self, place: _Place, at: float) -> None:
         """At that moment keep a turn that is not used yet, or ask about one that is overdue."""
@@ -311,29 +311,29 @@ class SharedTurns:
 
     # Holds.
 
-    def _look(self, line: SharedLine) -> None:
-        name = _name(line)
-        if line.turn is not FREE and name not in self._looking:
+    def _look(self, queue: SharedQueue) -> None:
+        name = _name(queue)
+        if queue.turn is not FREE and name not in self._looking:
             self._looking.add(name)
-            self._spawn(self._see_hold(line))
+            self._spawn(self._see_hold(queue))
 
-    async def _see_hold(self, line: SharedLine) -> None:
+    async def _see_hold(self, queue: SharedQueue) -> None:
         """Learn of a hold that began before this replica had anything to do with the account."""
         try:
-            standing = await self._say(line.key, "look", "", span=0.0, interval=0.0)
+            standing = await self._say(queue.key, "look", "", span=0.0, interval=0.0)
         except StoreDown:
             return
         finally:
-            self._looking.discard(_name(line))
-        if self._is_shared and not line.paced:
-            line.turn = FREE
-            self._obey(line, standing.hold)
-            line.turn_changed()
+            self._looking.discard(_name(queue))
+        if self._is_shared and not queue.paced:
+            queue.turn = FREE
+            self._obey(queue, standing.hold)
+            queue.turn_changed()
 
     @staticmethod
-    def _obey(line: SharedLine, seconds: float) -> None:
-        if seconds > line.hold_left():
-            line.silence(seconds)
+    def _obey(queue: SharedQueue, seconds: float) -> None:
+        if seconds > queue.hold_left():
+            queue.silence(seconds)
 
     # News from the others.
 
@@ -350,8 +350,8 @@ class SharedTurns:
         """Take news; what is not understood is not for us."""
         match text.split(" "):
             case ["hold", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
-                for line in self._lines_of(key):
-                    self._obey(line, int(rest[0]) / 1e6)
+                for queue in self._lines_of(key):
+                    self._obey(queue, int(rest[0]) / 1e6)
             case _ if not self._is_shared:
                 pass  # turns ended with the store
             case ["turn", key, route, *rest] if _are_numbers(rest, 3):
@@ -364,105 +364,105 @@ class SharedTurns:
                 self._hear_lost(key, int(rest[0]))
 
     def _hear_turn(self, name: _Name, word: _Word) -> None:
-        place, line = self._places.get(name), self._lines.get(name)
+        place, queue = self._places.get(name), self._queues.get(name)
         if place is None:
-            if line is not None:
-                self._give_up(line)
+            if queue is not None:
+                self._give_up(queue)
         elif place.is_busy:
             place.word = word
         elif word.stamp.is_after(place.stamp):
             self._take(place, word.at, word.since)
             # Not at once: the next message may say that it is over.
-            self._clock.call_at(self._clock.monotonic(), place.line.turn_changed)
+            self._clock.call_at(self._clock.monotonic(), place.queue.turn_changed)
 
     def _hear_over(self, name: _Name, stamp: _Stamp) -> None:
         place = self._places.get(name)
         if place is None or place.is_busy or not place.is_ours or not stamp.is_after(place.stamp):
             return
-        if self._clock.monotonic() < place.line.turn.until:
+        if self._clock.monotonic() < place.queue.turn.until:
             self._metrics.store_bypassed()  # the server's clock was set forward
         place.is_ours = False
         self._start(place, _Op.ASK)
 
     def _hear_lost(self, key: str, born: int) -> None:
         """Say again what the store was told of an account and no longer knew when `born` began."""
-        hold = max((line.hold_left() for line in self._lines_of(key)), default=0.0)
+        hold = max((queue.hold_left() for queue in self._lines_of(key)), default=0.0)
         if self._tell_lines(key, born) or hold > 0:
             self._metrics.store_bypassed()
             self.held(key, hold)
 
     def _tell_lines(self, key: str, born: int) -> bool:
-        """Tell again of lines of which the store was last told before that."""
-        lines = [line for line in self._lines_of(key) if self._has_told(line, before=born)]
-        for line in lines:
-            self._tell_again(line)
-        return bool(lines)
+        """Tell again of queues of which the store was last told before that."""
+        queues = [queue for queue in self._lines_of(key) if self._has_told(queue, before=born)]
+        for queue in queues:
+            self._tell_again(queue)
+        return bool(queues)
 
-    def _has_told(self, line: SharedLine, *, before: int) -> bool:
-        place = self._places.get(_name(line))
+    def _has_told(self, queue: SharedQueue, *, before: int) -> bool:
+        place = self._places.get(_name(queue))
         if place is None or place.stamp is None:
-            return line.pace_left() > 0
-        return line.paced and place.stamp.born != before
+            return queue.pace_left() > 0
+        return queue.paced and place.stamp.born != before
 
-    def _tell_again(self, line: SharedLine) -> None:
+    def _tell_again(self, queue: SharedQueue) -> None:
         """Report the last send, for as long as it counts, and ask if somebody waits."""
-        place = self._places.setdefault(_name(line), _Place(line))
+        place = self._places.setdefault(_name(queue), _Place(queue))
         place.is_ours = False
-        line.turn = NOT_OURS
+        queue.turn = NOT_OURS
         self._report(place)
 
-    def _lines_of(self, key: str) -> list[SharedLine]:
-        lines = (self._lines.get((key, route)) for route in self._routes)
-        return [line for line in lines if line is not None]
+    def _lines_of(self, key: str) -> list[SharedQueue]:
+        queues = (self._queues.get((key, route)) for route in self._routes)
+        return [queue for queue in queues if queue is not None]
 
     # Failure and return.
 
-    # Telling a line makes its whole account look who may send, so all lines are made ready first.
+    # Telling a queue makes its whole account look who may send, so all queues are made ready first.
 
     def _go_alone(self) -> None:
         self._is_shared = False
         for name, place in self._places.items():
             place.cancel_timer()
-            self._abandoned[name] = place.line
+            self._abandoned[name] = place.queue
         self._places.clear()
-        lines = list(self._lines.values())
-        for line in lines:
+        queues = list(self._queues.values())
+        for queue in queues:
             # Others may have sent just now, and know no more than we do.
-            line.turn = Turn(line.turn_hint, inf) if line.paced else FREE
-            line.contenders = 1
-        for line in lines:
-            if self.is_refusing and line.paced:
-                line.refuse_waiters()
-            line.turn_changed()
+            queue.turn = Turn(queue.turn_hint, inf) if queue.paced else FREE
+            queue.contenders = 1
+        for queue in queues:
+            if self.is_refusing and queue.paced:
+                queue.refuse_waiters()
+            queue.turn_changed()
 
     def _join(self) -> None:
         self._is_shared = True
-        lines = list(self._lines.values())
+        queues = list(self._queues.values())
         holds: dict[str, float] = {}
-        for line in lines:
-            line.turn = NOT_OURS
-            holds[line.key] = line.hold_left()
-            if line.paced:
-                line.keep_distance(self.replicas)
+        for queue in queues:
+            queue.turn = NOT_OURS
+            holds[queue.key] = queue.hold_left()
+            if queue.paced:
+                queue.keep_distance(self.replicas)
         for key, seconds in holds.items():
             self.held(key, seconds)
-        for line in lines:
-            if line.paced and line.pace_left() > 0:
-                self._tell_again(line)
-            line.turn_changed()
+        for queue in queues:
+            if queue.paced and queue.pace_left() > 0:
+                self._tell_again(queue)
+            queue.turn_changed()
         abandoned, self._abandoned = self._abandoned, {}
-        for line in abandoned.values():
-            self._give_up(line)
+        for queue in abandoned.values():
+            self._give_up(queue)
 
-    def _give_up(self, line: SharedLine) -> None:
+    def _give_up(self, queue: SharedQueue) -> None:
         """Give up what the store thinks we want, unless we do."""
-        if _name(line) not in self._places:
-            place = self._places[_name(line)] = _Place(line)
+        if _name(queue) not in self._places:
+            place = self._places[_name(queue)] = _Place(queue)
             self._start(place, _Op.LEAVE)
 
 
-def _name(line: SharedLine) -> _Name:
-    return line.key, line.route
+def _name(queue: SharedQueue) -> _Name:
+    return queue.key, queue.route
 
 
 def _are_numbers(words: list[str], count: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.app import Running
+from proxy.service.app import Running
 from tests.kit.client import RawConnection, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, serving, until
@@ -282,7 +282,9 @@ async def test_slow_callers_are_closed_by_their_deadline(
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_too_few_descriptors_for_too_many_callers(loop: str, tmp_path: Path) -> None:
     """64 descriptors and 200 connections: it lives, says little, and recovers at once."""
-    without_uvloop = "import sys; sys.modules['uvloop'] = None; from proxy.cli import main; main()"
+    without_uvloop = (
+        "import sys; sys.modules['uvloop'] = None; from proxy.cli.commands import main; main()"
+    )
     program = {
         "uvloop": SERVE,
         "asyncio": (sys.executable, "-c", without_uvloop, "serve", "--config"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from proxy.app import Running
+from proxy.service.app import Running
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.proxy import TOKEN, proxy_for

@@ -156,7 +156,7 @@ def test_it_holds_the_program_and_its_libraries_compiled(image: Stage) -> None:
     assert f"{folder}LICENSE" in names
     assert f"{folder}app/proxy/store/turn.lua" in names
     compiled = [name for name in names if name.endswith(".pyc")]
-    assert any(name.startswith(f"{folder}app/proxy/__pycache__/cli.") for name in compiled)
+    assert any(name.startswith(f"{folder}app/proxy/cli/__pycache__/commands.") for name in compiled)
     assert any("/site-packages/aiohttp/__pycache__/web." in name for name in compiled)
     assert not any("/site-packages/pytest/" in name for name in names)
 

@@ -637,9 +637,9 @@ async def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path) -> None:
 # The program with a clock that forgets to call the lines back while SIGUSR1 says so.
 FORGETFUL = """
 import signal, sys
-from proxy.cli import main
+from proxy.cli import commands
+from proxy.cli.commands import main
 from proxy.clock import SystemClock
-from proxy import cli, lines
 
 class Forgetful(SystemClock):
     is_forgetting = False
@@ -654,7 +654,7 @@ def toggle(*_):
     print('{"event": "toggled"}', file=sys.stderr, flush=True)
 
 signal.signal(signal.SIGUSR1, toggle)
-cli.SystemClock = Forgetful
+commands.SystemClock = Forgetful
 sys.argv[0] = "export-proxy"
 main()
 """

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from proxy.app import Running
-from proxy.upstream import Upstream
+from proxy.http.client import Upstream
+from proxy.service.app import Running
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
 from tests.kit.listener import HOST, Listener, reset

@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxy.app import Running
+from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.ledger import furthest_ahead
 from tests.kit.client import READ_SIZE, RawConnection, Response, exchange, parse_response
@@ -140,7 +140,7 @@ async def line_of(
 
 
 def queue_depth(proxy: Running) -> int:
-    states = proxy.dispatcher.states()
+    states = proxy.accounts.states()
     return sum(line.queue_depth for state in states for line in state.routes)
 
 

@@ -9,8 +9,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from proxy.app import Running
-from proxy.identity import Identity
+from proxy.identity.callers import Identity
+from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.clock import FakeClock
@@ -228,7 +228,7 @@ async def test_a_shutdown() -> None:
     ):
         waiting = asyncio.ensure_future(answer(proxy, request()))
         await has_waiting(proxy)
-        proxy.dispatcher.drain()
+        proxy.accounts.drain()
         responses = [await waiting, await answer(proxy, request())]
     for response in responses:
         check(response, "draining", 503, "proxy_internal_response")

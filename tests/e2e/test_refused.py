@@ -14,7 +14,7 @@ from math import ceil
 
 import pytest
 
-from proxy.app import Running
+from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.listener import HOST

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import pytest
 
-from proxy.app import Running
+from proxy.service.app import Running
 from proxy.simulator import ClientSpec, SigningKey, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import Response, exchange, parse_response

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from proxy import __version__
-from proxy.app import Running
+from proxy.service.app import Running
 from tests.kit.client import Response, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import document_for, serving

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.app import Running
+from proxy.service.app import Running
 from tests.kit.certificates import Authority, Pair
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.listener import HOST

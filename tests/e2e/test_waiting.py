@@ -10,7 +10,7 @@ from math import ceil
 
 import pytest
 
-from proxy.app import Running
+from proxy.service.app import Running
 from tests.kit.client import Response, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import until
@@ -85,7 +85,7 @@ async def queue(proxy: Running, count: int, *fields: str) -> list[asyncio.Task[C
 
 
 async def _has_line(proxy: Running, count: int) -> bool:
-    states = proxy.dispatcher.states()
+    states = proxy.accounts.states()
     return sum(line.queue_depth for state in states for line in state.routes) >= count
 
 

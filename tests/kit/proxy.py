@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from proxy.app import Running, running
 from proxy.clock import SystemClock
+from proxy.service.app import Running, running
 from proxy.settings import Settings
 from tests.kit.client import exchange, parse_response
 from tests.kit.listener import HOST

@@ -10,13 +10,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from proxy.clock import SystemClock
-from proxy.dispatch import Dispatcher
-from proxy.lines import Line, Slot, Ticket
-from proxy.metrics import Metrics
+from proxy.pacing.account import Queue, Slot, Ticket
+from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.settings import Account, Settings
 from proxy.store.connection import Connection
 from proxy.store.turns import SharedTurns
+from proxy.telemetry.metrics import Metrics
 from tests.kit.process import until
 
 CLOCK = SystemClock()
@@ -34,7 +34,7 @@ class Send:
 
 
 class Replica:
-    """One dispatcher; its callers send as soon as they may and are answered at once."""
+    """One accounts; its callers send as soon as they may and are answered at once."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Replica:
             turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, spawn=spawn)
             self._listening = spawn(self.connection.run(turns))
         self._turns = turns
-        self.dispatcher = Dispatcher(
+        self.accounts = Accounts(
             settings, clock=CLOCK, metrics=metrics, random=lambda: 0.0, turns=turns
         )
 
@@ -74,19 +74,21 @@ class Replica:
 
     @property
     def is_shared(self) -> bool:
-        return self.dispatcher.shared.turns.spread == 1
+        return self.accounts.shared.turns.spread == 1
 
-    def line(self, account: str = "london", route: str = "exports", *, paced: bool = True) -> Line:
-        return self.dispatcher.configured(account).line(route, paced=paced)
+    def queue(
+        self, account: str = "london", route: str = "exports", *, paced: bool = True
+    ) -> Queue:
+        return self.accounts.configured(account).queue(route, paced=paced)
 
     def ticket(self, cost: float = 1.0) -> Ticket:
-        return Ticket(self.dispatcher.shared.next_arrival(), cost=cost)
+        return Ticket(self.accounts.shared.next_arrival(), cost=cost)
 
-    async def slot(self, line: Line, *, limit: float = 60.0, cost: float = 1.0) -> Slot:
+    async def slot(self, queue: Queue, *, limit: float = 60.0, cost: float = 1.0) -> Slot:
         """Wait for a slot, and keep it."""
         ticket = self.ticket(cost)
-        line.admit(ticket, limit)
-        return await line.slot(ticket, limit)
+        queue.admit(ticket, limit)
+        return await queue.slot(ticket, limit)
 
     def send(self, slot: Slot, caller: str = "") -> None:
         now = CLOCK.monotonic()
@@ -94,11 +96,11 @@ class Replica:
         slot.sent(now)
 
     async def export(
-        self, line: Line, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+        self, queue: Queue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
     ) -> Problem | None:
         """Be one caller; the refusal, if there was one."""
         try:
-            slot = await self.slot(line, limit=limit, cost=cost)
+            slot = await self.slot(queue, limit=limit, cost=cost)
         except Problem as problem:
             return problem
         self.send(slot, caller)
@@ -106,17 +108,17 @@ class Replica:
         return None
 
     def caller(
-        self, line: Line, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+        self, queue: Queue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
     ) -> asyncio.Task[Problem | None]:
         """Have a caller come, and do not wait for it."""
-        return self._tasks.create_task(self.export(line, caller, limit=limit, cost=cost))
+        return self._tasks.create_task(self.export(queue, caller, limit=limit, cost=cost))
 
     def counted(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"export_proxy_{name}", labels) or 0.0
 
     async def close(self) -> None:
         """End in order."""
-        self.dispatcher.drain()
+        self.accounts.drain()
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
@@ -145,7 +147,7 @@ async def replicas_of(settings: Settings, count: int) -> AsyncIterator[list[Repl
             stack.push_async_callback(replica.close)
             if replica.connection is not None:
                 await replica.connection.settled.wait()
-        # The first send of any line comes no earlier than one interval after the start.
+        # The first send of any queue comes no earlier than one interval after the start.
         await pause(settings.pacing.interval)
         yield replicas
 

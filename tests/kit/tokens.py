@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from proxy.clock import Clock
-from proxy.credentials import Credentials
-from proxy.token_endpoint import Issued, Rejected, Throttled, TokenEndpoint, Troubled
+from proxy.tokens.credentials import Credentials
+from proxy.tokens.login_server import Issued, Rejected, Throttled, TokenEndpoint, Troubled
 
 HEADER = {"alg": "RS256", "typ": "JWT"}
 

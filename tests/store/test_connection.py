@@ -12,11 +12,11 @@ import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.clock import SystemClock
-from proxy.metrics import Metrics
 from proxy.settings import Store
 from proxy.store.connection import Connection, StoreDown
-from proxy.store.learned import Lesson, SharedTokens
+from proxy.store.issued_tokens import IssuedToken, SharedTokens
 from proxy.store.turns import SharedTurns
+from proxy.telemetry.metrics import Metrics
 from tests.kit.fault_proxy import FaultProxy
 from tests.kit.listener import HOST
 from tests.kit.process import until
@@ -71,7 +71,7 @@ async def test_send_from_a_line_takes_about_one_round_trip(
         noting_stalls() as stalls,
         deployed(tmp_path, replicas) as (server, running),
     ):
-        callers = [r.caller(r.line(), str(n)) for n in range(18 // replicas) for r in running]
+        callers = [r.caller(r.queue(), str(n)) for n in range(18 // replicas) for r in running]
         await asyncio.gather(*callers)
         looks = replicas * stalls.total / LOOK_AGAIN
         assert await server.script_calls() <= 18 * most + replicas + looks
@@ -80,7 +80,7 @@ async def test_send_from_a_line_takes_about_one_round_trip(
 async def test_send_of_a_single_caller_takes_two_round_trips(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1) as (server, (here,)):
         for _ in range(6):
-            assert await here.export(here.line()) is None
+            assert await here.export(here.queue()) is None
             await pause(INTERVAL)
         await until(lambda: _has_called(server, 12))
         assert await server.script_calls() == 12
@@ -93,11 +93,11 @@ async def _has_called(server: RedisServer, times: int) -> bool:
 async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
     """Two hundred wait in silence: the heads of the two lines may ask, and that is all."""
     async with deployed(tmp_path, 2, pacing={"max_queue": 1000}) as (server, (here, there)):
-        slot = await here.slot(here.line())
+        slot = await here.slot(here.queue())
         here.send(slot)
         slot.refused(5.0)
         slot.close()
-        callers = [r.caller(r.line(), str(n)) for n in range(100) for r in (here, there)]
+        callers = [r.caller(r.queue(), str(n)) for n in range(100) for r in (here, there)]
         await pause(0.3)
         await server.forget_calls()
         await pause(1.2)
@@ -109,7 +109,7 @@ async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
 async def test_thousand_lines_take_few_connections_and_all_get_their_turn(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1) as (server, (here,)):
         lines = [
-            here.dispatcher.unidentified(b"%d" % n).line("exports", paced=True) for n in range(1000)
+            here.accounts.unidentified(b"%d" % n).queue("exports", paced=True) for n in range(1000)
         ]
         assert await asyncio.gather(*map(here.export, lines)) == [None] * 1000
         assert here.is_shared
@@ -119,9 +119,9 @@ async def test_thousand_lines_take_few_connections_and_all_get_their_turn(tmp_pa
 
 async def test_scripts_that_were_flushed_are_loaded_again(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1) as (server, (here,)):
-        assert await here.export(here.line()) is None
+        assert await here.export(here.queue()) is None
         await server.client.script_flush()
-        assert await here.export(here.line()) is None
+        assert await here.export(here.queue()) is None
         assert here.is_shared
 
 
@@ -130,7 +130,7 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
     async with redis_server(tmp_path) as server, connected(server) as (_, tokens, _):
         for number in range(10):
             token_hash = bytes([number]) * 32
-            await tokens.remember(Lesson(token_hash, f"account-{number}", 600, None))
+            await tokens.remember(IssuedToken(token_hash, f"account-{number}", 600, None))
         before = (await server.client.info("stats"))["total_connections_received"]
         for turn in range(1000):
             recalling = asyncio.get_running_loop().create_task(
@@ -152,23 +152,23 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
 async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for turn in range(300):
-            caller = here.caller(here.line())
+            caller = here.caller(here.queue())
             for _ in range(turn % 9):
                 await asyncio.sleep(0)  # noqa: TID251 -- yields
             caller.cancel()
             await asyncio.wait([caller])
         await pause(INTERVAL)
         begun = CLOCK.monotonic()
-        assert await there.export(there.line()) is None
-        assert await here.export(here.line()) is None
+        assert await there.export(there.queue()) is None
+        assert await here.export(here.queue()) is None
         assert CLOCK.monotonic() - begun <= 3 * INTERVAL + stalls.total
 
 
 async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1) as (server, (here,)):
-        assert await here.export(here.line()) is None
-        stranger = here.dispatcher.unidentified(HASH)
-        slot = await here.slot(stranger.line("exports", paced=True))
+        assert await here.export(here.queue()) is None
+        stranger = here.accounts.unidentified(HASH)
+        slot = await here.slot(stranger.queue("exports", paced=True))
         here.send(slot)
         slot.refused(5.0)
         slot.close()
@@ -192,12 +192,12 @@ async def test_password_is_told_to_nobody(
         settings = settings_of(server.url, interval=INTERVAL)
         async with replicas_of(settings, 1) as (here,):
             await server.kill()
-            await here.export(here.line())
+            await here.export(here.queue())
             told = [
                 repr(here.connection),
                 repr(here.store.settings),
                 repr(here.store.redis),
-                repr(here.dispatcher.shared.turns),
+                repr(here.accounts.shared.turns),
                 generate_latest(here.registry).decode(),
             ]
     captured = capfd.readouterr()
@@ -210,7 +210,7 @@ async def test_wrong_password_is_a_store_that_is_down(tmp_path: Path) -> None:
         url = server.url.replace("right", "wrong")
         async with replicas_of(settings_of(url, interval=INTERVAL, replicas=2), 1) as (here,):
             assert not here.is_shared
-            assert await here.export(here.line()) is None
+            assert await here.export(here.queue()) is None
 
 
 def test_idle_connection_that_is_reset_is_an_outage_and_no_more(tmp_path: Path) -> None:

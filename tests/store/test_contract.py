@@ -55,7 +55,7 @@ def deploy(request: pytest.FixtureRequest, tmp_path: Path) -> Deploy:
 def spread(replicas: list[Replica], count: int) -> list[asyncio.Task[Problem | None]]:
     """Have so many callers come to London, one replica after the other."""
     in_turn = [replicas[number % len(replicas)] for number in range(count)]
-    return [replica.caller(replica.line(), str(number)) for number, replica in enumerate(in_turn)]
+    return [replica.caller(replica.queue(), str(number)) for number, replica in enumerate(in_turn)]
 
 
 def times(replicas: list[Replica]) -> list[float]:
@@ -81,8 +81,8 @@ async def test_each_replica_serves_its_callers_in_order_of_arrival(deploy: Deplo
 async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         here, there = replicas[0], replicas[-1]
-        assert await here.export(here.line(), cost=4.0) is None
-        assert await there.export(there.line()) is None
+        assert await here.export(here.queue(), cost=4.0) is None
+        assert await there.export(there.queue()) is None
         gap = gaps(times(replicas))[0]
         assert 4 * INTERVAL <= gap <= 4 * INTERVAL + SLACK + stalls.total
 
@@ -105,8 +105,8 @@ async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
 async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         here, there = replicas[0], replicas[-1]
-        unused = await here.slot(here.line())
-        waiting = there.caller(there.line())
+        unused = await here.slot(here.queue())
+        waiting = there.caller(there.queue())
         await pause(INTERVAL / 2)
         assert not waiting.done()
         begun = CLOCK.monotonic()
@@ -118,7 +118,7 @@ async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
 async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         refused = replicas[0]
-        slot = await refused.slot(refused.line())
+        slot = await refused.slot(refused.queue())
         callers = spread(replicas, 9)
         refused.send(slot)
         await pause(3.5 * INTERVAL)
@@ -138,7 +138,7 @@ async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
 
 
 async def _all_hold(replicas: list[Replica]) -> bool:
-    return all(replica.line().hold_left() > 0 for replica in replicas)
+    return all(replica.queue().hold_left() > 0 for replica in replicas)
 
 
 async def test_lines_of_other_accounts_and_routes_go_on(deploy: Deploy) -> None:
@@ -147,8 +147,8 @@ async def test_lines_of_other_accounts_and_routes_go_on(deploy: Deploy) -> None:
         await pause(0.1)
         other = replicas[-1]
         begun = CLOCK.monotonic()
-        assert await other.export(other.line("paris")) is None
-        assert await other.export(other.line(route="jobs")) is None
+        assert await other.export(other.queue("paris")) is None
+        assert await other.export(other.queue(route="jobs")) is None
         assert CLOCK.monotonic() - begun < SLACK + stalls.total
         await asyncio.gather(*callers)
 
@@ -160,10 +160,10 @@ async def test_room_in_flight_is_each_replica_s_own_and_no_turn_is_kept(deploy: 
         deploy(pacing={"interval": INTERVAL, "max_in_flight": 1}) as replicas,
     ):
         here = replicas[0]
-        stuck = await here.slot(here.line())
+        stuck = await here.slot(here.queue())
         here.send(stuck)
-        waits = here.caller(here.line(), "behind")
-        others = [r.caller(r.line(), "other") for r in replicas[1:] for _ in range(3)]
+        waits = here.caller(here.queue(), "behind")
+        others = [r.caller(r.queue(), "other") for r in replicas[1:] for _ in range(3)]
         if others:
             begun = CLOCK.monotonic()
             await asyncio.gather(*others)
@@ -179,12 +179,12 @@ async def test_caller_who_will_not_wait_gets_a_free_slot_and_no_other(deploy: De
     interval = 1.5  # longer than the machine may stand still
     async with deploy(interval) as replicas:
         here, there = replicas[0], replicas[-1]
-        assert await here.export(here.line(), limit=0) is None
-        refused = await there.export(there.line(), limit=0)
+        assert await here.export(here.queue(), limit=0) is None
+        refused = await there.export(there.queue(), limit=0)
         assert refused is not None
         assert refused.name in {"queue-full", "wait-expired"}
         await pause(interval + SLACK)
-        assert await there.export(there.line(), limit=0) is None
+        assert await there.export(there.queue(), limit=0) is None
 
 
 async def test_accounts_that_are_idle_are_forgotten(deploy: Deploy) -> None:
@@ -193,7 +193,7 @@ async def test_accounts_that_are_idle_are_forgotten(deploy: Deploy) -> None:
         here = replicas[0]
         for batch in range(3):
             lines = [
-                here.dispatcher.unidentified(b"%d-%d" % (batch, n)).line("exports", paced=True)
+                here.accounts.unidentified(b"%d-%d" % (batch, n)).queue("exports", paced=True)
                 for n in range(5)
             ]
             assert await asyncio.gather(*map(here.export, lines)) == [None] * 5
@@ -205,7 +205,7 @@ async def test_longer_interval_governs_those_who_wait_already(deploy: Deploy) ->
         callers = spread(replicas, 5)
         await pause(INTERVAL / 2)
         for replica in replicas:
-            replica.dispatcher.shared.pacing = replica.dispatcher.shared.pacing.model_copy(
+            replica.accounts.shared.pacing = replica.accounts.shared.pacing.model_copy(
                 update={"interval": 2 * INTERVAL}
             )
         sent = len(times(replicas))
@@ -218,14 +218,14 @@ async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> N
         callers = spread(replicas, 9)
         await pause(0.1)
         for replica in replicas:
-            for line in replica.dispatcher.configured("london").lines:
+            for line in replica.accounts.configured("london").queues:
                 line.apply(paced=False)
-            replica.dispatcher.configured("london").pump()
+            replica.accounts.configured("london").pump()
         begun = CLOCK.monotonic()
         await asyncio.gather(*callers)
         assert CLOCK.monotonic() - begun < 0.2 + stalls.total
         for replica in replicas:
-            replica.line().apply(paced=True)
+            replica.queue().apply(paced=True)
         await asyncio.gather(*spread(replicas, 3))
         assert early(times(replicas)[-3:], 0.3) == 0
 
@@ -235,7 +235,7 @@ async def test_replica_that_ends_leaves_its_turn_to_the_others(deploy: Deploy) -
         ending = replicas[0]
         callers = spread(replicas, 9)
         await pause(INTERVAL / 2)
-        ending.dispatcher.drain()
+        ending.accounts.drain()
         answers = await asyncio.gather(*callers)
         assert {answer.name for answer in answers if answer is not None} == {"draining"}
         sent = [send for send in ending.sends if send.replica != ending.number]

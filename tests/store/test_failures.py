@@ -55,7 +55,7 @@ async def deployed(
 
 def crowd(replicas: list[Replica], each: int) -> list[asyncio.Task[Problem | None]]:
     return [
-        replica.caller(replica.line(), f"{replica.number}-{number}")
+        replica.caller(replica.queue(), f"{replica.number}-{number}")
         for number in range(each)
         for replica in replicas
     ]
@@ -91,7 +91,7 @@ async def each_has_sent(replicas: list[Replica], count: int, *, since: float) ->
 
 async def are_queued(server: RedisServer, replica: Replica) -> None:
     """Wait until somebody is in the queue for London's turn."""
-    await server.has_told(replica.line().key, "queue:exports")
+    await server.has_told(replica.queue().key, "queue:exports")
 
 
 def nothing_was_sent_twice(replicas: list[Replica]) -> bool:
@@ -136,7 +136,7 @@ async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
         deployed(tmp_path, timeout=TIMEOUT) as (server, replicas),
     ):
         for replica in replicas:
-            replica.line(route="api", paced=False)
+            replica.queue(route="api", paced=False)
         callers = crowd(replicas, 40)
         await pause(5 * INTERVAL)
         began = CLOCK.monotonic()
@@ -226,7 +226,7 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
         callers = crowd([busy], 8)
         await pause(0.45)
         await fault(server)
-        assert await idle.export(idle.line(), "newcomer") is None
+        assert await idle.export(idle.queue(), "newcomer") is None
         await are_sent(replicas, 5, since=0)
         leave(callers)
         assert early(times(replicas), 0.3) <= 1
@@ -236,18 +236,18 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
 
 async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, third)):
-        key = here.line().key
-        assert await here.export(here.line()) is None
+        key = here.queue().key
+        assert await here.export(here.queue()) is None
         await server.has_told(key, "due:exports")
-        has_turn = here.caller(here.line())
+        has_turn = here.caller(here.queue())
         await server.has_told(key, "holder:exports")
-        queued = there.caller(there.line())
+        queued = there.caller(there.queue())
         await are_queued(server, there)
         await pause(0.05)
         await server.flush()
         queued.cancel()
         await server.has_told(key, "due:exports")
-        assert await third.export(third.line()) is None
+        assert await third.export(third.queue()) is None
         assert await has_turn is None
         assert early(times([here]), LONG) == 0
         assert here.counted("store_degraded_decisions_total") == 1.0
@@ -255,28 +255,28 @@ async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Pa
 
 async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
-        key = here.line().key
-        assert await here.export(here.line()) is None
+        key = here.queue().key
+        assert await here.export(here.queue()) is None
         await server.has_told(key, "due:exports")
         await server.flush()
-        leaving = here.caller(here.line())
+        leaving = here.caller(here.queue())
         await server.has_told(key, "due:exports")
         leaving.cancel()
         await pause(0.05)
-        assert await there.export(there.line()) is None
+        assert await there.export(there.queue()) is None
         assert early(times([here]), LONG) == 0
 
 
 async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
-        key = here.line().key
+        key = here.queue().key
         for route in ("exports", "jobs"):
-            assert await here.export(here.line(route=route), route) is None
+            assert await here.export(here.queue(route=route), route) is None
             await server.has_told(key, f"due:{route}")
         await server.flush()
-        assert await there.export(there.line(), "early") is None
+        assert await there.export(there.queue(), "early") is None
         await server.has_told(key, "due:jobs")
-        assert await there.export(there.line(route="jobs"), "jobs") is None
+        assert await there.export(there.queue(route="jobs"), "jobs") is None
         assert early([send.at for send in here.sends if send.caller == "jobs"], LONG) == 0
         assert here.counted("store_degraded_decisions_total") == 1.0
 
@@ -285,16 +285,16 @@ async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path)
 async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: bool) -> None:
     """By a replica where nobody waits and no pace is left, to those that had no line yet."""
     async with deployed(tmp_path) as (server, (here, there, third)):
-        slot = await here.slot(here.line())
+        slot = await here.slot(here.queue())
         here.send(slot)
         begun = CLOCK.monotonic()
         slot.refused(2.5)
         slot.close()
         await pause(2 * INTERVAL)
         await server.flush()
-        assert await there.export(there.line(route="some", paced=paced), "early") is None
-        await server.has_told(here.line().key, "hold")
-        assert await third.export(third.line(route="some", paced=paced)) is None
+        assert await there.export(there.queue(route="some", paced=paced), "early") is None
+        await server.has_told(here.queue().key, "hold")
+        assert await third.export(third.queue(route="some", paced=paced)) is None
         assert CLOCK.monotonic() >= begun + 2.5 - 0.01
         assert here.counted("store_degraded_decisions_total") == 1.0
 
@@ -304,8 +304,8 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
 ) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, *others)):
         await pause(LONG * REPLICAS)  # the distance after the start is past without the store, too
-        assert await here.export(here.line()) is None
-        await server.has_told(here.line().key, "due:exports")
+        assert await here.export(here.queue()) is None
+        await server.has_told(here.queue().key, "due:exports")
         callers = crowd(others, 1)
         await until(lambda: are_told(others))
         await server.kill()
@@ -317,7 +317,7 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
 
 
 async def are_told(replicas: list[Replica]) -> bool:
-    return all(replica.line().turn_hint > CLOCK.monotonic() for replica in replicas)
+    return all(replica.queue().turn_hint > CLOCK.monotonic() for replica in replicas)
 
 
 async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
@@ -325,10 +325,10 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
         here = replicas[0]
         await server.kill()
         await are_alone(replicas)
-        assert await here.export(here.line()) is None
-        here.turns.hear(f"lost another {here.line().key} 1", CLOCK.monotonic())
+        assert await here.export(here.queue()) is None
+        here.turns.hear(f"lost another {here.queue().key} 1", CLOCK.monotonic())
         async with asyncio.timeout(INTERVAL * REPLICAS + 1.5):
-            assert await here.export(here.line()) is None
+            assert await here.export(here.queue()) is None
 
 
 async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_again(
@@ -336,7 +336,7 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
 ) -> None:
     """One command at a time for a line: of two, either might be carried out first."""
     async with deployed(tmp_path) as (_, (here, *_)):
-        line = here.line()
+        line = here.queue()
         call, under_way, most = here.store.call, 0, 0
 
         async def counting(command: Callable[[], Awaitable[Any]]) -> Any:
@@ -375,7 +375,7 @@ async def test_listener_does_not_hang_on_a_network_that_swallows_everything(
             await pause(1.2)
             line.mode = Pass()
             await all_shared(replicas)
-            assert await replicas[0].export(replicas[0].line()) is None
+            assert await replicas[0].export(replicas[0].queue()) is None
 
 
 @pytest.mark.parametrize("fault", [killed, frozen])
@@ -389,10 +389,10 @@ async def test_caller_waits_for_a_store_that_does_not_answer_once_and_briefly(
         here = replicas[0]
         await fault(server)
         begun = CLOCK.monotonic()
-        assert await here.export(here.line()) is None
+        assert await here.export(here.queue()) is None
         assert CLOCK.monotonic() - begun <= TIMEOUT + SLACK + stalls.total
         begun = CLOCK.monotonic()
-        assert await here.export(here.line("paris")) is None
+        assert await here.export(here.queue("paris")) is None
         assert CLOCK.monotonic() - begun <= 0.05 + stalls.total
 
 
@@ -415,8 +415,8 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
         here, there = replicas[0], replicas[1]
         ear = server.client.pubsub()
         await ear.psubscribe("export-proxy:*")
-        slot = await there.slot(there.line())
-        waiting = here.caller(here.line())
+        slot = await there.slot(there.queue())
+        waiting = here.caller(here.queue())
         await are_queued(server, here)
         there.send(slot)
         slot.answered()
@@ -432,8 +432,8 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
         await until(is_told)
         await ear.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         assert len(words) == 1
-        slot = await there.slot(there.line())
-        waiting = here.caller(here.line())
+        slot = await there.slot(there.queue())
+        waiting = here.caller(here.queue())
         await are_queued(server, here)
         await pause(0.02)
         await server.client.publish(*words[0])
@@ -478,15 +478,15 @@ async def test_without_the_store_everybody_is_refused_if_so_configured(tmp_path:
         refused = [answer for answer in answers if answer is not None]
         assert len(refused) == len(callers) - sent
         here = replicas[0]
-        newcomer = await here.export(here.line())
+        newcomer = await here.export(here.queue())
         assert newcomer is not None
         assert {problem.name for problem in [*refused, newcomer]} == {"store-unavailable"}
         assert newcomer.response("id").headers["Retry-After"] == "1"
-        assert await here.export(here.line(route="api", paced=False)) is None
+        assert await here.export(here.queue(route="api", paced=False)) is None
         assert len(times(replicas)) == sent + 1
         await server.start()
         await all_shared(replicas)
-        assert await here.export(here.line()) is None
+        assert await here.export(here.queue()) is None
 
 
 async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_path: Path) -> None:
@@ -494,15 +494,15 @@ async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_pat
         here, there = replicas[0], replicas[1]
         await server.kill()
         await are_alone(replicas)
-        slot = await here.slot(here.line())
+        slot = await here.slot(here.queue())
         here.send(slot)
         begun = CLOCK.monotonic()
         slot.refused(3.0)
         slot.close()
         await server.start()
         await all_shared(replicas)
-        await server.has_told(here.line().key, "hold")
-        assert await there.export(there.line()) is None
+        await server.has_told(here.queue().key, "hold")
+        assert await there.export(there.queue()) is None
         assert CLOCK.monotonic() >= begun + 3.0 - 0.01
 
 
@@ -512,13 +512,13 @@ async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
     """On a route that is not paced, too: it asks before its first send there."""
     async with deployed(tmp_path) as (server, replicas):
         here, there = replicas[0], replicas[1]
-        slot = await here.slot(here.line(route="api", paced=False))
+        slot = await here.slot(here.queue(route="api", paced=False))
         here.send(slot)
         begun = CLOCK.monotonic()
         slot.refused(0.5)
         slot.close()
-        await server.has_told(here.line().key, "hold")
-        assert await there.export(there.line(route="api", paced=False)) is None
+        await server.has_told(here.queue().key, "hold")
+        assert await there.export(there.queue(route="api", paced=False)) is None
         assert CLOCK.monotonic() >= begun + 0.5 - 0.01
 
 
@@ -530,7 +530,7 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
     ):
         here, there = replicas[0], replicas[1]
         server.freeze()
-        assert await here.export(here.line()) is None
+        assert await here.export(here.queue()) is None
         await are_alone(replicas)
         # So that it goes on shortly before they look, and that turn would last for long after.
         await pause(0.8 - CLOCK.wall() % 1.0 + (CLOCK.wall() % 1.0 > 0.8))
@@ -538,7 +538,7 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
         await all_shared(replicas)
         begun = CLOCK.monotonic()
         for _ in range(3):
-            assert await there.export(there.line()) is None
+            assert await there.export(there.queue()) is None
         took = CLOCK.monotonic() - begun
         assert (
             took <= 0.3 * (3 + 1) + SLACK + stalls.total
@@ -551,9 +551,9 @@ async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace
     """The account it may belong to has a line of its own, which goes on at the full pace."""
     async with deployed(tmp_path) as (_, replicas):
         here = replicas[0]
-        stranger = here.dispatcher.unidentified(b"of whom?")
+        stranger = here.accounts.unidentified(b"of whom?")
         stranger.may_be_another = True
-        line = stranger.line("exports", paced=True)
+        line = stranger.queue("exports", paced=True)
         assert await asyncio.gather(*(here.export(line) for _ in range(3))) == [None] * 3
         assert early(times(replicas), INTERVAL * REPLICAS) == 0
 
@@ -563,17 +563,17 @@ async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -
         here = replicas[0]
         await server.kill()
         await are_alone(replicas)
-        assert here.dispatcher.shared.turns.spread == REPLICAS
+        assert here.accounts.shared.turns.spread == REPLICAS
         here.store.apply(here.store.settings.model_copy(update={"replicas": 5}))
-        assert here.dispatcher.shared.turns.spread == 5
+        assert here.accounts.shared.turns.spread == 5
 
 
 async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_away(
     tmp_path: Path,
 ) -> None:
     async with deployed(tmp_path, interval=2.0) as (server, (here, *_)):
-        assert await here.export(here.line()) is None
-        waiting = here.caller(here.line())
+        assert await here.export(here.queue()) is None
+        waiting = here.caller(here.queue())
         await server.kill()
         await are_alone([here])
         here.store.apply(here.store.settings.model_copy(update={"on_failure": "reject"}))

@@ -74,7 +74,7 @@ async def test_failover_is_an_outage_that_ends_by_itself(tmp_path: Path) -> None
         settings = settings_of(url, interval=INTERVAL, replicas=2)
         replicas = await stack.enter_async_context(replicas_of(settings, 2))
         await all_shared(replicas)
-        callers = [r.caller(r.line(), f"{r.number}-{n}") for n in range(40) for r in replicas]
+        callers = [r.caller(r.queue(), f"{r.number}-{n}") for n in range(40) for r in replicas]
         sends = replicas[0].sends
         await until(lambda: _are_sent(sends, 3))
         await primary.kill()

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from proxy.store import FREE, NOT_OURS, Turn
+from proxy.pacing.turns import FREE, NOT_OURS, Turn
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The admin port: metrics, health, status and what operators can do."""

@@ -1,0 +1,94 @@
+"""What the proxy says of its accounts: /status.json, and the page that shows it to people.
+
+The page is one file without any other part. Its policy lets a browser run and show exactly what is
+in it, by hash (https://www.w3.org/TR/CSP3/), and ask nobody but this port.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+from aiohttp import web
+
+from proxy import __version__
+from proxy.problems import OwnResponse
+from proxy.rules.advice import level_of, notes_on
+from proxy.rules.state import AccountState
+
+_INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How the proxy as a whole is; `at` is wall time, skews are theirs minus ours, in seconds."""
+
+    at: float
+    state: Literal["serving", "stalled", "not serving"]
+    store_up: bool
+    clock_skew: dict[str, float]
+
+
+def document(standing: Standing, states: Sequence[AccountState]) -> bytes:
+    """Return /status.json."""
+    return json.dumps(
+        {
+            "version": __version__,
+            **_named(standing),
+            "accounts": [_account(state, standing.at) for state in states],
+        },
+        default=_named,
+    ).encode()
+
+
+def page() -> web.Response:
+    """Return /status."""
+    text, policy = _read()
+    return OwnResponse(
+        text=text,
+        content_type="text/html",
+        charset="utf-8",
+        headers={
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+def _account(state: AccountState, now: float) -> dict[str, object]:
+    notes = notes_on(state, now)
+    return {**_named(state), "level": level_of(notes), "notes": notes}
+
+
+def _named(value: Any) -> dict[str, object]:
+    """Return a dataclass's fields by name; `asdict` would copy every one of them."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+@cache
+def _read() -> tuple[str, str]:
+    """Read the page, and make the policy that fits it."""
+    text = files("proxy.admin").joinpath("status.html").read_text(encoding="utf-8")
+    policy = [
+        "default-src 'none'",
+        *_sources(text),
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return text, "; ".join(policy)
+
+
+def _sources(text: str) -> Iterator[str]:
+    for kind, content in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        yield f"{kind}-src 'sha256-{digest}'"

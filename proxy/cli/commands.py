@@ -1,0 +1,194 @@
+"""The command line: each command is thin, and says what went wrong in plain words."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from proxy import __version__, demo
+from proxy.cli import explain, status
+from proxy.clock import SystemClock
+from proxy.service.process import Service
+from proxy.settings import ConfigError, Settings, load, schema
+from proxy.simulator import ClientSpec, SimulatorSettings
+from proxy.simulator import run as run_simulator
+
+_cli = typer.Typer(
+    name="export-proxy",
+    help="Paces export requests, honours Retry-After and keeps tokens fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold secrets
+)
+_T = TypeVar("_T")
+_Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
+
+
+@_cli.command()
+def serve(config: _Config) -> None:
+    """Run the proxy; SIGHUP reloads its configuration, SIGTERM drains it."""
+    settings = _load(config)
+    try:
+        _run(lambda: Service(config, os.environ, SystemClock()).run(settings))
+    except ConfigError as error:
+        raise _refused(error) from None
+
+
+@_cli.command()
+def check(config: _Config) -> None:
+    """Check a configuration; exit 2 with one line per problem."""
+    _load(config)
+    typer.echo(f"{config}: ok")
+
+
+@_cli.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+@_cli.command("demo")
+def run_demo() -> None:
+    """Show the pace: simulator, proxy and callers in one process."""
+    raise typer.Exit(_run(demo.run))
+
+
+@_cli.command()
+def simulate(
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    interval: Annotated[
+        float, typer.Option(help="Seconds the API wants between exports of one account.")
+    ] = 0.5,
+    opaque: Annotated[bool, typer.Option(help="Issue opaque tokens instead of JWTs.")] = False,
+) -> None:
+    """Stand in for the export API and its login server; any client may log in."""
+    settings = SimulatorSettings(
+        interval=interval,
+        any_client=True,
+        any_client_spec=ClientSpec(secret=None, opaque=opaque),
+    )
+    try:
+        _run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))
+    except OSError as error:
+        typer.echo(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        raise typer.Exit(2) from None
+
+
+@_cli.command("explain")
+def run_explain(
+    stdin: Annotated[
+        str | None, typer.Argument(metavar="[-]", help="- reads a token from standard input.")
+    ] = None,
+    account: Annotated[str | None, typer.Option(help="An account of a running proxy.")] = None,
+    url: Annotated[
+        str, typer.Option(help="The running proxy's admin port.")
+    ] = "http://127.0.0.1:9180",
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge a token by this configuration.")
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The token's file; - is standard input.")
+    ] = None,
+) -> None:
+    """Explain a 403: the scopes a token holds against those needed; it is never shown.
+
+    Exit 0 if nothing is missing, 1 if a scope or a valid token is, 2 if it cannot be told.
+    """
+    source, now = token_file or stdin, SystemClock().wall()
+    try:
+        if account is not None and config is None and source is None:
+            subject, routes = _run(lambda: explain.ask(url, account, now))
+        elif account is None and config is not None and source is not None:
+            if (token_file and stdin) or (stdin not in {None, "-"}):
+                raise typer.BadParameter("give the token once: --token-file FILE, or -")
+            subject = explain.Subject.of_token(_read_token(source), now)
+            routes = _load(config).routes
+        else:
+            raise typer.BadParameter("give --account, or --config with --token-file FILE or -")
+    except explain.CannotExplain as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None
+    rows = explain.rows_of(routes, subject.held)
+    explain.show(subject, rows, now, Console(highlight=False))
+    raise typer.Exit(int(explain.is_lacking(subject, rows, now)))
+
+
+@_cli.command("status")
+def show_status(
+    url: Annotated[
+        str, typer.Option(help="The running proxy's admin port.")
+    ] = "http://127.0.0.1:9180",
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
+) -> None:
+    """Show the accounts of a running proxy: who waits, why, and what to do.
+
+    Exit 0 if it could be asked, 2 if not.
+    """
+    console = Console(highlight=False)
+    try:
+        if watch:
+            _run(lambda: status.watch(url, console, SystemClock()))
+        else:
+            console.print(status.picture(_run(lambda: status.ask(url))))
+    except status.NoStatus as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _read_token(source: str) -> str:
+    """Read a token from a file, or from standard input (`-`)."""
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise explain.CannotExplain(f"the token cannot be read: {type(error).__name__}") from None
+
+
+@_cli.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"export-proxy {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    _cli()
+
+
+def _load(config: Path) -> Settings:
+    try:
+        return load(config, os.environ)
+    except ConfigError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: ConfigError) -> typer.Exit:
+    for problem in error.problems:
+        typer.echo(problem)
+    return typer.Exit(2)
+
+
+def _run(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Run a coroutine on the fastest loop installed; Ctrl-C ends it without a traceback."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(make())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 -- not to be had on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,65 @@
+"""The waits outside the lines, which the end of the proxy cuts short.
+
+Whoever waits for a body, for a token or for the time of another try has sent nothing that could
+have been carried out, and is told `draining` at once. The lines do the same for those in them; what
+has been sent is not waited for here.
+"""
+
+import asyncio
+from types import TracebackType
+
+from proxy.pacing.account import draining
+
+
+class Drain:
+    """Knows whether the end has begun, and who is to be told."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._waits: set[_Wait] = set()
+
+    def begin(self) -> None:
+        """End every wait, and from now on each as it begins."""
+        if not self.has_begun:
+            self.has_begun = True
+            for wait in self._waits:
+                wait.interrupt()
+
+    def interrupts(self) -> "_Wait":
+        """Leave the block with the Problem `draining` as soon as the end begins."""
+        return _Wait(self, self._waits)
+
+
+class _Wait:
+    """A block that is left early when the end begins, as `asyncio.timeout` leaves one."""
+
+    __slots__ = ("_cancelling", "_drain", "_is_interrupted", "_task", "_waits")
+
+    def __init__(self, drain: Drain, waits: "set[_Wait]") -> None:
+        self._drain = drain
+        self._waits = waits
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Cancel what the block waits for."""
+        self._is_interrupted = True
+        self._task.cancel()
+
+    def __enter__(self) -> None:
+        if self._drain.has_begun:
+            raise draining()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- for the type checker
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._waits.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._waits.discard(self)
+        if not self._is_interrupted:
+            return
+        is_ours = self._task.uncancel() <= self._cancelling  # else somebody else cancelled it, too
+        if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise draining() from None

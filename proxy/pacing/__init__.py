@@ -1,0 +1,1 @@
+"""Who may send when: accounts, their queues and their holds."""

@@ -1,0 +1,191 @@
+"""Which accounts there are, and what is known of them all.
+
+An account is the state of one service account: its queues, its hold, what it has in flight
+(queues.py). It hangs on a client id, whatever that is called in the configuration, and never on a
+token: a refreshed token cannot reset a pace, nor can a reload. Only a token nobody vouches for is
+an account of its own. Accounts nobody configured live in bounded tables.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from math import inf
+from weakref import WeakValueDictionary
+
+from proxy.clock import Clock
+from proxy.pacing.account import Account, Shared
+from proxy.pacing.turns import Alone, Turns
+from proxy.problems import Problem
+from proxy.retries import RetryRules
+from proxy.rules.pace import return_after
+from proxy.rules.state import OTHER, AccountState, merged
+from proxy.settings import Settings
+from proxy.telemetry.metrics import Metrics
+
+_SWEEP_SECONDS = 0.1
+_STALLED_AFTER = 2.0  # seconds; a busy event loop is late by far less
+
+
+class Accounts:
+    """All accounts, by key. Keys are configured names, client ids or token hashes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        random: Callable[[], float],
+        turns: Turns | None = None,
+    ) -> None:
+        self.shared = shared = Shared(
+            clock=clock,
+            metrics=metrics,
+            random=random,
+            pacing=settings.pacing,
+            patience=RetryRules(settings.retry),
+            started_at=clock.monotonic(),
+            turns=turns or Alone(),
+        )
+        self._configured: dict[str, Account] = {}
+        self._ids: dict[str, str] = {}
+        self._learned = _Table(shared, settings.identity.max_learned)
+        self._unidentified = _Table(shared, settings.identity.max_unidentified)
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from now on, the waiters too.
+
+        Lines, holds and last sends belong to a client id, whatever it is called: an account that
+        is renamed, added or removed goes on where it was.
+        """
+        self.shared.pacing, self.shared.patience = settings.pacing, RetryRules(settings.retry)
+        self._learned.limit = settings.identity.max_learned
+        self._unidentified.limit = settings.identity.max_unidentified
+        known = {self._ids[name]: account for name, account in self._configured.items()}
+        self._ids = {one.name: account_id(one.client_id) for one in settings.accounts}
+        self._configured = {}
+        for wanted in settings.accounts:
+            account = known.pop(self._ids[wanted.name], None) or self._learned.take(
+                self._ids[wanted.name]
+            )
+            self._configured[wanted.name] = account
+            account.label, account.own_interval = wanted.name, wanted.interval
+        for key, account in known.items():
+            account.label, account.own_interval = OTHER, None
+            self._learned.put(key, account)
+        paced = {route.name: route.paced for route in settings.routes}
+        for account in self.accounts():
+            for queue in account.queues:
+                queue.apply(paced=paced.get(queue.route, queue.paced))
+            account.pump()
+
+    def configured(self, name: str) -> Account:
+        """Return the account of that configured name."""
+        return self._configured[name]
+
+    def is_configured(self, name: str) -> bool:
+        """Tell whether there is an account of that name."""
+        return name in self._configured
+
+    def learned(self, key: str) -> Account:
+        """Return the account of that id (see `account_id`), which proved itself some way."""
+        return self._learned.get(key)
+
+    def unidentified(self, token_hash: bytes) -> Account:
+        """Return the account of a token nobody vouches for; a Problem when there are too many."""
+        return self._unidentified.get(token_hash)
+
+    def accounts(self) -> Iterator[Account]:
+        """All accounts alive now, configured ones first."""
+        yield from self._configured.values()
+        yield from self._learned
+        yield from self._unidentified
+
+    def is_stalled(self) -> bool:
+        """Tell whether a slot is long due and was not offered: the accounts is broken."""
+        late = self.shared.clock.monotonic() - _STALLED_AFTER
+        return any(account.offers_at() < late for account in self.accounts())
+
+    def states(self) -> tuple[AccountState, ...]:
+        """Return what is known of the accounts now, everyone nobody configured as one."""
+        now = self.shared.clock.monotonic()
+        return merged(account.state(now) for account in self.accounts())
+
+    def drain(self) -> None:
+        """Refuse everybody who waits, and everybody who comes from now on."""
+        self.shared.draining = True
+        for account in self.accounts():
+            account.drain()
+
+
+class _Table:
+    """A bounded table of accounts that nobody configured.
+
+    An account is dropped only when it is idle: nothing waits, nothing is in flight, its next slot
+    and its hold are past. Then forgetting it changes nothing. A full table is swept for idle
+    accounts at most every `_SWEEP_SECONDS`, whatever the rate of strangers.
+
+    A request keeps its account also while that is idle: its body is still coming, or it pauses
+    before another try. Until it lets go, a dropped account is found again, or one caller would have
+    two queues on one route.
+    """
+
+    def __init__(self, shared: Shared, limit: int) -> None:
+        self.limit = limit
+        self._shared = shared
+        self._kept: dict[str | bytes, Account] = {}
+        self._alive: WeakValueDictionary[str | bytes, Account] = WeakValueDictionary()
+        self._next_sweep = -inf
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._alive.values())
+
+    def get(self, key: str | bytes) -> Account:
+        account = self._kept.get(key)
+        if account is None:
+            if len(self._kept) >= self.limit:
+                self._make_room()
+            account = self._alive.get(key) or Account(
+                self._shared, _store_key(key), OTHER, interval=None
+            )
+            self._kept[key] = self._alive[key] = account
+        return account
+
+    def take(self, key: str | bytes) -> Account:
+        """Return the account of that key for somebody else to keep, a new one if there is none."""
+        self._kept.pop(key, None)
+        return self._alive.pop(key, None) or Account(
+            self._shared, _store_key(key), OTHER, interval=None
+        )
+
+    def put(self, key: str | bytes, account: Account) -> None:
+        """Keep an account that somebody else kept so far."""
+        self._kept[key] = self._alive[key] = account
+
+    def _make_room(self) -> None:
+        now = self._shared.clock.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_SECONDS
+            self._kept = {
+                key: account for key, account in self._kept.items() if account.idle_from() > now
+            }
+        if len(self._kept) >= self.limit:
+            raise Problem(
+                "queue-full",
+                "Too many different callers at once.",
+                retry_after=return_after(_SWEEP_SECONDS, jitter=self._shared.random()),
+            )
+
+
+def account_id(client_id: str) -> str:
+    """Return the name by which an account is known without its client id being told: a hash."""
+    return hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _store_key(key: str | bytes) -> str:
+    """Return the key of an account's state in a shared store, tagged so that a cluster can hold it.
+
+    Tokens nobody vouches for are hashed once more, and never meet an account id.
+    """
+    name = key if isinstance(key, str) else "token-" + hashlib.sha256(key).hexdigest()[:32]
+    return f"export-proxy:{{{name}}}"

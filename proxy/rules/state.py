@@ -1,0 +1,95 @@
+"""What is known of the accounts at one moment: values for metrics, status pages and tests."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+OTHER = "other"  # the name under which all accounts nobody configured are shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """One line; seconds.
+
+    `last_gap_seconds` is what lay between the last two of the `sent` requests: None before there
+    were two, and where several lines are shown as one.
+    """
+
+    name: str
+    queue_depth: int
+    oldest_seconds: float
+    interval: float
+    sent: int = 0
+    last_gap_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenState:
+    """A managed account's token; seconds, `issued_at` in seconds since the epoch.
+
+    `scopes` is None where nobody says (opaque tokens); `rejected` tells that the login server
+    refuses the account's credentials.
+    """
+
+    expires_in: float | None
+    scopes: Sequence[str] | None
+    missing: Sequence[str]
+    next_refresh_in: float | None
+    issued_at: float | None
+    rejected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An answer of our own in place of the API's; `at` is in seconds since the epoch.
+
+    `type` and `detail` are those of the problem; nothing in them is the caller's.
+    """
+
+    at: float
+    type: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountState:
+    """One account, or everyone else under the name `other`; seconds."""
+
+    name: str
+    routes: Sequence[QueueState]
+    in_flight: int
+    hold_remaining_seconds: float
+    token: TokenState | None = None
+    refusals: Sequence[Refusal] = ()
+
+
+def merged(states: Iterable[AccountState]) -> tuple[AccountState, ...]:
+    """Return the states with those of one name as one: counts summed, times the largest."""
+    by_name: dict[str, list[AccountState]] = {}
+    for state in states:
+        by_name.setdefault(state.name, []).append(state)
+    return tuple(
+        same[0] if len(same) == 1 else _merge(name, same) for name, same in by_name.items()
+    )
+
+
+def _merge(name: str, states: Sequence[AccountState]) -> AccountState:
+    lines: dict[str, list[QueueState]] = {}
+    for state in states:
+        for line in state.routes:
+            lines.setdefault(line.name, []).append(line)
+    return AccountState(
+        name=name,
+        routes=tuple(
+            QueueState(
+                name=route,
+                queue_depth=sum(line.queue_depth for line in same),
+                oldest_seconds=max(line.oldest_seconds for line in same),
+                interval=max(line.interval for line in same),
+                sent=sum(line.sent for line in same),
+                last_gap_seconds=same[0].last_gap_seconds if len(same) == 1 else None,
+            )
+            for route, same in lines.items()
+        ),
+        in_flight=sum(state.in_flight for state in states),
+        hold_remaining_seconds=max(state.hold_remaining_seconds for state in states),
+    )

@@ -1,0 +1,162 @@
+"""`export-proxy serve`: the process around the proxy: signals, reloads, log, service manager.
+
+SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once, and what
+was sent stays sent: nothing is sent again on the way out.
+"""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from proxy.clock import Clock, Timer
+from proxy.service.app import Proxy, running
+from proxy.service.systemd import Notifier, watchdog_pause
+from proxy.settings import ConfigError, Settings, load
+from proxy.telemetry.logs import Sink, logging_to, obey
+
+_log = structlog.get_logger(__name__)
+
+_RESERVED_FILES: Final = 64  # descriptors for the admin port, files, and the loop itself
+_KILLED_BY: Final = 128  # plus the signal's number: the exit status a shell gives
+_LAST_WORDS: Final = 0.1  # seconds for the log when there is no time left
+
+
+class Service:
+    """One process that serves a configuration file."""
+
+    def __init__(self, config: Path, environ: Mapping[str, str], clock: Clock) -> None:
+        self._config = config
+        self._environ = environ
+        self._clock = clock
+        self._notifier = Notifier(environ)
+        self._stop = asyncio.Event()
+        self._proxy: Proxy | None = None
+        self._sink: Sink
+
+    async def run(self, settings: Settings) -> None:
+        """Serve until told to stop, then drain. Raises ConfigError if it cannot even begin."""
+        self._sink = Sink(settings.log, clock=self._clock, descriptor=sys.stderr.fileno())
+        with logging_to(self._sink), self._watchdog():
+            self._obey_signals()
+            settings = fit_descriptors(settings)
+            async with running(settings, self._clock, reload=self._reload) as now:
+                self._proxy = now.proxy
+                now.proxy.metrics.live.log_lines_dropped = lambda: self._sink.dropped
+                now.proxy.may_log = self._sink.has_room
+                _settle_collector()
+                self._notifier.ready()
+                _log.info("serving", listen=now.url, admin=now.admin_url)
+                warn_of_plain_http(settings)
+                await self._stop.wait()
+                self._notifier.stopping()
+                _log.info("draining")
+            _log.info("stopped")
+
+    def _obey_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end, signal.SIGTERM)
+        loop.add_signal_handler(signal.SIGINT, self._end, signal.SIGINT)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            self._sink.close(within=_LAST_WORDS)
+            os._exit(_KILLED_BY + number)  # no clean-up, which could take time
+        self._stop.set()
+
+    def _hang_up(self) -> None:
+        try:
+            self._reload()
+        except ConfigError as error:
+            _log.error("reload refused, the old configuration stays", problems=error.problems)
+
+    def _reload(self) -> None:
+        """Read the file again and obey it; a bad one raises ConfigError and changes nothing."""
+        if self._proxy is None or self._stop.is_set():
+            raise ConfigError(("the proxy is starting or shutting down: nothing is reloaded",))
+        self._notifier.reloading(self._clock.monotonic())
+        try:
+            settings = load(self._config, self._environ)
+            self._proxy.apply(fit_descriptors(settings))
+            obey(settings.log, self._sink)
+            _log.info("reloaded")
+            warn_of_plain_http(settings)
+        finally:
+            self._notifier.ready()
+
+    @contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """Feed the service manager's watchdog while all is well, the drain included."""
+        pause = watchdog_pause(self._environ, os.getpid())
+        timer: Timer | None = None
+
+        def feed(pause: float) -> None:
+            nonlocal timer
+            if self._proxy is None or not self._proxy.accounts.is_stalled():
+                self._notifier.alive()
+            timer = self._clock.call_at(self._clock.monotonic() + pause, lambda: feed(pause))
+
+        if pause is not None:
+            feed(pause)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+def _settle_collector() -> None:
+    """Have the garbage collector leave alone what stays, and look rarely at what comes and goes.
+
+    Reference counts free a request when it is over; only cycles wait for the collector. By default
+    it looks at each 700 objects more, and again and again at all modules and waiting callers. Each
+    look stops everything, so the middle generation is small: 15,000 objects take some 20 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 3, 1_000)
+
+
+def fit_descriptors(settings: Settings) -> Settings:
+    """Raise the soft limit of open files to what is configured, or shrink the configuration."""
+    limits, upstream = settings.limits, settings.upstream
+    wanted = limits.max_connections + upstream.max_connections + _RESERVED_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < wanted:
+        soft = wanted if hard == unlimited else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == unlimited or soft >= wanted:
+        return settings
+    share = max(1, (soft - min(_RESERVED_FILES, soft // 2)) // 3)
+    callers = min(limits.max_connections, 2 * share)
+    upstreams = min(upstream.max_connections, share)
+    _log.warning(
+        "too few file descriptors: connections are limited",
+        descriptors=soft,
+        max_connections=callers,
+        upstream_max_connections=upstreams,
+    )
+    return settings.model_copy(
+        update={
+            "limits": limits.model_copy(update={"max_connections": callers}),
+            "upstream": upstream.model_copy(update={"max_connections": upstreams}),
+        }
+    )
+
+
+def warn_of_plain_http(settings: Settings) -> None:
+    """Warn if managed tokens and secrets would cross a network in clear."""
+    listen = settings.listen
+    is_local = listen.host in {"localhost", "::1"} or listen.host.startswith("127.")
+    if listen.tls is None and not is_local and any(a.is_managed for a in settings.accounts):
+        _log.warning("plain HTTP off loopback with managed accounts: set listen.tls")

@@ -1,0 +1,344 @@
+"""Instruments on a registry that is passed in; the only place that counts.
+
+Code reports that something happened. Label values come from closed sets: configured names, `other`,
+`login`, `none`, known methods. A caller can never add a series, nor break a scrape with a value. A
+caller's request id is in exemplars only, of which each bucket keeps one.
+
+What can be read from live state (depths, holds, connections) is not counted at all: the admin port
+hands a snapshot over before each scrape (`Live.snapshot`).
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy import __version__
+from proxy.rules.state import OTHER, AccountState
+from proxy.telemetry.exposition import Family, QuickHistogram, Rows, Series, exposition, harmless
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
+_LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+_Rows = Sequence[tuple[tuple[str, ...], float]]
+
+
+def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
+    """Return bounds for times in line: at once, around one interval, then on to the longest wait.
+
+    Seven at most, so that with the one without a bound an account has eight.
+    """
+    longest = max(interval, longest_wait)
+    step = (longest / interval) ** 0.25
+    bounds = (0.005, interval / 2, *(interval * step**power for power in range(4)))
+    return (*sorted({float(f"{bound:.2g}") for bound in bounds if bound < longest}), longest)
+
+
+class Metrics:
+    """What the proxy counts, as things that happen.
+
+    `interval` and `longest_wait`, in seconds, are what the times in line are sorted by.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, *, interval: float = 0.5, longest_wait: float = 15.0
+    ) -> None:
+        def counter(name: str, text: str, *labels: str) -> Series[Counter]:
+            family = Family(f"export_proxy_{name}", "counter", text, labels)
+            made = Series(Counter(family.name, text, labels, registry=registry), family)
+            self._families.append(made)
+            return made
+
+        def gauge(name: str, text: str, *labels: str) -> Series[Gauge]:
+            family = Family(f"export_proxy_{name}", "gauge", text, labels)
+            made = Series(Gauge(family.name, text, labels, registry=registry), family)
+            self._families.append(made)
+            return made
+
+        def histogram(
+            name: str, text: str, *labels: str, buckets: tuple[float, ...] = _DURATIONS
+        ) -> Series[Histogram]:
+            family = Family(f"export_proxy_{name}", "histogram", text, labels)
+            instrument: Histogram = QuickHistogram(
+                family.name, text, labels, registry=registry, buckets=buckets
+            )
+            made = Series(instrument, family)
+            self._families.append(made)
+            return made
+
+        self._families: list[Series[Counter] | Series[Gauge] | Series[Histogram]] = []
+        self.live = Live()
+        registry.register(self.live)
+        self._requests = counter(
+            "requests", "Requests answered.", "account", "route", "method", "code", "origin"
+        )
+        self._durations = histogram(
+            "request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            "route",
+            "origin",
+        )
+        self._waits = histogram(
+            "queue_wait_seconds",
+            "Time in line, holds included.",
+            "account",
+            "route",
+            "outcome",
+            buckets=wait_bounds(interval, longest_wait),
+        )
+        self._lateness = histogram(
+            "send_lateness_seconds",
+            "How long after its slot was due a request left.",
+            "route",
+            buckets=_LATENESS,
+        )
+        self._early = counter(
+            "early_sends", "Sends before their slot was due; must stay 0.", "account", "route"
+        )
+        self._answers = counter(
+            "upstream_responses", "Answers of the API, by status.", "account", "route", "code"
+        )
+        self._upstream_durations = histogram(
+            "upstream_duration_seconds", "From a send to the head of its answer.", "route"
+        )
+        self._retries = counter("retries", "Requests sent again, by reason.", "account", "reason")
+        self._holds = counter("holds", "Holds the API imposed.", "account")
+        self._held = counter("held_seconds", "Seconds spent on hold.", "account")
+        self._refreshes = counter(
+            "token_refreshes", "Tokens asked for.", "account", "reason", "outcome"
+        )
+        self._nested = counter(
+            "nested_fields", "Bodies with a field nested that should be flat.", "route", "field"
+        )
+        self._store_bypassed = counter(
+            "store_degraded_decisions", "Sends decided without the shared store."
+        )
+        self._store_up = gauge("store_up", "1 while the store of the pace answers.")
+        self.store_is(up=True)
+        self._skew = gauge(
+            "clock_skew_seconds",
+            "Their clock minus ours, by the Date of the last answer.",
+            "server",
+        )
+        self.skews: dict[str, float] = {}
+        build = gauge("build_info", "Versions in use.", "version", "python", "aiohttp")
+        build[__version__, platform.python_version(), aiohttp.__version__].set(1)
+
+    def text(self, *, is_open: bool) -> bytes:
+        """Return the text of a scrape, with exemplars if in OpenMetrics."""
+        return exposition([*self._families, *self.live.families()], is_open=is_open)
+
+    def keep(self, accounts: Iterable[str]) -> None:
+        """Forget the series of accounts that are configured no more."""
+        names = frozenset({OTHER, *accounts})
+        self._waits.keep(names)
+        for series in (
+            self._requests,
+            self._early,
+            self._answers,
+            self._retries,
+            self._holds,
+            self._held,
+            self._refreshes,
+        ):
+            series.keep(names)
+
+    def request(  # noqa: PLR0913 -- one keyword a label
+        self,
+        *,
+        account: str,
+        route: str,
+        method: str,
+        code: int,
+        origin: str,
+        seconds: float,
+        request_id: str,
+    ) -> None:
+        """Count an answer, the time it took included; code 499 is a caller who went away."""
+        known = method if method in METHODS else "other"
+        self._requests[account, route, known, str(code), origin].inc()
+        self._durations[route, origin].observe(seconds, _exemplar(request_id))
+
+    def waited(
+        self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""
+    ) -> None:
+        """Count a time in line that ended: sent, abandoned, expired, refused or drained."""
+        self._waits[account, route, outcome].observe(seconds, _exemplar(request_id))
+
+    def sent(
+        self, account: str, route: str, *, lateness: float, early: bool, request_id: str = ""
+    ) -> None:
+        """Count a send, and how long after its slot was due it left."""
+        self._lateness[(route,)].observe(lateness, _exemplar(request_id))
+        if early:
+            self._early[account, route].inc()
+
+    def queue_opened(self, account: str, route: str) -> None:
+        """Make the series exist that must stay 0, so that their absence is not taken for it."""
+        self._early[account, route].inc(0)
+        self._answers[account, route, "429"].inc(0)
+
+    def answered(
+        self, account: str, route: str, code: int, seconds: float, *, request_id: str = ""
+    ) -> None:
+        """Count an answer of the API."""
+        self._answers[account, route, str(code)].inc()
+        self._upstream_durations[(route,)].observe(seconds, _exemplar(request_id))
+
+    def retried(self, account: str, reason: str) -> None:
+        """Count a re-send: rate_limited, stale_token or unreachable."""
+        self._retries[account, reason].inc()
+
+    def hold_begun(self, account: str) -> None:
+        """Count a hold."""
+        self._holds[(account,)].inc()
+
+    def held(self, account: str, seconds: float) -> None:
+        """Count seconds of a hold that are over."""
+        self._held[(account,)].inc(seconds)
+
+    def token_refreshed(self, account: str, reason: str, outcome: str) -> None:
+        """Count a token that was asked for; the outcome is ok or error."""
+        self._refreshes[account, reason, outcome].inc()
+
+    def nested_field(self, route: str, field: str) -> None:
+        """Count a body in which that configured field is nested."""
+        self._nested[route, field].inc()
+
+    def clock_skew(self, server: str, seconds: float) -> None:
+        """Note how far a server's clock (api or login) is ahead of ours."""
+        self.skews[server] = seconds
+        self._skew[(server,)].set(seconds)
+
+    def store_is(self, *, up: bool) -> None:
+        """Note whether the shared store answers."""
+        self.is_store_up = up
+        self._store_up[()].set(up)
+
+    def store_bypassed(self) -> None:
+        """Count a send that was decided without the shared store."""
+        self._store_bypassed[()].inc()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What was so at one moment, `taken_at` in seconds since the epoch.
+
+    `connections` to the API are the active and the idle ones.
+    """
+
+    taken_at: float = 0.0
+    accounts: Sequence[AccountState] = ()
+    connections: tuple[int, int] = (0, 0)
+    is_stalled: bool = False
+
+
+class Live(Collector):
+    """What is made from the snapshot that was taken last, and what others count."""
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+        self.log_lines_dropped: Callable[[], int] = lambda: 0
+
+    def families(self) -> Iterator[Rows]:
+        """Yield what is live; called in the thread of the scrape."""
+        now, accounts = self.snapshot, self.snapshot.accounts
+        tokens = [(one.name, one.token) for one in accounts if one.token is not None]
+        lines = [((one.name, line.name), line) for one in accounts for line in one.routes]
+
+        def gauge(name: str, text: str, *labels: str, rows: _Rows) -> Rows:
+            return Rows(Family(f"export_proxy_{name}", "gauge", text, labels), rows)
+
+        def of_account(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", rows=rows)
+
+        def of_line(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", "route", rows=rows)
+
+        yield of_line(
+            "queue_depth", "Requests in line.", [(key, line.queue_depth) for key, line in lines]
+        )
+        yield of_line(
+            "queue_oldest_seconds",
+            "How long the first in line has waited.",
+            [(key, line.oldest_seconds) for key, line in lines],
+        )
+        yield of_line(
+            "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
+        )
+        yield of_account(
+            "in_flight",
+            "Sent and not yet answered whole.",
+            [((o.name,), o.in_flight) for o in accounts],
+        )
+        yield of_account(
+            "hold_remaining_seconds",
+            "Silence the API asked for.",
+            [((one.name,), one.hold_remaining_seconds) for one in accounts],
+        )
+        yield of_account(
+            "token_expiry_timestamp_seconds",
+            "When the account's token expires.",
+            [
+                ((name,), now.taken_at + token.expires_in)
+                for name, token in tokens
+                if token.expires_in is not None
+            ],
+        )
+        yield of_account(
+            "token_missing_scopes",
+            "Scopes that were needed and fresh tokens lack.",
+            [((name,), len(token.missing)) for name, token in tokens],
+        )
+        yield of_account(
+            "token_rejected",
+            "1 while the login server refuses the credentials.",
+            [((name,), token.rejected) for name, token in tokens],
+        )
+        active, idle = now.connections
+        yield gauge(
+            "upstream_connections",
+            "Connections to the API.",
+            "state",
+            rows=[(("active",), active), (("idle",), idle)],
+        )
+        yield gauge(
+            "dispatcher_stalled",
+            "1 while a slot is long due and not offered.",
+            rows=[((), now.is_stalled)],
+        )
+        yield Rows(
+            Family(
+                "export_proxy_log_lines_dropped",
+                "counter",
+                "Log lines that were too many, or that nobody read.",
+                (),
+            ),
+            [((), self.log_lines_dropped())],
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the same for whoever reads the registry."""
+        for family, rows in ((each.family, each.rows) for each in self.families()):
+            is_counter = family.kind == "counter"
+            make = CounterMetricFamily if is_counter else GaugeMetricFamily
+            metric = make(family.name, family.text, labels=family.labels)
+            for values, value in rows:
+                metric.add_metric([harmless(each) for each in values], value)
+            yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        """Describe nothing, so that registering does not collect."""
+        return iter(())
+
+
+def _exemplar(request_id: str) -> dict[str, str] | None:
+    return {"request_id": request_id} if request_id else None

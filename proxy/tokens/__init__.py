@@ -1,0 +1,1 @@
+"""One token per managed account, kept fresh."""

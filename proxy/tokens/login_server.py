@@ -1,0 +1,160 @@
+"""Asking the login server for a token (RFC 6749 section 4.4), and what its answers mean.
+
+An answer is a token, or one of three troubles that differ in when to ask again: `Rejected` (the
+credentials are wrong, seldom), `Throttled` (when it says) and `Troubled` (anything else, with a
+growing pause). Genesys Cloud throttles with a 400 whose description says so, not with 429.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import quote_plus
+
+from proxy.clock import Clock
+from proxy.http.client import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Upstream
+from proxy.rules.retry_after import http_date, retry_after
+from proxy.tokens.credentials import Credentials, SecretUnreadableError
+
+PATH: Final = "/oauth/token"
+_MAX_ANSWER: Final = 65536
+PATIENCE: Final = 10.0  # seconds for one call, connecting included
+_LONGEST_PAUSE: Final = 300.0
+_LONGEST_LIFE: Final = 172_800  # seconds; the vendor's largest token lifetime
+_REJECTIONS: Final = frozenset({"invalid_client", "invalid_grant", "unauthorized_client"})
+_THROTTLES: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+class Rejected(Exception):
+    """The login server refuses the credentials, or there are none to send."""
+
+
+class Throttled(Exception):
+    """The login server is asked too often; `wait` is how many seconds to leave it alone."""
+
+    def __init__(self, wait: float | None) -> None:
+        super().__init__("the login server throttles")
+        self.wait = wait
+
+
+class Troubled(Exception):
+    """The login server did not answer, or not with a token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A token as it was issued; `lifetime` in seconds from the receipt, `server_time` by `Date`."""
+
+    value: str = field(repr=False)
+    lifetime: float
+    scope: str | None
+    server_time: float | None
+
+
+class TokenEndpoint:
+    """Fetches tokens with the credentials it is given."""
+
+    def __init__(
+        self, upstream: Upstream, *, clock: Clock, max_retry_after: float = _LONGEST_PAUSE
+    ) -> None:
+        self._upstream = upstream
+        self._clock = clock
+        self.max_retry_after = max_retry_after
+
+    async def fetch(self, credentials: Credentials) -> Issued:
+        """Ask once. Raises `Rejected`, `Throttled` or `Troubled`."""
+        try:
+            secret = credentials.read_secret()
+        except SecretUnreadableError as error:
+            raise Rejected(str(error)) from None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                response = await self._upstream.send(_call(credentials.client_id, secret))
+                answer = await self._upstream.read(response, _MAX_ANSWER)
+        except Unsent:
+            raise Troubled("the login server cannot be reached") from None
+        except (OutcomeUnknown, TimeoutError):
+            raise Troubled("the login server did not answer") from None
+        except BadAnswer:
+            raise Troubled("the login server's answer is not usable") from None
+        return self._understood(answer)
+
+    def _understood(self, answer: Answer) -> Issued:
+        document = _document(answer.body)
+        if answer.status in _THROTTLES or _is_vendor_throttle(answer.status, document):
+            raise Throttled(
+                retry_after(
+                    _values(answer, "retry-after"),
+                    date=_date(answer),
+                    now=self._clock.wall(),
+                    maximum=self.max_retry_after,
+                )
+            )
+        error = document.get("error")
+        if answer.status in {400, 401} and isinstance(error, str) and error in _REJECTIONS:
+            raise Rejected(f"the login server says {error}")
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            raise Rejected("the login server answers 401")
+        if answer.status != HTTPStatus.OK:
+            raise Troubled(f"the login server answers {answer.status}")
+        token, lifetime = document.get("access_token"), document.get("expires_in")
+        if not isinstance(token, str) or not token or not token.isascii() or not _visible(token):
+            raise Troubled("the login server's answer has no usable access_token")
+        if str(document.get("token_type", "")).lower() != "bearer":
+            raise Troubled("the login server's token_type is not bearer")
+        if type(lifetime) is not int or lifetime <= 0:
+            raise Troubled("the login server's expires_in is not a number of seconds")
+        scope = document.get("scope")
+        date = _date(answer)
+        return Issued(
+            value=token,
+            lifetime=float(min(lifetime, _LONGEST_LIFE)),
+            scope=scope if isinstance(scope, str) else None,
+            server_time=None if date is None else http_date(date, now=self._clock.wall()),
+        )
+
+
+def _call(client_id: str, secret: str) -> Outgoing:
+    """Make the request; id and secret are form-encoded before Basic (RFC 6749 section 2.3.1)."""
+    pair = f"{quote_plus(client_id)}:{quote_plus(secret)}".encode()
+    return Outgoing(
+        method="POST",
+        path=PATH,
+        query="",
+        fields=[
+            ("Authorization", f"Basic {base64.b64encode(pair).decode()}"),
+            ("Content-Type", "application/x-www-form-urlencoded"),
+            ("Accept", "application/json"),
+        ],
+        body=b"grant_type=client_credentials",
+    )
+
+
+def _is_vendor_throttle(status: int, document: Mapping[str, Any]) -> bool:
+    if status != HTTPStatus.BAD_REQUEST or document.get("error") != "invalid_request":
+        return False
+    said = f"{document.get('description')} {document.get('error_description')}"
+    return "rate limit exceeded" in said.lower()
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _values(answer: Answer, name: str) -> Sequence[str]:
+    return [value for field_name, value in answer.fields if field_name.lower() == name]
+
+
+def _date(answer: Answer) -> str | None:
+    return next(iter(_values(answer, "date")), None)
+
+
+def _visible(token: str) -> bool:
+    return all("!" <= char <= "~" for char in token)

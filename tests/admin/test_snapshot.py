@@ -1,0 +1,148 @@
+"""The census: all accounts are read in slices, and what is made of them is made one at a time."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from proxy.admin.snapshot import Snapshots
+from proxy.clock import SystemClock
+from proxy.identity.callers import Identity
+from proxy.pacing.account import Ticket
+from proxy.pacing.accounts import Accounts
+from proxy.problems import Problem
+from proxy.rules.state import AccountState
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.refusals import Refusals
+from tests.kit.clock import FakeClock
+from tests.kit.proxy import settings_for
+
+MANY = 3000
+
+
+class Bench:
+    """A census over the two configured accounts and any number of strangers."""
+
+    def __init__(self, clock: FakeClock | SystemClock) -> None:
+        settings = settings_for(
+            "http://localhost",
+            accounts=[{"name": "london", "client_id": "1"}, {"name": "paris", "client_id": "2"}],
+            identity={"max_unidentified": MANY},
+        )
+        self.registry = CollectorRegistry()
+        self.refusals = Refusals()
+        self.accounts = Accounts(
+            settings, clock=clock, metrics=Metrics(self.registry), random=lambda: 0.0
+        )
+        identity = Identity(settings, self.accounts, clock=clock)
+        self.census = Snapshots(self.accounts, identity, self.refusals, clock=clock)
+
+    async def names(self) -> list[str]:
+        return await self.census.make(lambda states: [state.name for state in states])
+
+
+class Pauses(SystemClock):
+    """Counts how often the loop was let go on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def sleep_until(self, when: float) -> None:
+        self.count += 1
+        await super().sleep_until(when)
+
+
+async def test_the_loop_goes_on_while_very_many_accounts_are_read() -> None:
+    clock = Pauses()
+    b = Bench(clock)
+    for number in range(MANY):
+        b.accounts.unidentified(f"{number}".encode()).queue("exports", paced=True)
+    assert await b.names() == ["london", "paris", "other"]
+    assert clock.count >= MANY / 100
+    b.census.close()
+
+
+async def test_one_thing_is_made_after_the_other_and_never_on_the_loop() -> None:
+    """Even if who asked for the first has gone: what runs cannot be stopped."""
+    b = Bench(SystemClock())
+    begun, go_on = threading.Event(), threading.Event()
+    running: list[str] = []
+    overlaps: list[list[str]] = []
+
+    def slow(_: Sequence[AccountState]) -> str:
+        running.append(threading.current_thread().name)
+        begun.set()
+        go_on.wait(10)
+        overlaps.append([*running])
+        running.pop()
+        return "made"
+
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(b.census.make(slow))
+    await asyncio.to_thread(begun.wait, 10)
+    begun.clear()
+    first.cancel()
+    await asyncio.wait([first])
+    second = loop.create_task(b.census.make(slow))
+    assert not await asyncio.to_thread(begun.wait, 0.2)
+    go_on.set()
+    assert await second == "made"
+    assert [len(each) for each in overlaps] == [1, 1]
+    assert all(name.startswith("census") for each in overlaps for name in each)
+    b.census.close()
+
+
+async def test_what_cannot_be_made_fails_for_who_asked_and_for_nobody_else() -> None:
+    b = Bench(SystemClock())
+
+    def fail(_: Sequence[AccountState]) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await b.census.make(fail)
+    assert await b.names() == ["london", "paris"]
+    b.census.close()
+
+
+async def test_refusals_are_shown_with_their_account_and_those_of_nobody_with_all_others() -> None:
+    b = Bench(SystemClock())
+    b.refusals.note("paris", Problem("route-denied", "One."), at=1.0)
+    b.refusals.note("other", Problem("not-found", "Two."), at=2.0)
+    b.refusals.note("other", Problem("loop", "Three."), at=3.0)
+    states = await b.census.make(list)
+    told = {state.name: [refusal.detail for refusal in state.refusals] for state in states}
+    assert told == {"london": [], "paris": ["One."], "other": ["Three.", "Two."]}
+    b.refusals.keep(["london"])
+    states = await b.census.make(list)
+    assert [len(state.refusals) for state in states] == [0, 0, 2]
+    b.census.close()
+
+
+async def test_a_hold_is_counted_while_it_lasts_and_once() -> None:
+    clock = FakeClock()
+    b = Bench(clock)
+    await clock.advance(10)
+    account = b.accounts.configured("london")
+    waiting = asyncio.get_running_loop().create_task(
+        account.queue("exports", paced=True).slot(Ticket(1), 100.0)
+    )
+    await clock.advance(0)
+    slot = waiting.result()
+    slot.sent(clock.monotonic())
+    slot.refused(8.0)
+
+    def counted() -> float | None:
+        return b.registry.get_sample_value("export_proxy_held_seconds_total", {"account": "london"})
+
+    async def held_after(seconds: float) -> float | None:
+        await clock.advance(seconds)
+        await asyncio.gather(b.names(), clock.advance(0))
+        return counted()
+
+    assert await held_after(3.0) == 3.0
+    assert await held_after(2.0) == 5.0
+    assert await held_after(0.0) == 5.0
+    assert await held_after(10.0) == 8.0  # then only the probe's answer is awaited
+    b.census.close()

@@ -1,0 +1,448 @@
+"""The HTTP client towards the API, on connections at whose other end the test itself sits."""
+
+import asyncio
+import contextlib
+import gc
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from proxy.clock import SystemClock
+from proxy.http.client import (
+    BadAnswer,
+    OutcomeUnknown,
+    Outgoing,
+    Response,
+    Unsent,
+    Upstream,
+    Withheld,
+)
+from proxy.settings import Upstream as UpstreamSettings
+from tests.kit.certificates import Authority
+from tests.kit.listener import HOST, Listener, reset
+
+GET = Outgoing("GET", "/", "", [], b"")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+PATIENCE = 5.0  # seconds; what takes longer hangs
+
+
+class Peer:
+    """The server's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.is_done = asyncio.Event()
+
+    async def request(self) -> bytes:
+        """Return the head of the next request."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.readuntil(b"\r\n\r\n")
+
+    async def rest(self) -> bytes:
+        """Return what comes until the client closes, or resets with something unread."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._reader.read()
+        except ConnectionResetError:
+            return b""
+
+    def say(self, data: bytes) -> None:
+        """Write, which over loopback the other end can read at once."""
+        self._writer.write(data)
+
+    def reset(self) -> None:
+        reset(self._writer)
+
+    def close(self) -> None:
+        self.is_done.set()
+
+
+class Server:
+    """Accepts connections and leaves them to the test."""
+
+    def __init__(self) -> None:
+        self.peers: list[Peer] = []
+        self._came: asyncio.Queue[Peer] = asyncio.Queue()
+        self._listener = Listener(self._serve)
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self._listener.port}"
+
+    async def peer(self) -> Peer:
+        """Return the next connection's end."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._came.get()
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator["Server"]:
+        async with self._listener:
+            yield self
+            for peer in self.peers:
+                peer.close()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int
+    ) -> None:
+        peer = Peer(reader, writer)
+        self.peers.append(peer)
+        self._came.put_nowait(peer)
+        await peer.is_done.wait()
+
+
+def settings_of(server: Server, **others: float) -> UpstreamSettings:
+    urls = {"api_url": server.url, "login_url": server.url}
+    return UpstreamSettings.model_validate({**urls, "response_timeout": 30, **others})
+
+
+@asynccontextmanager
+async def upstream_for(server: Server, **others: float) -> AsyncIterator[Upstream]:
+    upstream = Upstream(settings_of(server, **others), server.url, clock=SystemClock())
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+@asynccontextmanager
+async def meeting(**others: float) -> AsyncIterator[tuple[Server, Upstream]]:
+    async with Server().serve() as server, upstream_for(server, **others) as upstream:
+        yield server, upstream
+
+
+def start(upstream: Upstream, request: Outgoing = GET) -> "asyncio.Task[Response]":
+    return asyncio.get_running_loop().create_task(upstream.send(request))
+
+
+async def ask(server: Server, upstream: Upstream, answer: bytes = OK) -> tuple[Peer, Response]:
+    """Send on a new connection, and return it with what was answered."""
+    sending = start(upstream)
+    peer = await server.peer()
+    await peer.request()
+    peer.say(answer)
+    return peer, await sending
+
+
+async def outcome_of(waiting: "asyncio.Task[object]") -> BaseException | None:
+    """Return what ended it; one that does not end fails the test."""
+    _, hung = await asyncio.wait([waiting], timeout=PATIENCE)
+    for task in hung:
+        task.cancel()
+    assert not hung, "it hangs"
+    return waiting.exception()
+
+
+async def let_the_loop_read() -> None:
+    """What has come over loopback is in the event loop's hands afterwards."""
+    for _ in range(3):
+        await asyncio.sleep(0)  # noqa: TID251 -- yields, and waits for no clock
+
+
+# Bodies that break off
+
+BY_LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"
+BY_CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+TO_THE_CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
+PART = {BY_LENGTH: b"half", BY_CHUNKS: b"4\r\nhalf\r\n", TO_THE_CLOSE: b"half"}
+
+
+@pytest.mark.parametrize("is_awaited", [True, False], ids=["awaited", "later"])
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        (BY_CHUNKS, "bad chunk"),
+        *((head, fault) for head in PART for fault in ("reset", "given up")),
+    ],
+    ids=["chunks, a bad one"]
+    + [
+        f"{framing}, {end}" for framing in ("length", "chunks", "close") for end in ("reset", "end")
+    ],
+)
+async def test_a_body_that_breaks_off_is_known_to(
+    head: bytes, fault: str, *, is_awaited: bool
+) -> None:
+    """Whether its reader waits for more just then or comes back later; no connection is kept."""
+    async with meeting() as (server, upstream):
+        peer, answer = await ask(server, upstream, head + PART[head])
+        assert await upstream.next_chunk(answer) == b"half"
+        reading = asyncio.get_running_loop().create_task(upstream.next_chunk(answer))
+        if is_awaited:
+            await let_the_loop_read()
+        else:
+            reading.cancel()
+        match fault:
+            case "bad chunk":
+                peer.say(b"zz\r\n")
+            case "reset":
+                peer.reset()
+            case _:
+                await upstream.give_up()
+        await let_the_loop_read()
+        if not is_awaited:
+            reading = asyncio.get_running_loop().create_task(upstream.next_chunk(answer))
+        error = await outcome_of(reading)
+        assert isinstance(error, OutcomeUnknown)
+        assert error.timed_out is (fault == "given up")
+        assert upstream.connections() == (0, 0)
+
+
+async def test_a_body_that_broke_off_before_it_was_looked_at_is_not_complete() -> None:
+    async with meeting() as (server, upstream):
+        peer, answer = await ask(server, upstream, TO_THE_CLOSE + b"half")
+        peer.reset()
+        await let_the_loop_read()
+        assert not answer.is_complete
+        with pytest.raises(OutcomeUnknown):
+            await upstream.read(answer, 100)
+
+
+async def test_a_close_is_the_end_of_a_body_without_length() -> None:
+    async with meeting() as (server, upstream):
+        peer, answer = await ask(server, upstream, TO_THE_CLOSE + b"all")
+        peer.close()
+        assert (await upstream.read(answer, 100)).body == b"all"
+
+
+async def test_what_was_read_of_a_long_body_comes_again() -> None:
+    async with meeting() as (server, upstream):
+        head = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\n"
+        peer, answer = await ask(server, upstream, head + b"12345")
+        assert await upstream.read_short(answer, 4) is None
+        peer.say(b"6789")
+        with pytest.raises(BadAnswer):
+            await upstream.read(answer, 8)
+        assert upstream.connections() == (0, 1)
+
+
+# The time to the head
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 200 O", b""])
+async def test_silence_before_the_final_head_ends_in_time(first: bytes) -> None:
+    async with meeting(response_timeout=1.5) as (server, upstream):
+        sending = start(upstream)
+        peer = await server.peer()
+        await peer.request()
+        peer.say(first)
+        error = await outcome_of(sending)
+        assert isinstance(error, OutcomeUnknown)
+        assert error.timed_out
+
+
+async def test_a_dripping_head_does_not_prolong_the_time() -> None:
+    async with meeting(response_timeout=1.5) as (server, upstream):
+        sending = start(upstream)
+        peer = await server.peer()
+        await peer.request()
+        peer.say(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(200):
+            done, _ = await asyncio.wait([sending], timeout=0.02)
+            if done:
+                break
+            peer.say(b"x")
+        assert sending.done()
+        assert isinstance(await outcome_of(sending), OutcomeUnknown)
+        assert await peer.rest() == b""
+
+
+async def test_a_body_may_take_longer_than_the_head_as_long_as_it_comes() -> None:
+    async with meeting(response_timeout=1.5) as (server, upstream):
+        peer, answer = await ask(server, upstream, b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n")
+        reading = asyncio.get_running_loop().create_task(upstream.read(answer, 100))
+        for _ in range(6):
+            await asyncio.wait([reading], timeout=0.3)
+            peer.say(b"x")
+        assert await outcome_of(reading) is None
+
+
+# Whether it may still leave
+
+
+async def test_what_may_no_longer_leave_is_not_sent_and_its_connection_is_kept() -> None:
+    async with meeting() as (server, upstream):
+        with pytest.raises(Withheld):
+            await upstream.send(GET, may_leave=lambda: False)
+        assert upstream.connections() == (0, 1)
+        peer, _ = await ask(server, upstream)
+        assert server.peers == [peer]
+
+
+async def test_it_is_asked_after_the_wait_for_a_connection() -> None:
+    """A connection of the pool counts as a wait, too."""
+    said: list[str] = []
+    async with meeting(max_connections=1) as (server, upstream):
+        first = start(upstream)
+        peer = await server.peer()
+        await peer.request()
+
+        def may_leave() -> bool:
+            said.append("asked")
+            return True
+
+        second = asyncio.get_running_loop().create_task(upstream.send(GET, may_leave=may_leave))
+        await let_the_loop_read()
+        assert said == []
+        peer.say(OK)
+        await first
+        await peer.request()
+        assert said == ["asked"]
+        peer.say(OK)
+        await second
+
+
+async def test_who_leaves_as_a_connection_comes_free_lets_the_next_have_it() -> None:
+    """The pool wakes one of those who wait, and one alone."""
+    async with meeting(max_connections=1) as (server, upstream):
+        _, first = await ask(server, upstream, BY_LENGTH)
+        leaving, staying = start(upstream), start(upstream)
+        await let_the_loop_read()
+        first.release()
+        leaving.cancel()
+        peer = await server.peer()
+        await peer.request()
+        peer.say(OK)
+        assert (await staying).status == 200
+        assert leaving.cancelled()
+
+
+# Connections that are used again
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["in our hands", "on its way"])
+async def test_an_answer_nobody_asked_for_is_not_given_to_the_next(*, is_read: bool) -> None:
+    """Whether the event loop has read it already or not."""
+    async with meeting() as (server, upstream):
+        peer, first = await ask(server, upstream)
+        assert (await upstream.read(first, 10)).body == b"ok"
+        peer.say(OK.replace(b"ok", b"no"))
+        if is_read:
+            await let_the_loop_read()
+        _, second = await ask(server, upstream, OK.replace(b"ok", b"2."))
+        assert (await upstream.read(second, 10)).body == b"2."
+        assert await peer.rest() == b""
+
+
+async def test_session_tickets_are_no_answers(tmp_path: Path) -> None:
+    """Over TLS 1.3 they come unasked: to a fresh connection, which is used, and used again."""
+    authority = Authority(tmp_path)
+    pair = authority.issue("api")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(pair.cert_file, pair.key_file)
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(OK)
+        writer.close()
+
+    async with await asyncio.start_server(answer, HOST, 0, ssl=context) as server:
+        url = f"https://{HOST}:{server.sockets[0].getsockname()[1]}"
+        settings = UpstreamSettings(api_url=url, login_url=url, ca_file=authority.file)
+        upstream = Upstream(settings, url, clock=SystemClock())
+        for _ in range(3):
+            assert (await upstream.read(await upstream.send(GET), 10)).body == b"ok"
+        assert connections == 1
+        await upstream.close()
+
+
+async def test_after_any_number_of_useless_connections_comes_a_fresh_one() -> None:
+    async with meeting() as (server, upstream):
+        sendings = [start(upstream) for _ in range(6)]
+        peers = [await server.peer() for _ in sendings]
+        for peer in peers:
+            await peer.request()
+            peer.say(OK)
+        for answer in await asyncio.gather(*sendings):
+            await upstream.read(answer, 10)
+        assert upstream.connections() == (0, 6)
+        for peer in peers:
+            peer.say(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        _, answer = await ask(server, upstream)
+        assert (await upstream.read(answer, 10)).body == b"ok"
+        assert upstream.connections() == (0, 1)
+
+
+# The end
+
+
+async def test_whoever_is_given_up_on_learns_what_became_of_it() -> None:
+    """The one that was sent timed out; the one that waited for a connection never left."""
+    async with meeting(max_connections=1) as (server, upstream):
+        sent = start(upstream)
+        await (await server.peer()).request()
+        waiting = start(upstream)
+        await let_the_loop_read()
+        await upstream.give_up()
+        error = await outcome_of(sent)
+        assert isinstance(error, OutcomeUnknown)
+        assert error.timed_out
+        assert isinstance(await outcome_of(waiting), Unsent)
+        assert isinstance(await outcome_of(start(upstream)), Unsent)
+
+
+async def test_a_caller_that_is_cancelled_as_the_pool_ends_is_cancelled() -> None:
+    async with meeting(max_connections=1) as (server, upstream):
+        sent = start(upstream)
+        await (await server.peer()).request()
+        waiting = start(upstream)
+        await let_the_loop_read()
+        waiting.cancel()
+        await upstream.give_up()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await outcome_of(sent)
+
+
+async def test_a_server_that_no_longer_reads_does_not_delay_the_end() -> None:
+    async with meeting() as (server, upstream):
+        sending = start(upstream, Outgoing("POST", "/", "", [], b"x" * 50_000_000))
+        await (await server.peer()).request()
+        async with asyncio.timeout(PATIENCE):
+            await upstream.give_up()
+        assert isinstance(await outcome_of(sending), OutcomeUnknown)
+
+
+# Another server
+
+
+async def test_a_request_that_waits_for_a_connection_goes_where_it_was_meant_to_go() -> None:
+    """A reload meanwhile changes neither the server nor the name it is called by."""
+    async with meeting(max_connections=1) as (old, upstream), Server().serve() as new:
+        first = start(upstream)
+        peer = await old.peer()
+        await peer.request()
+        waiting = start(upstream)
+        await let_the_loop_read()
+        upstream.apply(settings_of(new), new.url)
+        peer.say(OK)
+        await first
+        assert f"\r\nHost: {old.url.removeprefix('http://')}\r\n".encode() in await peer.request()
+        peer.say(OK)
+        await waiting
+        _, answer = await ask(new, upstream)
+        assert answer.status == 200
+
+
+async def test_pools_that_are_out_of_use_are_forgotten() -> None:
+    def pools() -> int:
+        gc.collect()
+        return sum(isinstance(thing, aiohttp.TCPConnector) for thing in gc.get_objects())
+
+    async with meeting() as (server, upstream):
+        before = pools()
+        for patience in range(1, 10):
+            upstream.apply(settings_of(server, response_timeout=patience), server.url)
+        assert pools() == before
+        peer, answer = await ask(server, upstream, BY_LENGTH)
+        upstream.apply(settings_of(server), server.url)
+        peer.say(b"x" * 99)
+        assert len((await upstream.read(answer, 99)).body) == 99

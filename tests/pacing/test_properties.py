@@ -1,0 +1,510 @@
+"""Whatever callers, the network, the API and the event loop do, the accounts keeps its promises.
+
+Hypothesis writes the scripts: who comes when, how long connecting and answering take, what becomes
+of each try, who leaves, when the loop stalls, when the interval changes. Times lie on a grid, so
+that things often happen at one moment. The judge beside the accounts knows the promises only.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from typing import assert_never
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from proxy.pacing.account import Queue, Slot, Ticket
+from proxy.pacing.accounts import Accounts
+from proxy.problems import Problem
+from proxy.settings import Account, Pacing, Settings, Upstream
+from proxy.telemetry.metrics import Metrics
+from tests.kit.clock import FakeClock
+
+INTERVAL = 0.5
+MAX_IN_FLIGHT = 2
+LONG = 10_000.0  # a limit nobody reaches
+LINES = (("london", "exports"), ("london", "jobs"), ("london", "api"), ("paris", "exports"))
+UNPACED = "api"
+ROUNDING = 1e-9
+
+
+# What a script is made of
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 429; it comes back."""
+
+    after: float
+    named: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Sent, and no answer ever comes."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Never left; it comes back."""
+
+    pause: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Gives the slot back."""
+
+
+Fate = Answered | Refused | Lost | Unsent | Unused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrive:
+    queue: int
+    cost: float
+    limit: float
+    connect: float
+    fates: Sequence[Fate]  # of one try after the other; what comes after the last is answered
+    leaves_when_offered: bool  # in the very step of the event loop
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The server notices that a caller is gone, and cancels what it waits for."""
+
+    caller: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vanish:
+    """A caller is gone, and nobody has noticed."""
+
+    caller: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetInterval:
+    seconds: float
+
+
+Step = Arrive | Leave | Vanish | Pass | Stall | SetInterval
+
+
+# Who plays it, and who judges
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Caller:
+    script: Arrive
+    ticket: Ticket
+    queue: Queue
+    is_present: bool = True
+    is_cancelled: bool = False
+    is_waiting: bool = False
+    has_slot: bool = False
+    deadline: float = inf
+    grants: int = 0
+    joins: int = 0
+    end: str = ""
+    ended_at: float = -inf
+
+    def may_have_a_slot(self, now: float) -> bool:
+        waits = self.is_waiting and not self.has_slot  # it may not know yet that it has one
+        return waits and self.is_present and not self.is_cancelled and now <= self.deadline
+
+
+@dataclass(slots=True)
+class Silence:
+    """What an account was asked for: nothing before `until`, then one at a time.
+
+    It is over when one of these, the probes, is accepted.
+    """
+
+    is_on: bool = False
+    until: float = -inf
+    probes: set[Caller] = field(default_factory=set)
+
+
+class StallingClock(FakeClock):
+    """A clock that can also run on while the event loop is busy."""
+
+    def stall(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class World:
+    """A accounts, its callers, and the judge."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.clock = StallingClock(start=1000.0)
+        self.registry = CollectorRegistry()
+        self.accounts = Accounts(
+            Settings(
+                upstream=Upstream(api_url="https://api.example", login_url="https://login.example"),
+                accounts=(
+                    Account(name="london", client_id="1"),
+                    Account(name="paris", client_id="2"),
+                ),
+                pacing=Pacing(interval=INTERVAL, max_in_flight=MAX_IN_FLIGHT),
+            ),
+            clock=self.clock,
+            metrics=Metrics(self.registry),
+            random=lambda: 0.0,
+        )
+        self.queues = [
+            self.accounts.configured(name).queue(route, paced=route != UNPACED)
+            for name, route in LINES
+        ]
+        self.callers: list[Caller] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.broken: list[str] = []
+        # Of each queue: when a try left or failed, its cost, the interval it had to keep before it.
+        self.tries: dict[Queue, list[tuple[float, float, float]]] = {
+            queue: [(self.now, 1.0, 0.0)] for queue in self.queues
+        }
+        self.out: dict[Queue, set[Caller]] = {queue: set() for queue in self.queues}
+        self.in_flight = {queue.account: 0 for queue in self.queues}
+        self.silences = {queue.account: Silence() for queue in self.queues}
+        self._group = tasks
+
+    @property
+    def now(self) -> float:
+        return self.clock.monotonic()
+
+    def demand(self, claim: str, holds: bool) -> None:  # noqa: FBT001 - the claim's truth
+        if not holds:
+            self.broken.append(f"{self.now}: {claim}")
+
+    async def play(self, steps: Iterable[tuple[Step, bool]]) -> None:
+        """Play the steps; between two, tasks run only where the script says so."""
+        for step, settles in steps:
+            match step:
+                case Arrive():
+                    self.arrive(step)
+                case Leave(number) if self.callers:
+                    self.leave(number % len(self.callers))
+                case Vanish(number) if self.callers:
+                    self.callers[number % len(self.callers)].is_present = False
+                case Leave() | Vanish():
+                    pass
+                case Pass(seconds):
+                    await self.clock.advance(seconds)
+                case Stall(seconds):
+                    self.clock.stall(seconds)
+                case SetInterval(seconds):
+                    pacing = Pacing(interval=seconds, max_in_flight=MAX_IN_FLIGHT)
+                    self.accounts.shared.pacing = pacing
+                case _:
+                    assert_never(step)
+            if settles:
+                await self.clock.advance(0)
+
+    def arrive(self, script: Arrive) -> None:
+        queue = self.queues[script.queue]
+        ticket = Ticket(
+            self.accounts.shared.next_arrival(),
+            cost=script.cost,
+            is_present=lambda: self.judge(caller),
+        )
+        caller = Caller(script=script, ticket=ticket, queue=queue)
+        self.callers.append(caller)
+        self.tasks.append(self._group.create_task(self.live(caller)))
+
+    def leave(self, number: int) -> None:
+        caller = self.callers[number]
+        caller.is_cancelled = True
+        if caller.is_waiting:  # and if it has a slot, does not know yet
+            self.gives_back(caller)
+        self.tasks[number].cancel()
+
+    def judge(self, caller: Caller) -> bool:
+        """Judge the offer of a slot, at the moment it is made."""
+        if not caller.is_present:
+            return False
+        queue, account = caller.queue, caller.queue.account
+        silence = self.silences[account]
+        self.demand("a slot only for who may have one", caller.may_have_a_slot(self.now))
+        self.demand("one slot a place in the queue", caller.grants < caller.joins)
+        self.demand(
+            "first come, first served",
+            not any(
+                other.queue is queue
+                and other.ticket.number < caller.ticket.number
+                and other.may_have_a_slot(self.now)
+                for other in self.callers
+            ),
+        )
+        self.demand("room in flight", self.in_flight[account] < MAX_IN_FLIGHT)
+        self.demand("one slot out on a paced queue", not (queue.paced and self.out[queue]))
+        self.demand("silence when asked for", self.now >= silence.until)
+        self.demand("one probe", not (silence.is_on and silence.probes))
+        caller.grants += 1
+        caller.has_slot = True
+        self.in_flight[account] += 1
+        self.out[queue].add(caller)
+        if silence.is_on:
+            silence.probes.add(caller)
+        if caller.script.leaves_when_offered:
+            asyncio.get_running_loop().call_soon(self.leave, self.callers.index(caller))
+        return True
+
+    async def live(self, caller: Caller) -> None:
+        try:
+            caller.queue.admit(caller.ticket, caller.script.limit)
+            for fate in (*caller.script.fates, Answered(0.0)):
+                caller.joins += 1
+                caller.is_waiting = True
+                caller.deadline = self.now + caller.script.limit
+                try:
+                    slot = await caller.queue.slot(caller.ticket, caller.script.limit)
+                finally:
+                    caller.is_waiting = False
+                if not await self.attempt(caller, slot, fate):
+                    break
+            caller.end = "served"
+        except Problem as problem:
+            caller.end = problem.name
+        except asyncio.CancelledError:
+            caller.end = "cancelled"
+            raise
+        finally:
+            caller.ended_at = self.now
+
+    async def attempt(self, caller: Caller, slot: Slot, fate: Fate) -> bool:
+        """Use the slot as the script says; tell whether the request comes back."""
+        interval = self.accounts.shared.pacing.interval
+        try:
+            await self.pause(caller.script.connect)
+            match fate:
+                case Unused():
+                    return False
+                case Unsent(pause):
+                    self.leaves(caller, interval)
+                    self.gives_back(caller)
+                    slot.not_sent()
+                    await self.pause(pause)
+                    return True
+                case Lost(after):
+                    await self.send(caller, slot, interval, after)
+                    return False
+                case Answered(after):
+                    await self.send(caller, slot, interval, after)
+                    self.accepted(caller)
+                    slot.answered()
+                    return False
+                case Refused(after, named):
+                    await self.send(caller, slot, interval, after)
+                    self.refused(caller, named)
+                    slot.refused(named)
+                    return True
+                case _:
+                    assert_never(fate)
+        finally:
+            self.gives_back(caller)
+            slot.close()
+
+    async def send(self, caller: Caller, slot: Slot, interval: float, after: float) -> None:
+        self.leaves(caller, interval)
+        slot.sent(self.now)
+        await self.pause(after)
+
+    async def pause(self, seconds: float) -> None:
+        if seconds:
+            await self.clock.sleep_until(self.now + seconds)
+
+    def leaves(self, caller: Caller, interval: float) -> None:
+        """Note a try that leaves, or fails to; while it does, a longer interval cannot hold it."""
+        kept = min(interval, self.accounts.shared.pacing.interval)
+        self.tries[caller.queue].append((self.now, caller.ticket.cost, kept))
+        self.out[caller.queue].discard(caller)
+
+    def accepted(self, caller: Caller) -> None:
+        silence = self.silences[caller.queue.account]
+        if caller in silence.probes and self.now >= silence.until:
+            silence.is_on = False
+        self.gives_back(caller)
+
+    def refused(self, caller: Caller, named: float | None) -> None:
+        silence = self.silences[caller.queue.account]
+        silence.is_on = True
+        silence.until = max(silence.until, self.now + (0.5 if named is None else named))
+        self.gives_back(caller)
+
+    def gives_back(self, caller: Caller) -> None:
+        if caller.has_slot:
+            caller.has_slot = False
+            self.in_flight[caller.queue.account] -= 1
+            self.out[caller.queue].discard(caller)
+            self.silences[caller.queue.account].probes.discard(caller)
+
+    def early_sends(self) -> float:
+        """Return what the proxy's own check of the pace has counted."""
+        return sum(
+            self.registry.get_sample_value(
+                "export_proxy_early_sends_total", {"account": account, "route": route}
+            )
+            or 0.0
+            for account, route in LINES
+        )
+
+
+DELAYS = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 3.0])
+FATES = st.one_of(
+    st.builds(Answered, DELAYS),
+    st.builds(Refused, DELAYS, st.sampled_from([None, 0.0, 0.5, 2.0])),
+    st.builds(Lost, DELAYS),
+    st.builds(Unsent, DELAYS),
+    st.builds(Unused),
+)
+ARRIVALS = st.builds(
+    Arrive,
+    queue=st.integers(0, len(LINES) - 1),
+    cost=st.sampled_from([1.0, 1.0, 1.5, 3.0]),
+    limit=st.sampled_from([LONG, LONG, 0.0, 0.5, 2.0]),
+    connect=st.sampled_from([0.0, 0.0, 0.0, 0.25, 1.0]),
+    fates=st.lists(FATES, min_size=1, max_size=3),
+    leaves_when_offered=st.sampled_from([False, False, False, True]),
+)
+STEPS = st.one_of(
+    ARRIVALS,
+    ARRIVALS,
+    st.builds(Pass, st.sampled_from([0.25, 0.5, 1.0, 5.0])),
+    st.builds(Stall, st.sampled_from([0.25, 0.5, 3.0])),
+    st.builds(Leave, st.integers(0, 50)),
+    st.builds(Vanish, st.integers(0, 50)),
+    st.builds(SetInterval, st.sampled_from([0.25, 0.5, 2.0])),
+)
+
+
+def run(script: Coroutine[None, None, None]) -> None:
+    """Run on a loop of its own: Hypothesis plays many scripts in one test."""
+    with asyncio.Runner() as runner:
+        runner.run(script)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(STEPS, st.booleans()), max_size=15)
+    | st.lists(st.tuples(STEPS, st.booleans()), min_size=15, max_size=60)
+)
+def test_whatever_happens_the_promises_hold(steps: list[tuple[Step, bool]]) -> None:
+    """Pace, order, room, silence, one slot a place; nobody is lost and nothing is left over."""
+
+    async def script() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            world = World(tasks)
+            await world.play(steps)
+            await world.clock.advance(2 * LONG)
+        assert world.broken == []
+        for queue, tries in world.tries.items():
+            for (earlier, cost, _), (later, _, interval) in pairwise(tries):
+                assert not queue.paced or later - earlier >= cost * interval - ROUNDING
+        if not any(isinstance(step, SetInterval) for step, _ in steps):
+            assert world.early_sends() == 0.0
+        for caller in world.callers:
+            if caller.is_present and not caller.is_cancelled:
+                assert caller.end in ends(caller)
+        assert [queue.depth for queue in world.queues] == [0] * len(world.queues)
+        assert [queue.account.in_flight for queue in world.queues] == [0] * len(world.queues)
+        assert world.clock.pending == 0
+
+    run(script())
+
+
+def ends(caller: Caller) -> tuple[str, ...]:
+    """Return how the request of a caller who stays may end."""
+    if caller.script.limit == LONG:
+        return ("served",)
+    if caller.ended_at < caller.deadline:
+        return ("served", "queue-full")
+    return ("served", "queue-full", "wait-expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    queue: int
+    cost: float
+    pause: float  # before it comes
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sent=st.lists(st.sampled_from([1.0, 1.5, 3.0]), min_size=1, max_size=4),
+    named=st.lists(st.sampled_from([0.0, 0.5, 4.0]), max_size=4),
+    answer=st.sampled_from([0.25, 1.0]),
+    newcomers=st.lists(
+        st.builds(
+            Newcomer,
+            queue=st.integers(0, 2),
+            cost=st.sampled_from([1.0, 1.5, 3.0]),
+            pause=st.sampled_from([0.0, 0.0, 0.125, 0.5, 2.0]),
+        ),
+        max_size=20,
+    ),
+)
+def test_predicted_wait_is_the_wait_that_comes(
+    sent: list[float], named: list[float], answer: float, newcomers: list[Newcomer]
+) -> None:
+    """For those who come, and for those who come back; if nobody leaves and no hold grows.
+
+    Some requests are sent, some of these refused; they come back, oldest first, then others come.
+    """
+
+    async def wait(queue: Queue, ticket: Ticket, clock: FakeClock) -> None:
+        predicted = queue.predicted_wait(ticket)
+        queue.admit(ticket, predicted)
+        joined = clock.monotonic()
+        slot = await queue.slot(ticket, predicted)
+        assert clock.monotonic() - joined == predicted
+        slot.sent(clock.monotonic())
+        slot.answered()
+
+    async def script() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            world = World(tasks)
+            world.accounts.shared.pacing = Pacing(interval=INTERVAL)
+            queue, clock = world.queues[0], world.clock
+            flying: list[tuple[Ticket, Slot]] = []
+            for cost in sent:
+                ticket = Ticket(world.accounts.shared.next_arrival(), cost=cost)
+                await clock.advance(2.0)
+                slot = await queue.slot(ticket, LONG)
+                slot.sent(clock.monotonic())
+                flying.append((ticket, slot))
+            await clock.advance(answer)
+            for seconds, (_, slot) in zip(named, flying, strict=False):
+                slot.refused(seconds)
+            for _, slot in flying[len(named) :]:
+                slot.answered()
+            for ticket, _ in flying[: len(named)]:
+                tasks.create_task(wait(queue, ticket, clock))
+                await clock.advance(0)
+            for newcomer in newcomers:
+                await clock.advance(newcomer.pause)
+                ticket = Ticket(world.accounts.shared.next_arrival(), cost=newcomer.cost)
+                tasks.create_task(wait(world.queues[newcomer.queue], ticket, clock))
+                await clock.advance(0)
+            await clock.advance(LONG)
+
+    run(script())

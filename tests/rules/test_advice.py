@@ -1,0 +1,75 @@
+"""What is said of an account, and how grave it is."""
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.rules.advice import level_of, notes_on
+from proxy.rules.state import AccountState, QueueState, Refusal, TokenState
+
+NOW = 1_800_000_000.0
+GOOD = TokenState(
+    expires_in=100.0,
+    scopes=("a",),
+    missing=(),
+    next_refresh_in=50.0,
+    issued_at=NOW,
+    rejected=False,
+)
+IDLE = AccountState(
+    name="london",
+    routes=(QueueState(name="exports", queue_depth=0, oldest_seconds=0.0, interval=0.5),),
+    in_flight=1,
+    hold_remaining_seconds=0.0,
+    token=GOOD,
+)
+WAITING = (QueueState(name="exports", queue_depth=1, oldest_seconds=2.0, interval=0.5),)
+
+
+def refused(ago: float) -> tuple[Refusal, ...]:
+    return (Refusal(at=NOW - ago, type="urn:export-proxy:queue-full", detail="Full."),)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (IDLE, []),
+        (replace(IDLE, token=None), []),
+        (replace(IDLE, routes=()), []),
+        (replace(IDLE, routes=WAITING), [("busy", "in line")]),
+        (replace(IDLE, hold_remaining_seconds=0.1), [("trouble", "on hold")]),
+        (replace(IDLE, refusals=refused(59.0)), [("attention", "callers refused")]),
+        (replace(IDLE, refusals=refused(60.0)), []),
+        (replace(IDLE, token=replace(GOOD, missing=("b",))), [("trouble", "scope missing")]),
+        (replace(IDLE, token=replace(GOOD, expires_in=None)), [("trouble", "no token")]),
+        (
+            replace(IDLE, token=replace(GOOD, expires_in=None, rejected=True)),
+            [("trouble", "credentials rejected")],
+        ),
+        (
+            replace(
+                IDLE,
+                routes=WAITING,
+                hold_remaining_seconds=3.0,
+                refusals=refused(1.0),
+                token=replace(GOOD, missing=("b", "c")),
+            ),
+            [
+                ("trouble", "scope missing"),
+                ("trouble", "on hold"),
+                ("attention", "callers refused"),
+                ("busy", "in line"),
+            ],
+        ),
+    ],
+)
+def test_what_is_said_the_gravest_first(state: AccountState, said: list[tuple[str, str]]) -> None:
+    notes = notes_on(state, NOW)
+    assert [(note.level, note.title) for note in notes] == said
+    assert level_of(notes) == (said[0][0] if said else "ok")
+    assert all(note.advice.endswith(".") for note in notes)
+
+
+def test_the_missing_scopes_are_named() -> None:
+    (note,) = notes_on(replace(IDLE, token=replace(GOOD, missing=("b", "c"))), NOW)
+    assert note.advice.startswith("Grant b, c to the client's role")

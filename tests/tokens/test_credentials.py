@@ -1,0 +1,84 @@
+"""A secret is read when it is needed, compared in constant time, and shown nowhere."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy.settings import Account
+from proxy.tokens.credentials import Credentials, SecretUnreadableError
+
+SECRET = "s3cret-planted"
+
+
+def in_settings() -> Credentials:
+    return Credentials.of(
+        Account.model_validate({"name": "a", "client_id": "id", "client_secret": SECRET})
+    )
+
+
+def in_file(file: Path) -> Credentials:
+    return Credentials.of(
+        Account.model_validate({"name": "a", "client_id": "id", "client_secret_file": str(file)})
+    )
+
+
+def test_a_secret_in_the_settings() -> None:
+    credentials = in_settings()
+    assert credentials.client_id == "id"
+    assert credentials.read_secret() == SECRET
+
+
+@pytest.mark.parametrize("text", [SECRET, f"{SECRET}\n", f"  {SECRET} \r\n\n"])
+def test_a_secret_in_a_file_without_the_space_around_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "secret"
+    file.write_text(text, encoding="utf-8")
+    assert in_file(file).read_secret() == SECRET
+
+
+def test_a_file_is_read_again_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("old", encoding="utf-8")
+    credentials = in_file(file)
+    before = credentials.fingerprint()
+    assert credentials.match("old")
+    file.write_text("new", encoding="utf-8")
+    assert credentials.read_secret() == "new"
+    assert credentials.match("new")
+    assert not credentials.match("old")
+    assert credentials.fingerprint() not in (before, None)
+    file.write_text("old\n", encoding="utf-8")
+    assert credentials.fingerprint() == before
+
+
+@pytest.mark.parametrize("wrong", ["", SECRET[:-1], SECRET + "x", SECRET.upper(), "é", "\x00"])
+def test_another_secret_does_not_match(wrong: str) -> None:
+    assert in_settings().match(SECRET)
+    assert not in_settings().match(wrong)
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe" + SECRET.encode()])
+def test_no_secret_to_read(tmp_path: Path, content: bytes | None) -> None:
+    """A missing file, an empty one, and one that is no text."""
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    credentials = in_file(file)
+    with pytest.raises(SecretUnreadableError) as caught:
+        credentials.read_secret()
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+    assert caught.value.__cause__ is None
+    with pytest.raises(SecretUnreadableError):
+        credentials.match("")
+    assert credentials.fingerprint() is None
+
+
+def test_a_directory_is_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(SecretUnreadableError, match="cannot be read: IsADirectoryError"):
+        in_file(tmp_path).read_secret()
+
+
+def test_nothing_shows_the_secret(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET, encoding="utf-8")
+    for credentials in (in_settings(), in_file(file)):
+        assert SECRET not in f"{credentials} {credentials!r}"
