@@ -19,8 +19,9 @@ from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.relay import Relay, abort
 from proxy.forwarding.sending import PendingRequest, Sender
+from proxy.http.bodies import Bodies
 from proxy.http.client import Answer, Outgoing, Response, Upstream
-from proxy.http.head import Bodies, check_head
+from proxy.http.head import check_head
 from proxy.identity.callers import Identity
 from proxy.pacing.account import draining
 from proxy.pacing.accounts import Accounts

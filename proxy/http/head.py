@@ -1,11 +1,10 @@
-"""What a request must look like before anything is done for it: head first, then body.
+"""What the head of a request must look like before anything is done for it.
 
 aiohttp's parser refuses broken framing by itself; here is what it lets through and a strict server
 must not (RFC 9112 sections 3.2 and 6.1, RFC 9110 sections 7.2 and 10.1.1). Nothing a caller wrote
 is repeated in a refusal.
 """
 
-import asyncio
 import re
 from itertools import chain
 from typing import Final
@@ -15,7 +14,6 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from proxy.problems import Problem
 from proxy.rules.headers import has_passed
 from proxy.rules.targets import BadTarget, Target, parse_target
-from proxy.settings import Limits
 
 _AUTHORITY: Final = re.compile(r"(?:[A-Za-z0-9._~%!$&'()*+;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})  # the parser lets 0.9 and 2.0 pass
@@ -71,71 +69,6 @@ def _check_host(request: web.BaseRequest) -> None:
         raise _malformed("There must be one Host field, with one valid host.")
     if not hosts and request.version >= HttpVersion11:
         raise _malformed("The Host field is missing.")
-
-
-class Bodies:
-    """Reads request bodies whole, each and all together bounded in bytes, each in seconds."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._buffered = 0
-
-    async def read(self, request: web.BaseRequest) -> bytes:
-        """Return the body; call `release` with its length when it is no longer needed.
-
-        Raises the Problem `too-large`, `timeout`, `overloaded` or `bad-request`.
-        """
-        if not request.can_read_body:
-            return b""
-        announced = request.content_length
-        if announced is not None and announced > self.limits.max_body:
-            raise self._too_large()
-        if (
-            "Expect" in request.headers
-            and request.version >= HttpVersion11  # who speaks an older one knows no interim answers
-            and request.transport is not None
-        ):
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        size = 0
-        body: bytes | None = None
-        chunks: list[bytes] = []
-        try:
-            if request.content.is_eof():  # it came with its head, so there is nothing to wait for
-                chunks.append(request.content.read_nowait())
-                size = len(chunks[0])
-                self._buffered += size
-                self._check(size)
-            else:
-                async with asyncio.timeout(self.limits.body_timeout):
-                    async for chunk in request.content.iter_any():
-                        size += len(chunk)
-                        self._buffered += len(chunk)
-                        self._check(size)
-                        chunks.append(chunk)
-            body = b"".join(chunks)
-        except TimeoutError:
-            raise Problem("timeout", "The body did not arrive in time.", close=True) from None
-        except web.RequestPayloadError:
-            raise _malformed("The body's framing is broken.") from None
-        finally:
-            if body is None:
-                self.release(size)
-        return body
-
-    def release(self, size: int) -> None:
-        """Take note that a body of that many bytes is gone."""
-        self._buffered -= size
-
-    def _check(self, size: int) -> None:
-        if size > self.limits.max_body:
-            raise self._too_large()
-        if self._buffered > self.limits.max_buffered:
-            raise Problem("overloaded", "Too many bytes are waiting.", retry_after=1, close=True)
-
-    def _too_large(self) -> Problem:
-        return Problem(
-            "too-large", f"A body may have {self.limits.max_body} bytes at most.", close=True
-        )
 
 
 def _head_size(request: web.BaseRequest) -> int:

@@ -9,7 +9,6 @@ sending a head or in taking an answer.
 import asyncio
 import secrets
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from proxy.problems import Problem
-from proxy.settings import Limits, Tls
+from proxy.settings import Limits
 
 _log = structlog.get_logger(__name__)
 
@@ -190,18 +189,6 @@ class Site(web.TCPSite):
             ssl=self._ssl_context,
             ssl_handshake_timeout=server.limits.header_timeout,
         )
-
-
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Return a context for the listen port, TLS 1.2 or newer.
-
-    Raises OSError (of which ssl.SSLError is one) if the files cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.cert_file, tls.key_file)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _bound_writes(transport: asyncio.BaseTransport, seconds: float) -> None:

@@ -22,9 +22,10 @@ from proxy.clock import Clock
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.handler import Handler
 from proxy.forwarding.token_calls import Login
+from proxy.http.bodies import Bodies
 from proxy.http.client import Upstream, verifying_context
-from proxy.http.head import Bodies
-from proxy.http.server import Server, Site, tls_context
+from proxy.http.server import Server, Site
+from proxy.http.tls import tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.signing_keys import SigningKeys
 from proxy.identity.verifier import Verifier
