@@ -40,7 +40,7 @@ class IssuedTokens:
         self._unknown: dict[bytes, float] = {}
         self._told_by = -inf
         if shared is not None:
-            shared.repeat(self._remind)
+            shared.restore_from(self._remind)
 
     async def learn(self, token: str, account_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued."""
@@ -48,7 +48,7 @@ class IssuedTokens:
         self._keep(token_hash, account_id, lifetime)
         if self._shared is not None:
             secret = self._secret_of(account_id)
-            await self._shared.remember(IssuedToken(token_hash, account_id, lifetime, secret))
+            await self._shared.add(IssuedToken(token_hash, account_id, lifetime, secret))
 
     async def account_of(self, token_hash: bytes) -> str | None:
         """Return the id of the account the token was issued to, None if nobody knows.
@@ -85,7 +85,7 @@ class IssuedTokens:
                 )
 
     async def _ask(self, token_hash: bytes, shared: SharedTokens) -> str | None:
-        entry = await shared.recall(token_hash)
+        entry = await shared.find(token_hash)
         if entry is None or not self._is_genuine(token_hash, entry):
             if len(self._unknown) >= self.limit:
                 self._unknown.clear()

@@ -17,7 +17,7 @@ from math import inf
 from typing import Final
 
 from proxy.clock import Clock, Timer
-from proxy.pacing.turns import FREE, Alone, Turns
+from proxy.pacing.turns import FREE, NOT_OURS, Alone, Lease, Turns
 from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.pace import (
@@ -270,9 +270,9 @@ class Queue:
         self.last_gap: float | None = None
         self._last_sent_at = -inf
         self.pace = Pace(sent_at=shared.started_at)
-        self.turn = FREE
-        self.turn_hint = -inf
-        self.contenders = 1
+        self.lease = FREE
+        self._lease_expected_at = -inf
+        self._contenders = 1
         self._closed_until = -inf
         self._has_sent = False  # the first pace is that of the start
         self._shared = shared
@@ -298,7 +298,7 @@ class Queue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and turn allow whoever has the slot to send."""
-        return max(self.pace_due(), self.turn.opens(now))
+        return max(self.pace_due(), self.lease.opens(now))
 
     def pace_due(self) -> float:
         """Return when the pace allows the next send."""
@@ -324,8 +324,8 @@ class Queue:
         """Name of the account's state in the store."""
         return self.account.key
 
-    def wants_turn(self) -> bool:
-        """Tell whether somebody waits here who could be sent in a turn."""
+    def wants_lease(self) -> bool:
+        """True if a waiter could be sent with a lease."""
         return self.has_waiters() and self.account.opens_at(self._clock.monotonic()) < inf
 
     def pace_left(self) -> float:
@@ -338,8 +338,27 @@ class Queue:
         """Return the seconds of silence the account has left."""
         return self.account.hold_remaining()
 
-    def turn_changed(self) -> None:
-        """Look again who may send now; who wanted to wait no longer than to know is told."""
+    def lease_granted(self, lease: Lease) -> None:
+        """Send with this lease from now on."""
+        self.lease = lease
+        self._lease_expected_at = lease.at
+
+    def lease_lost(self) -> None:
+        """Send nothing until a lease is granted."""
+        self.lease = NOT_OURS
+
+    def lease_expected(self, at: float, contenders: int) -> None:
+        """Predict waits from this moment, while that many replicas have waiters on the queue."""
+        self._lease_expected_at = at
+        self._contenders = contenders
+
+    def store_lost(self) -> None:
+        """Send without leases, from the moment at which the next one was expected."""
+        self.lease = Lease(self._lease_expected_at, inf) if self.paced else FREE
+        self._contenders = 1
+
+    def reevaluate(self) -> None:
+        """Offer what may be sent now; expire a first waiter that only waited to learn that."""
         self.account.pump()
         if self.has_waiters():
             ticket = self._waiting[0]
@@ -347,13 +366,13 @@ class Queue:
                 self._expire(ticket, ticket.offer, 0.0)
 
     def keep_distance(self, replicas: int) -> None:
-        """Send nothing for an interval, or for `replicas` of them after a send from here."""
+        """Send nothing for an interval, or for `replicas` of them after a send of this replica."""
         self._closed_until = max(
             self._clock.monotonic() + self.interval, self.pace.due(self.interval * replicas)
         )
 
-    def silence(self, seconds: float) -> None:
-        """Obey a hold that another replica was told."""
+    def obey_hold(self, seconds: float) -> None:
+        """Obey a hold of which another replica was told."""
         self.account.silence(seconds)
 
     def refuse_waiters(self) -> None:
@@ -364,7 +383,7 @@ class Queue:
         """Have a turn come if somebody here could use it, and let others have it if not."""
         if self.sending is not None and self.paced:
             return  # it is being used
-        if self.wants_turn():
+        if self.wants_lease():
             self._shared.turns.wanted(self)
         else:
             self._shared.turns.unused(self)
@@ -397,8 +416,8 @@ class Queue:
                 for other in self._waiting
                 if other.offer is not None and other.number < ticket.number
             )
-        turn = self.turn.opens(now)
-        due = max(self.pace_due(), self.turn_hint if turn == inf else turn)
+        lease = self.lease.opens(now)
+        due = max(self.pace_due(), self._lease_expected_at if lease == inf else lease)
         if self.sending is not None:
             due = max(due, now) + self.sending.cost * self.interval
         hold = self.account.hold
@@ -406,7 +425,7 @@ class Queue:
             now=now,
             due=max(due, hold.until) if hold else due,
             cost_ahead=ahead,
-            interval=self.interval * max(self.contenders, self._spread),
+            interval=self.interval * max(self._contenders, self._spread),
         )
 
     def admit(self, ticket: "Ticket", limit: float) -> None:
@@ -450,7 +469,7 @@ class Queue:
             ticket.deadline = now + limit if limit else inf
             self._note_wait(ticket, "sent", 0.0)
             return self.account.grant(self, ticket, now)
-        patience = self._shared.turns.patience  # to learn whether a slot is free takes time
+        patience = self._shared.turns.answer_timeout  # to learn whether a slot is free takes time
         ticket.deadline = now + max(limit, patience)
         ticket.patience_until = now + limit if limit < patience else inf
         offer: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()

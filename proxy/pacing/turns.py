@@ -1,7 +1,12 @@
-"""Whose turn it is on a queue that several replicas share: what pacing needs of a store.
+"""Leases of a queue that several replicas share: what pacing needs of a store.
 
-Each replica keeps its own queues of waiters; what they share is whose turn it is. `Turns` is the
-seam: `Alone` here for a single process, store/turns.py for many on one Redis.
+Each replica keeps its own queues of waiters. Replicas take turns to send: the store gives the lease
+of a queue to one replica at a time, and only that replica may send. `Turns` is what pacing calls,
+`SharedQueue` what a store calls. `Alone` here serves a single process, store/turns.py many replicas
+on one Redis.
+
+Invariants: a queue changes its own state only, in the methods below; a store reads it and calls
+them. No method waits or raises. `reevaluate` may send, so a store calls it last.
 """
 
 from dataclasses import dataclass
@@ -10,31 +15,23 @@ from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """From when and until when a queue may use its turn; monotonic seconds."""
+class Lease:
+    """From when and until when a queue may send; monotonic seconds."""
 
     at: float
     until: float
 
     def opens(self, now: float) -> float:
-        """Return from when on the turn may be used; `inf` once it has run out."""
+        """When the lease may be used; `inf` once it has run out."""
         return self.at if now <= self.until else inf
 
 
-FREE: Final = Turn(-inf, inf)  # nobody else is to be asked
-NOT_OURS: Final = Turn(inf, -inf)
+FREE: Final = Lease(-inf, inf)  # no other replica is to be asked
+NOT_OURS: Final = Lease(inf, -inf)
 
 
 class SharedQueue(Protocol):
-    """What a store knows of a replica's queue, and tells it; times are monotonic seconds.
-
-    `turn` is kept by the store. So are `turn_hint`, when the queue's turn is expected to come, and
-    `contenders`, how many replicas have waiters on this queue.
-    """
-
-    turn: Turn
-    turn_hint: float
-    contenders: int
+    """A replica's queue, as a store knows it; times are monotonic seconds."""
 
     @property
     def key(self) -> str:
@@ -48,7 +45,7 @@ class SharedQueue(Protocol):
 
     @property
     def paced(self) -> bool:
-        """Whether sends take turns; where they do not, they obey holds all the same."""
+        """True if a send needs a lease; a queue without one obeys holds all the same."""
         ...
 
     @property
@@ -56,37 +53,58 @@ class SharedQueue(Protocol):
         """Seconds between two sends."""
         ...
 
-    def wants_turn(self) -> bool:
-        """Tell whether somebody waits here who could be sent in a turn."""
+    @property
+    def lease(self) -> Lease:
+        """The lease as it was last granted or lost."""
+        ...
+
+    def wants_lease(self) -> bool:
+        """True if a waiter could be sent with a lease."""
         ...
 
     def pace_left(self) -> float:
-        """Return the seconds for which the last send from here keeps the next one back."""
+        """Seconds for which the last send of this replica keeps the next one back."""
         ...
 
     def hold_left(self) -> float:
-        """Return the seconds of silence the account has left."""
+        """Seconds until the account's hold ends."""
         ...
 
-    def turn_changed(self) -> None:
-        """Look again who may send now."""
+    def lease_granted(self, lease: Lease) -> None:
+        """Send with this lease from now on."""
+        ...
+
+    def lease_lost(self) -> None:
+        """Send nothing until a lease is granted."""
+        ...
+
+    def lease_expected(self, at: float, contenders: int) -> None:
+        """Predict waits from this moment, while that many replicas have waiters on the queue."""
+        ...
+
+    def store_lost(self) -> None:
+        """Send without leases, from the moment at which the next one was expected."""
         ...
 
     def keep_distance(self, replicas: int) -> None:
-        """Send nothing for an interval, or for `replicas` of them after a send from here."""
+        """Send nothing for an interval, or for `replicas` of them after a send of this replica."""
         ...
 
-    def silence(self, seconds: float) -> None:
-        """Obey a hold that another replica was told."""
+    def obey_hold(self, seconds: float) -> None:
+        """Obey a hold of which another replica was told."""
         ...
 
     def refuse_waiters(self) -> None:
-        """Refuse everybody who waits: there is no store to keep the pace."""
+        """Refuse all waiters: there is no store to keep the pace."""
+        ...
+
+    def reevaluate(self) -> None:
+        """Offer what may be sent now; expire a first waiter that only waited to learn that."""
         ...
 
 
 class Turns(Protocol):
-    """Whose turn it is on a queue that several replicas share. No method waits or raises."""
+    """Which replica may send on a queue that several share. No method waits or raises."""
 
     @property
     def replicas(self) -> int:
@@ -95,17 +113,17 @@ class Turns(Protocol):
 
     @property
     def spread(self) -> int:
-        """By how much intervals are stretched: the number of replicas while the store is down."""
+        """The factor by which intervals grow: the number of replicas while the store is down."""
         ...
 
     @property
-    def patience(self) -> float:
-        """How many seconds it may take to learn whose turn it is."""
+    def answer_timeout(self) -> float:
+        """How many seconds the store may take to say whether a queue has the lease."""
         ...
 
     @property
     def is_refusing(self) -> bool:
-        """Tell whether paced requests are refused, because the store is down."""
+        """True if paced requests are refused, because the store is down."""
         ...
 
     def opened(self, queue: SharedQueue) -> None:
@@ -113,19 +131,19 @@ class Turns(Protocol):
         ...
 
     def wanted(self, queue: SharedQueue) -> None:
-        """Somebody could be sent: see that the queue's turn comes. Repeating it changes nothing."""
+        """A waiter could be sent: get a lease for the queue. A repeated call changes nothing."""
         ...
 
     def unused(self, queue: SharedQueue) -> None:
-        """Nobody could be sent: somebody else may have the turn. Repeating it changes nothing."""
+        """No waiter could be sent: give up the lease. A repeated call changes nothing."""
         ...
 
     def used(self, queue: SharedQueue) -> None:
-        """The turn was used for a send: `pace_left` says how long others have to wait."""
+        """The lease was used for a send: `pace_left` says how long other replicas have to wait."""
         ...
 
     def held(self, key: str, seconds: float) -> None:
-        """The API asked this account for silence."""
+        """The API put this account on hold."""
         ...
 
 
@@ -134,21 +152,21 @@ class Alone:
 
     replicas = 1
     spread = 1
-    patience = 0.0
+    answer_timeout = 0.0
     is_refusing = False
 
     def opened(self, queue: SharedQueue) -> None:
         """The queue's own pace is all there is."""
-        queue.turn = FREE
+        queue.lease_granted(FREE)
 
     def wanted(self, queue: SharedQueue) -> None:
-        """The turn is always ours."""
+        """The lease is always ours."""
 
     def unused(self, queue: SharedQueue) -> None:
-        """Nobody else wants it."""
+        """No other replica wants it."""
 
     def used(self, queue: SharedQueue) -> None:
-        """Nobody is to be told."""
+        """There is no other replica to tell."""
 
     def held(self, key: str, seconds: float) -> None:
-        """Nobody else has to obey."""
+        """There is no other replica to tell."""

@@ -56,11 +56,11 @@ class Subscriber(Protocol):
         """What it listens to."""
         ...
 
-    def hear(self, text: str, since: float) -> None:
+    def receive(self, text: str, since: float) -> None:
         """Take a message that came after `since` (monotonic)."""
         ...
 
-    async def rehearse(self) -> None:
+    async def self_test(self) -> None:
         """Do what it is going to do, to see that it can be done. Raises what redis-py raises."""
         ...
 
@@ -68,7 +68,7 @@ class Subscriber(Protocol):
 class Connection:
     """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
 
-    `settled` is set once it is known whether it answers. Those in `reminders` are called when it
+    `settled` is set once it is known whether it answers. Those in `restorers` are called when it
     comes back, and when it turns out to have lost what it was told.
     """
 
@@ -85,7 +85,7 @@ class Connection:
         self.settled = asyncio.Event()
         self.went_down: list[Callable[[], None]] = []
         self.came_back: list[Callable[[], None]] = []
-        self.reminders: list[Callable[[], None]] = []
+        self.restorers: list[Callable[[], None]] = []
         self._clock = clock
         self._metrics = metrics
         self._spawn = spawn
@@ -133,7 +133,7 @@ class Connection:
                     self._metrics.store_is(up=True)
                     _log.info("the store is up")
                     self._tell(self.came_back)
-                    self._tell(self.reminders)
+                    self._tell(self.restorers)
                     self.settled.set()
                     await self._listen(news, subscriber)
             except StoreDown as down:
@@ -229,16 +229,16 @@ class Connection:
                 for _ in subscriber.channels:
                     await news.get_message(timeout=None)
             # On all connections: they are made now, and not in the first rush.
-            await asyncio.gather(*(self._rehearsed(subscriber) for _ in range(_COMMANDS)))
+            await asyncio.gather(*(self._self_tested(subscriber) for _ in range(_COMMANDS)))
             async with self._edge():
                 self._mark = await self._read_mark()
             yield news
         finally:
             await self._close(news.aclose)
 
-    async def _rehearsed(self, subscriber: Subscriber) -> None:
+    async def _self_tested(self, subscriber: Subscriber) -> None:
         async with self._edge():
-            await subscriber.rehearse()
+            await subscriber.self_test()
 
     async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
         """Hand on what is said, for as long as the circuit is closed."""
@@ -255,16 +255,16 @@ class Connection:
                     await news.ping()
                     message = await news.get_message(timeout=None)
             if message is not None and message["type"] == "message":
-                subscriber.hear(message["data"].decode("ascii", "replace"), since)
+                subscriber.receive(message["data"].decode("ascii", "replace"), since)
 
     async def _look_at_mark(self) -> None:
         try:
             mark = await self.call(self._read_mark)
         except StoreDown:
-            return  # whoever is to be reminded will be when it is back
+            return  # when the store is back, all is told again
         if mark != self._mark:
             self._mark = mark
-            self._tell(self.reminders)
+            self._tell(self.restorers)
 
     async def _read_mark(self) -> bytes | None:
         """Return what tells the store's memory from one that was lost before it."""

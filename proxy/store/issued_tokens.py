@@ -1,8 +1,8 @@
 """Which account a token was issued to, known to all replicas.
 
-An entry is keyed by the hash of the token and names the account by the hash of its client id. One
-for a managed account carries an HMAC under the account's secret, over all it says: who can write to
-the store still cannot make a token of theirs stand for somebody else's account.
+An entry is keyed by the hash of the token and names the account by the hash of its client id. An
+entry for a managed account carries an HMAC of its content under the account's secret, so write
+access to the store is not enough to make a token stand for another account.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _MAX_DIGITS: Final = 12  # of a date
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """What a replica learned; `lifetime` in seconds, `secret` that of a managed account."""
+    """A token and its account; `lifetime` in seconds, `secret` that of a managed account."""
 
     token_hash: bytes
     account_id: str
@@ -39,13 +39,13 @@ class Entry:
     seal: str
 
     def is_sealed_by(self, token_hash: bytes, secret: str) -> bool:
-        """Tell whether the entry was written by somebody who knows the account's secret."""
+        """True if the writer of the entry knew the account's secret."""
         seal = _seal(token_hash, self.account_id, self.expires, secret)
         return hmac.compare_digest(self.seal.encode(), seal.encode())
 
 
 class SharedTokens:
-    """The table of learned tokens in the store."""
+    """The table of issued tokens in the store."""
 
     def __init__(
         self,
@@ -57,32 +57,32 @@ class SharedTokens:
         self._connection = connection
         self._clock = clock
         self._spawn = spawn
-        self._is_forgotten = False
-        self._is_repeating = False
+        self._is_lost = False
+        self._is_restoring = False
         self._asking: dict[bytes, asyncio.Future[Entry | None]] = {}
 
-    def repeat(self, lessons: Callable[[], Iterable[IssuedToken]]) -> None:
-        """Have these told again whenever the store may have lost them."""
+    def restore_from(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
+        """Write these tokens again whenever the store may have lost them."""
 
-        def remind() -> None:
-            self._is_forgotten = True
-            if not self._is_repeating:
-                self._is_repeating = True
-                self._spawn(self._repeat(lessons))
+        def restore() -> None:
+            self._is_lost = True
+            if not self._is_restoring:
+                self._is_restoring = True
+                self._spawn(self._restore(tokens))
 
-        self._connection.reminders.append(remind)
+        self._connection.restorers.append(restore)
 
-    async def remember(self, lesson: IssuedToken) -> None:
-        """Tell the other replicas; while the store is down they will not know."""
+    async def add(self, issued: IssuedToken) -> None:
+        """Tell the other replicas; they do not learn it while the store is down."""
         try:
-            await self._write(lesson)
+            await self._write(issued)
         except StoreDown:
             return
 
-    async def recall(self, token_hash: bytes) -> Entry | None:
-        """Return what a replica learned of a token, if it has not expired.
+    async def find(self, token_hash: bytes) -> Entry | None:
+        """Return the entry of a token that has not expired.
 
-        However many ask at once, the store is asked once. Raises StoreDown if nobody can say.
+        Calls for one token at the same time share one question. Raises StoreDown if it fails.
         """
         asking = self._asking.get(token_hash)
         if asking is None:
@@ -95,7 +95,7 @@ class SharedTokens:
             asking.set_result(await self._read(token_hash))
         except StoreDown as down:
             asking.set_exception(down)
-            asking.exception()  # whoever asked may be gone
+            asking.exception()  # the caller may be gone
         finally:
             del self._asking[token_hash]
             asking.cancel()  # where we were cancelled
@@ -115,27 +115,27 @@ class SharedTokens:
         entry = Entry(account_id, int(expires), seal)
         return entry if entry.expires > self._clock.wall() else None
 
-    async def _write(self, lesson: IssuedToken) -> None:
-        token_hash, account_id, secret = lesson.token_hash, lesson.account_id, lesson.secret
-        expires = int(self._clock.wall() + lesson.lifetime)
+    async def _write(self, issued: IssuedToken) -> None:
+        token_hash, account_id, secret = issued.token_hash, issued.account_id, issued.secret
+        expires = int(self._clock.wall() + issued.lifetime)
         seal = "" if secret is None else _seal(token_hash, account_id, expires, secret)
         await self._connection.call(
             lambda: self._connection.redis.set(
                 _TOKEN + token_hash.hex(),
                 f"{account_id} {expires} {seal}",
-                ex=max(1, int(lesson.lifetime)),
+                ex=max(1, int(issued.lifetime)),
             )
         )
 
-    async def _repeat(self, lessons: Callable[[], Iterable[IssuedToken]]) -> None:
+    async def _restore(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
         try:
-            while self._is_forgotten:
-                self._is_forgotten = False
-                with suppress(StoreDown):  # there will be another reminder
-                    for lesson in tuple(lessons()):
-                        await self._write(lesson)
+            while self._is_lost:
+                self._is_lost = False
+                with suppress(StoreDown):  # it asks again when it is back
+                    for issued in tuple(tokens()):
+                        await self._write(issued)
         finally:
-            self._is_repeating = False
+            self._is_restoring = False
 
 
 def _seal(token_hash: bytes, account_id: str, expires: int, secret: str) -> str:

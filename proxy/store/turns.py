@@ -19,13 +19,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
-from math import inf
 from secrets import token_hex
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from proxy.clock import Clock, Timer
-from proxy.pacing.turns import FREE, NOT_OURS, SharedQueue, Turn
+from proxy.pacing.turns import FREE, Lease, SharedQueue
 from proxy.store.connection import PREFIX, Connection, StoreDown
 from proxy.telemetry.metrics import Metrics
 
@@ -33,8 +32,8 @@ _LEASE: Final = 2.0  # seconds a turn may stay unused after it is due, before ot
 _RENEW_AT: Final = 0.5  # of the lease
 _LOOK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a turn
 _KEEP_MS: Final = 60_000  # how long the state outlives what it says
-_REHEARSAL: Final = PREFIX + "{rehearsal}"
-_REHEARSAL_MS: Final = 1_000
+_SELF_TEST: Final = PREFIX + "{self-test}"
+_SELF_TEST_MS: Final = 1_000
 _ALL: Final = PREFIX + "all"
 _SCRIPT: Final = files("proxy.store").joinpath("turn.lua").read_text(encoding="utf-8")
 
@@ -63,7 +62,7 @@ class _Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class _Word:
+class _LeaseMessage:
     """A turn we were told of: when it opens, and a moment after which it was given."""
 
     stamp: _Stamp
@@ -72,14 +71,14 @@ class _Word:
 
 
 @dataclass(slots=True)
-class _Place:
+class _Seat:
     """Where one of our queues stands in the store, while it wants turns."""
 
     queue: SharedQueue
     is_ours: bool = False
     is_busy: bool = False  # a command is under way
     has_sent: bool = False  # while a command was under way: yet to be reported
-    word: "_Word | None" = None  # heard while a command was under way
+    message: "_LeaseMessage | None" = None  # heard while a command was under way
     stamp: "_Stamp | None" = None  # of the last answer
     timer: Timer | None = None
 
@@ -90,7 +89,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class _LeaseStatus:
     """What the script answers; seconds from now."""
 
     is_ours: bool
@@ -101,7 +100,7 @@ class _Standing:
     stamp: _Stamp
 
     @classmethod
-    def of(cls, answer: list[Any]) -> "_Standing":
+    def of(cls, answer: list[Any]) -> "_LeaseStatus":
         mine, wait, wanting, ahead, hold, born, count = map(int, answer)
         return cls(bool(mine), wait / 1e6, wanting, ahead, hold / 1e6, _Stamp(born, count))
 
@@ -124,7 +123,7 @@ class SharedTurns:
         self._me = token_hex(6)
         self._script = connection.redis.register_script(_SCRIPT)
         self._queues: WeakValueDictionary[_Name, SharedQueue] = WeakValueDictionary()
-        self._places: dict[_Name, _Place] = {}
+        self._seats: dict[_Name, _Seat] = {}
         self._routes: set[str] = set()
         self._looking: set[_Name] = set()  # queues that wait to be told of a hold
         self._abandoned: dict[_Name, SharedQueue] = {}  # which the store may still think want turns
@@ -134,7 +133,7 @@ class SharedTurns:
 
     def __repr__(self) -> str:
         mode = "shared" if self._is_shared else "alone"
-        return f"<SharedTurns {self._me}: {mode}, {len(self._places)} places>"
+        return f"<SharedTurns {self._me}: {mode}, {len(self._seats)} seats>"
 
     @property
     def replicas(self) -> int:
@@ -147,7 +146,7 @@ class SharedTurns:
         return 1 if self._is_shared else self.replicas
 
     @property
-    def patience(self) -> float:
+    def answer_timeout(self) -> float:
         """How long the store may take to answer."""
         return self._connection.settings.timeout
 
@@ -162,7 +161,10 @@ class SharedTurns:
         """Take a queue in, new or no longer what it was."""
         self._queues[_name(queue)] = queue
         self._routes.add(queue.route)
-        queue.turn = NOT_OURS if self._is_shared else FREE
+        if self._is_shared:
+            queue.lease_lost()
+        else:
+            queue.lease_granted(FREE)
 
     def wanted(self, queue: SharedQueue) -> None:
         """Ask for a turn, or for a hold where there are no turns, unless that has been done."""
@@ -171,90 +173,91 @@ class SharedTurns:
         if not queue.paced:
             self.unused(queue)  # it may have been paced before
             self._look(queue)
-        elif _name(queue) not in self._places:
-            place = self._places[_name(queue)] = _Place(queue)
-            self._start(place, _Op.ASK)
+        elif _name(queue) not in self._seats:
+            seat = self._seats[_name(queue)] = _Seat(queue)
+            self._start(seat, _Op.ASK)
 
     def unused(self, queue: SharedQueue) -> None:
-        """Give up a turn, or a place in the queue."""
-        place = self._places.get(_name(queue))
-        if place is not None and not place.is_busy:
-            self._start(place, _Op.LEAVE)
+        """Give up a turn, or a seat in the queue."""
+        seat = self._seats.get(_name(queue))
+        if seat is not None and not seat.is_busy:
+            self._start(seat, _Op.LEAVE)
 
     def used(self, queue: SharedQueue) -> None:
         """Report a send and, if somebody waits, ask for the next turn in the same breath."""
         if not self._is_shared:
             self._metrics.store_bypassed()
             return
-        queue.turn = NOT_OURS
-        self._report(self._places.setdefault(_name(queue), _Place(queue)))
+        queue.lease_lost()
+        self._report(self._seats.setdefault(_name(queue), _Seat(queue)))
 
     def held(self, key: str, seconds: float) -> None:
         """Have all replicas obey a hold."""
         if self._is_shared and seconds > 0:
             self._spawn(self._hold(key, seconds))
 
-    # Commands: one at a time for each place.
+    # Commands: one at a time for each seat.
 
-    def _start(self, place: _Place, op: _Op) -> None:
-        place.is_busy = True
-        place.cancel_timer()
-        if op is not _Op.ASK or not place.is_ours:
-            place.is_ours = False
-            place.queue.turn = NOT_OURS
-        self._spawn(self._run(place, op))
+    def _start(self, seat: _Seat, op: _Op) -> None:
+        seat.is_busy = True
+        seat.cancel_timer()
+        if op is not _Op.ASK or not seat.is_ours:
+            seat.is_ours = False
+            seat.queue.lease_lost()
+        self._spawn(self._run(seat, op))
 
-    def _report(self, place: _Place) -> None:
+    def _report(self, seat: _Seat) -> None:
         """Tell for how long the last send from here keeps the next one back."""
-        place.has_sent = place.is_busy
-        if not place.is_busy:
-            self._start(place, _Op.SENT)
+        seat.has_sent = seat.is_busy
+        if not seat.is_busy:
+            self._start(seat, _Op.SENT)
 
-    async def _run(self, place: _Place, op: _Op) -> None:
+    async def _run(self, seat: _Seat, op: _Op) -> None:
         """Run one command for a queue, then whatever became due meanwhile."""
-        queue = place.queue
+        queue = seat.queue
         begun = self._clock.monotonic()
         span = queue.pace_left() if op is _Op.SENT else 0.0
-        again = op is _Op.SENT and queue.wants_turn()
+        again = op is _Op.SENT and queue.wants_lease()
         try:
-            standing = await self._say(
+            status = await self._say(
                 queue.key, op.value, queue.route, span=span, interval=queue.interval, again=again
             )
         except StoreDown:
             return  # the queues go on by themselves
         finally:
-            place.is_busy = False
-        if self._places.get(_name(queue)) is not place:
+            seat.is_busy = False
+        if self._seats.get(_name(queue)) is not seat:
             return  # the store was down and is back, and this is history
-        place.stamp = standing.stamp
-        if standing.stamp.count == 1:  # it knew nothing, or no longer
-            place.has_sent |= op is not _Op.SENT and queue.pace_left() > 0
+        seat.stamp = status.stamp
+        if status.stamp.count == 1:  # it knew nothing, or no longer
+            seat.has_sent |= op is not _Op.SENT and queue.pace_left() > 0
             self.held(queue.key, queue.hold_left())
-            self._tell_lines(queue.key, standing.stamp.born)
-        word, place.word = place.word, None
+            self._report_all_again(queue.key, status.stamp.born)
+        message, seat.message = seat.message, None
         is_in = again or op is _Op.ASK
-        queue.contenders = max(1, standing.wanting + (0 if is_in else 1))
-        queue.turn_hint = self._clock.monotonic() + standing.wait + standing.ahead * queue.interval
-        if place.has_sent:
-            self._report(place)
-        elif standing.is_ours:
-            self._take(place, self._clock.monotonic() + standing.wait, begun)
-        elif is_in and word is not None and word.stamp.is_after(standing.stamp):
-            self._take(place, word.at, word.since)
+        contenders = max(1, status.wanting + (0 if is_in else 1))
+        expected = self._clock.monotonic() + status.wait + status.ahead * queue.interval
+        queue.lease_expected(expected, contenders)
+        if seat.has_sent:
+            self._report(seat)
+        elif status.is_ours:
+            self._take(seat, self._clock.monotonic() + status.wait, begun)
+        elif is_in and message is not None and message.stamp.is_after(status.stamp):
+            self._take(seat, message.at, message.since)
         elif is_in:
-            self._queue(place)
+            self._queue(seat, expected)
         else:
-            del self._places[_name(queue)]
-        self._obey(queue, standing.hold)
-        queue.turn_changed()
+            del self._seats[_name(queue)]
+        self._obey(queue, status.hold)
+        queue.reevaluate()
 
     async def _say(  # noqa: PLR0913 -- the script's arguments
         self, key: str, op: str, route: str, *, span: float, interval: float, again: bool = False
-    ) -> _Standing:
+    ) -> _LeaseStatus:
         async def command() -> list[Any]:
             return await self._call_script(key, op, route, span, interval, again=again)
 
-        return _Standing.of(await self._connection.call(command))
+        return _LeaseStatus.of(await self._connection.call(command))
 
     async def _call_script(  # noqa: PLR0913 -- likewise
         self,
@@ -274,66 +277,65 @@ class SharedTurns:
 
     async def _hold(self, key: str, seconds: float) -> None:
         try:
-            standing = await self._say(key, "hold", "", span=seconds, interval=0.0)
+            status = await self._say(key, "hold", "", span=seconds, interval=0.0)
         except StoreDown:
             return  # this replica obeys it, and tells the others when the store is back
-        if standing.stamp.count == 1:
-            self._tell_lines(key, standing.stamp.born)
+        if status.stamp.count == 1:
+            self._report_all_again(key, status.stamp.born)
 
     # Turns.
 
-    def _take(self, place: _Place, at: float, since: float) -> None:
+    def _take(self, seat: _Seat, at: float, since: float) -> None:
         """Have the turn, which opens at that moment and was given some time after `since`."""
         now = self._clock.monotonic()
-        turn = Turn(at, since + max(0.0, at - now) + _LEASE)
-        if turn.until <= now:  # we stood still for so long that it may be over
-            self._start(place, _Op.ASK)
+        lease = Lease(at, since + max(0.0, at - now) + _LEASE)
+        if lease.until <= now:  # we stood still for so long that it may be over
+            self._start(seat, _Op.ASK)
             return
-        place.is_ours = True
-        place.queue.turn = turn
-        place.queue.turn_hint = turn.at
-        self._look_at(place, turn.at + _LEASE * _RENEW_AT)
+        seat.is_ours = True
+        seat.queue.lease_granted(lease)
+        self._look_at(seat, lease.at + _LEASE * _RENEW_AT)
 
-    def _queue(self, place: _Place) -> None:
-        place.is_ours = False
-        place.queue.turn = NOT_OURS
-        self._look_at(place, max(place.queue.turn_hint, self._clock.monotonic() + _LOOK_AGAIN))
+    def _queue(self, seat: _Seat, expected: float) -> None:
+        seat.is_ours = False
+        seat.queue.lease_lost()
+        self._look_at(seat, max(expected, self._clock.monotonic() + _LOOK_AGAIN))
 
-    def _look_at(self, place: _Place, at: float) -> None:
+    def _look_at(self, seat: _Seat, at: float) -> None:
         """At that moment keep a turn that is not used yet, or ask about one that is overdue."""
-        place.cancel_timer()
-        place.timer = self._clock.call_at(at, lambda: self._look_again(place))
+        seat.cancel_timer()
+        seat.timer = self._clock.call_at(at, lambda: self._look_again(seat))
 
-    def _look_again(self, place: _Place) -> None:
-        place.timer = None
-        if not place.is_busy:
-            self._start(place, _Op.ASK)
+    def _look_again(self, seat: _Seat) -> None:
+        seat.timer = None
+        if not seat.is_busy:
+            self._start(seat, _Op.ASK)
 
     # Holds.
 
     def _look(self, queue: SharedQueue) -> None:
         name = _name(queue)
-        if queue.turn is not FREE and name not in self._looking:
+        if queue.lease is not FREE and name not in self._looking:
             self._looking.add(name)
             self._spawn(self._see_hold(queue))
 
     async def _see_hold(self, queue: SharedQueue) -> None:
         """Learn of a hold that began before this replica had anything to do with the account."""
         try:
-            standing = await self._say(queue.key, "look", "", span=0.0, interval=0.0)
+            status = await self._say(queue.key, "look", "", span=0.0, interval=0.0)
         except StoreDown:
             return
         finally:
             self._looking.discard(_name(queue))
         if self._is_shared and not queue.paced:
-            queue.turn = FREE
-            self._obey(queue, standing.hold)
-            queue.turn_changed()
+            queue.lease_granted(FREE)
+            self._obey(queue, status.hold)
+            queue.reevaluate()
 
     @staticmethod
     def _obey(queue: SharedQueue, seconds: float) -> None:
         if seconds > queue.hold_left():
-            queue.silence(seconds)
+            queue.obey_hold(seconds)
 
     # News from the others.
 
@@ -342,76 +344,76 @@ class SharedTurns:
         """What is said to us, and what is said to all."""
         return PREFIX + self._me, _ALL
 
-    async def rehearse(self) -> None:
+    async def self_test(self) -> None:
         """Run the script once, on a key of its own."""
-        await self._call_script(_REHEARSAL, "leave", "", keep_ms=_REHEARSAL_MS)
+        await self._call_script(_SELF_TEST, "leave", "", keep_ms=_SELF_TEST_MS)
 
-    def hear(self, text: str, since: float) -> None:
+    def receive(self, text: str, since: float) -> None:
         """Take news; what is not understood is not for us."""
         match text.split(" "):
             case ["hold", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
-                for queue in self._lines_of(key):
+                for queue in self._queues_of(key):
                     self._obey(queue, int(rest[0]) / 1e6)
             case _ if not self._is_shared:
                 pass  # turns ended with the store
             case ["turn", key, route, *rest] if _are_numbers(rest, 3):
                 born, count, wait = map(int, rest)
                 at = self._clock.monotonic() + wait / 1e6
-                self._hear_turn((key, route), _Word(_Stamp(born, count), at, since))
+                self._receive_lease((key, route), _LeaseMessage(_Stamp(born, count), at, since))
             case ["over", key, route, *rest] if _are_numbers(rest, 2):
-                self._hear_over((key, route), _Stamp(*map(int, rest)))
+                self._receive_over((key, route), _Stamp(*map(int, rest)))
             case ["lost", who, key, *rest] if who != self._me and _are_numbers(rest, 1):
-                self._hear_lost(key, int(rest[0]))
+                self._receive_lost(key, int(rest[0]))
 
-    def _hear_turn(self, name: _Name, word: _Word) -> None:
-        place, queue = self._places.get(name), self._queues.get(name)
-        if place is None:
+    def _receive_lease(self, name: _Name, message: _LeaseMessage) -> None:
+        seat, queue = self._seats.get(name), self._queues.get(name)
+        if seat is None:
             if queue is not None:
                 self._give_up(queue)
-        elif place.is_busy:
-            place.word = word
-        elif word.stamp.is_after(place.stamp):
-            self._take(place, word.at, word.since)
+        elif seat.is_busy:
+            seat.message = message
+        elif message.stamp.is_after(seat.stamp):
+            self._take(seat, message.at, message.since)
             # Not at once: the next message may say that it is over.
-            self._clock.call_at(self._clock.monotonic(), place.queue.turn_changed)
+            self._clock.call_at(self._clock.monotonic(), seat.queue.reevaluate)
 
-    def _hear_over(self, name: _Name, stamp: _Stamp) -> None:
-        place = self._places.get(name)
-        if place is None or place.is_busy or not place.is_ours or not stamp.is_after(place.stamp):
+    def _receive_over(self, name: _Name, stamp: _Stamp) -> None:
+        seat = self._seats.get(name)
+        if seat is None or seat.is_busy or not seat.is_ours or not stamp.is_after(seat.stamp):
             return
-        if self._clock.monotonic() < place.queue.turn.until:
+        if self._clock.monotonic() < seat.queue.lease.until:
             self._metrics.store_bypassed()  # the server's clock was set forward
-        place.is_ours = False
-        self._start(place, _Op.ASK)
+        seat.is_ours = False
+        self._start(seat, _Op.ASK)
 
-    def _hear_lost(self, key: str, born: int) -> None:
+    def _receive_lost(self, key: str, born: int) -> None:
         """Say again what the store was told of an account and no longer knew when `born` began."""
-        hold = max((queue.hold_left() for queue in self._lines_of(key)), default=0.0)
-        if self._tell_lines(key, born) or hold > 0:
+        hold = max((queue.hold_left() for queue in self._queues_of(key)), default=0.0)
+        if self._report_all_again(key, born) or hold > 0:
             self._metrics.store_bypassed()
             self.held(key, hold)
 
-    def _tell_lines(self, key: str, born: int) -> bool:
+    def _report_all_again(self, key: str, born: int) -> bool:
         """Tell again of queues of which the store was last told before that."""
-        queues = [queue for queue in self._lines_of(key) if self._has_told(queue, before=born)]
+        queues = [queue for queue in self._queues_of(key) if self._has_told(queue, before=born)]
         for queue in queues:
-            self._tell_again(queue)
+            self._report_again(queue)
         return bool(queues)
 
     def _has_told(self, queue: SharedQueue, *, before: int) -> bool:
-        place = self._places.get(_name(queue))
-        if place is None or place.stamp is None:
+        seat = self._seats.get(_name(queue))
+        if seat is None or seat.stamp is None:
             return queue.pace_left() > 0
-        return queue.paced and place.stamp.born != before
+        return queue.paced and seat.stamp.born != before
 
-    def _tell_again(self, queue: SharedQueue) -> None:
+    def _report_again(self, queue: SharedQueue) -> None:
         """Report the last send, for as long as it counts, and ask if somebody waits."""
-        place = self._places.setdefault(_name(queue), _Place(queue))
-        place.is_ours = False
-        queue.turn = NOT_OURS
-        self._report(place)
+        seat = self._seats.setdefault(_name(queue), _Seat(queue))
+        seat.is_ours = False
+        queue.lease_lost()
+        self._report(seat)
 
-    def _lines_of(self, key: str) -> list[SharedQueue]:
+    def _queues_of(self, key: str) -> list[SharedQueue]:
         queues = (self._queues.get((key, route)) for route in self._routes)
         return [queue for queue in queues if queue is not None]
 
@@ -421,26 +423,25 @@ class SharedTurns:
 
     def _go_alone(self) -> None:
         self._is_shared = False
-        for name, place in self._places.items():
-            place.cancel_timer()
-            self._abandoned[name] = place.queue
-        self._places.clear()
+        for name, seat in self._seats.items():
+            seat.cancel_timer()
+            self._abandoned[name] = seat.queue
+        self._seats.clear()
         queues = list(self._queues.values())
         for queue in queues:
             # Others may have sent just now, and know no more than we do.
-            queue.turn = Turn(queue.turn_hint, inf) if queue.paced else FREE
-            queue.contenders = 1
+            queue.store_lost()
         for queue in queues:
             if self.is_refusing and queue.paced:
                 queue.refuse_waiters()
-            queue.turn_changed()
+            queue.reevaluate()
 
     def _join(self) -> None:
         self._is_shared = True
         queues = list(self._queues.values())
         holds: dict[str, float] = {}
         for queue in queues:
-            queue.turn = NOT_OURS
+            queue.lease_lost()
             holds[queue.key] = queue.hold_left()
             if queue.paced:
                 queue.keep_distance(self.replicas)
@@ -448,17 +449,17 @@ class SharedTurns:
             self.held(key, seconds)
         for queue in queues:
             if queue.paced and queue.pace_left() > 0:
-                self._tell_again(queue)
-            queue.turn_changed()
+                self._report_again(queue)
+            queue.reevaluate()
         abandoned, self._abandoned = self._abandoned, {}
         for queue in abandoned.values():
             self._give_up(queue)
 
     def _give_up(self, queue: SharedQueue) -> None:
         """Give up what the store thinks we want, unless we do."""
-        if _name(queue) not in self._places:
-            place = self._places[_name(queue)] = _Place(queue)
-            self._start(place, _Op.LEAVE)
+        if _name(queue) not in self._seats:
+            seat = self._seats[_name(queue)] = _Seat(queue)
+            self._start(seat, _Op.LEAVE)
 
 
 def _name(queue: SharedQueue) -> _Name:

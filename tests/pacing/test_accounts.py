@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.pacing.account import Account, Queue, Slot, Ticket
 from proxy.pacing.accounts import Accounts
-from proxy.pacing.turns import FREE, NOT_OURS
+from proxy.pacing.turns import FREE
 from proxy.problems import Problem
 from proxy.rules.state import AccountState, QueueState
 from proxy.settings import Account as AccountSettings
@@ -440,9 +440,9 @@ async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
 async def test_turn_that_runs_out_while_somebody_connects_is_not_used() -> None:
     async with bench() as b:
         slot = await b.get(b.queue())
-        b.queue().turn = NOT_OURS
+        b.queue().lease_lost()
         assert not may_leave(b, slot)
-        b.queue().turn = FREE
+        b.queue().lease_granted(FREE)
         slot.close()
 
 

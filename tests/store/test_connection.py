@@ -27,7 +27,7 @@ from tests.kit.stalls import noting_stalls
 INTERVAL = 0.1
 LOOK_AGAIN = 0.05  # a line asks about a turn that is overdue
 HASH = bytes(range(32))
-NOBODYS = ("export-proxy:{rehearsal}", "export-proxy:mark")
+NOBODYS = ("export-proxy:{self-test}", "export-proxy:mark")
 
 
 @asynccontextmanager
@@ -130,19 +130,17 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
     async with redis_server(tmp_path) as server, connected(server) as (_, tokens, _):
         for number in range(10):
             token_hash = bytes([number]) * 32
-            await tokens.remember(IssuedToken(token_hash, f"account-{number}", 600, None))
+            await tokens.add(IssuedToken(token_hash, f"account-{number}", 600, None))
         before = (await server.client.info("stats"))["total_connections_received"]
         for turn in range(1000):
-            recalling = asyncio.get_running_loop().create_task(
-                tokens.recall(bytes([turn % 10]) * 32)
-            )
+            recalling = asyncio.get_running_loop().create_task(tokens.find(bytes([turn % 10]) * 32))
             for _ in range(turn % 7):
                 await asyncio.sleep(0)  # noqa: TID251 -- yields
             recalling.cancel()
             await asyncio.wait([recalling])
             if turn % 10 == 0:
                 number = turn // 10 % 10
-                entry = await tokens.recall(bytes([number]) * 32)
+                entry = await tokens.find(bytes([number]) * 32)
                 assert entry is not None
                 assert entry.account_id == f"account-{number}"
         after = (await server.client.info("stats"))["total_connections_received"]
@@ -226,7 +224,7 @@ def test_idle_connection_that_is_reset_is_an_outage_and_no_more(tmp_path: Path) 
             await asyncio.wait([listening])
             line.reset_all()
             await pause(0.05)
-            several = (tokens.recall(bytes([n]) * 32) for n in range(4))  # one connects anew
+            several = (tokens.find(bytes([n]) * 32) for n in range(4))  # one connects anew
             answers = await asyncio.gather(*several, return_exceptions=True)
             assert any(isinstance(answer, StoreDown) for answer in answers)
             assert not connection.is_up

@@ -317,7 +317,7 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
 
 
 async def are_told(replicas: list[Replica]) -> bool:
-    return all(replica.queue().turn_hint > CLOCK.monotonic() for replica in replicas)
+    return all(replica.queue().predicted_wait(replica.ticket()) > LONG for replica in replicas)
 
 
 async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
         await server.kill()
         await are_alone(replicas)
         assert await here.export(here.queue()) is None
-        here.turns.hear(f"lost another {here.queue().key} 1", CLOCK.monotonic())
+        here.turns.receive(f"lost another {here.queue().key} 1", CLOCK.monotonic())
         async with asyncio.timeout(INTERVAL * REPLICAS + 1.5):
             assert await here.export(here.queue()) is None
 
@@ -349,7 +349,7 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
                 under_way -= 1
 
         here.store.call = counting  # type: ignore[method-assign]  # the wire, watched
-        here.turns.hear(f"turn {line.key} {line.route} 1 1 0", CLOCK.monotonic())
+        here.turns.receive(f"turn {line.key} {line.route} 1 1 0", CLOCK.monotonic())
         assert await here.export(line) is None
         assert most == 1
 

@@ -224,10 +224,10 @@ async def test_what_is_lost_while_it_is_told_again_is_told_once_more(tmp_path: P
         for number in range(10):
             await here.tokens.learn(str(number), STRANGER, 60)
         await server.forget_calls()
-        remind = here.connection.reminders[-1]
-        remind()
+        restore = here.connection.restorers[-1]
+        restore()
         await asyncio.sleep(0)  # noqa: TID251 -- yields
-        remind()
+        restore()
 
         async def all_were_told_twice() -> bool:
             return await server.calls("set") >= 2 * 10
