@@ -29,6 +29,7 @@ from tests.kit.listener import HOST
 
 BREAK_SECONDS = 0.5
 BREAKS_EVERY = (5, 15)  # seconds, at random
+IDLE_SECONDS = 5.0  # after which it closes a connection, as servers do
 PULSE_SECONDS = 0.005
 PULSES = 10
 MODES: Sequence[Mode] = (
@@ -97,6 +98,7 @@ class Api(asyncio.Protocol):
         self._seen = seen
         self._pulse = pulse
         self._received = b""
+        self._closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -105,6 +107,8 @@ class Api(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         at = time.monotonic()
         self._received += data
+        if self._closing is not None:
+            self._closing.cancel()
         head, end, body = self._received.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         if end and len(body) == (int(length[1]) if length else 0):
@@ -138,6 +142,9 @@ class Api(asyncio.Protocol):
             self._transport.abort()
         elif fate in ENDS:
             self._transport.close()
+        elif fate != "silence":
+            loop = asyncio.get_running_loop()
+            self._closing = loop.call_later(IDLE_SECONDS, self._transport.close)
 
     def _send_json(self, value: object) -> None:
         body = json.dumps(value).encode()

@@ -139,21 +139,6 @@ def test_the_unit_gives_a_drain_its_time_and_the_program_its_descriptors() -> No
     assert int(values["LimitNOFILE"]) > connections + 64
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Type=notify",
-        "ExecReload=/bin/kill -HUP $MAINPID",
-        "RestartPreventExitStatus=2",
-        "DynamicUser=yes",
-        "ProtectSystem=strict",
-        "NoNewPrivileges=yes",
-    ],
-)
-def test_the_unit_says(line: str) -> None:
-    assert f"\n{line}\n" in UNIT.read_text(encoding="utf-8")
-
-
 # The Dockerfile
 
 

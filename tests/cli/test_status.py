@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from proxy.cli import status
 from proxy.cli.commands import _cli
 from proxy.clock import SystemClock
-from tests.kit.client import exchange, parse_response
+from tests.kit.client import exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import Hang, RawUpstream, Reply, free_port
@@ -192,7 +192,7 @@ async def test_the_command_shows_a_running_proxy() -> None:
         RawUpstream(default=Reply(201)) as upstream,
         proxy_for(upstream.url, accounts=accounts, pacing={"interval": 0.01}) as proxy,
     ):
-        port = int(proxy.url.rpartition(":")[2])
+        port = port_of(proxy.url)
         head = f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\n\r\n"
         assert parse_response(await exchange(HOST, port, head.encode())).status == 201
         arguments = ["status", "--url", proxy.admin_url]

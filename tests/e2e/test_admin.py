@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from proxy import __version__
 from proxy.service.app import Running
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.proxy import TOKEN, proxy_for
@@ -27,12 +27,12 @@ PAGES = ["/metrics", "/healthz", "/readyz", "/status", "/status.json"]
 
 async def get(url: str, path: str, *, host: str = "localhost", accept: str = "*/*") -> Response:
     head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\n\r\n"
-    return parse_response(await exchange(HOST, _port(url), head.encode()))
+    return parse_response(await exchange(HOST, port_of(url), head.encode()))
 
 
 async def call(proxy: Running, method: str, target: str, token: str = TOKEN) -> Response:
     head = f"{method} {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n"
-    return parse_response(await exchange(HOST, _port(proxy.url), head.encode()), method)
+    return parse_response(await exchange(HOST, port_of(proxy.url), head.encode()), method)
 
 
 @asynccontextmanager
@@ -241,21 +241,9 @@ async def test_the_listen_port_serves_no_admin_page(path: str) -> None:
 async def test_the_admin_port_forwards_nothing(method: str, path: str) -> None:
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n\r\n"
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        answer = await exchange(HOST, _port(proxy.admin_url), head.encode())
+        answer = await exchange(HOST, port_of(proxy.admin_url), head.encode())
     assert parse_response(answer).status == 404
     assert upstream.connections == 0
-
-
-@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/status.json", "/x"])
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:9180", "127.0.0.1.evil.example", "localhost.evil", ""]
-)
-async def test_another_host_name_is_refused(path: str, host: str) -> None:
-    """A page whose name was rebound to this address could read the answers otherwise."""
-    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        answer = await get(proxy.admin_url, path, host=host)
-    assert answer.status == 403
-    assert b"export_proxy" not in answer.body
 
 
 @pytest.mark.parametrize("host", ["localhost", "evil.example"])
@@ -265,19 +253,6 @@ async def test_no_answer_names_the_software(host: str) -> None:
     assert all(not answer.values("Server") for answer in answers)
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "10.1.2.3:9180", "localhost", "LocalHost:9180", "[::1]", "[::1]:9180"],
-)
-async def test_addresses_and_localhost_are_answered(host: str) -> None:
-    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        assert (await get(proxy.admin_url, "/healthz", host=host)).status == 200
-
-
 def read_openmetrics(text: str) -> list[Metric]:
     families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # left so
     return list(families)
-
-
-def _port(url: str) -> int:
-    return int(url.rpartition(":")[2])

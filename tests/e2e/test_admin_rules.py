@@ -14,7 +14,7 @@ import pytest
 
 from proxy.service.app import Running
 from tests.e2e.hostile import incoming
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import RawUpstream
@@ -27,7 +27,7 @@ REFRESH = "/accounts/nobody/refresh"
 async def ask(proxy: Running, method: str, path: str, fields: Mapping[str, str]) -> Response:
     lines = [f"{name}: {value}" for name, value in {"Host": "localhost", **fields}.items()]
     head = "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "Content-Length: 0", "", ""])
-    port = int(proxy.admin_url.rpartition(":")[2])
+    port = port_of(proxy.admin_url)
     return parse_response(await exchange(HOST, port, head.encode("latin-1")), method)
 
 
@@ -172,7 +172,7 @@ async def test_the_admin_port_reads_no_head_in_two_ways_either(
         RawUpstream() as upstream,
         proxy_for(upstream.url, limits={"max_header": incoming.MAX_HEADER}) as proxy,
     ):
-        port = int(proxy.admin_url.rpartition(":")[2])
+        port = port_of(proxy.admin_url)
         raw = await exchange(HOST, port, row.sent)
     assert parse_response(raw, method).status in {400, 403, 404, 405, 417, 431}
     assert incoming.SECRET not in raw

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from proxy.service.app import Running
-from tests.kit.client import RawConnection, exchange, parse_response
+from tests.kit.client import RawConnection, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, serving, until
 from tests.kit.proxy import proxy_for
@@ -24,10 +24,6 @@ GET = f"GET {USERS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer a\r\n\r\n".enco
 BIG = Reply(200, body=b"x" * 20_000_000)  # far more than all buffers hold
 SLOW_CALLERS = 200
 DEADLINE = 2.0
-
-
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
 
 
 async def open_from(peer: str, port: int) -> RawConnection:
@@ -59,7 +55,7 @@ async def test_connections_are_capped_for_each_peer_and_in_all() -> None:
     ):
 
         async def connect(peer: str) -> RawConnection:
-            connection = await open_from(peer, port_of(proxy))
+            connection = await open_from(peer, port_of(proxy.url))
             return await stack.enter_async_context(connection)
 
         first = [await connect("127.0.0.1") for _ in range(4)]
@@ -87,9 +83,9 @@ async def test_the_admin_port_has_connections_of_its_own() -> None:
         AsyncExitStack() as stack,
     ):
         assert await is_served(
-            await stack.enter_async_context(await open_from(HOST, port_of(proxy)))
+            await stack.enter_async_context(await open_from(HOST, port_of(proxy.url)))
         )
-        port = int(proxy.admin_url.rpartition(":")[2])
+        port = port_of(proxy.admin_url)
         assert parse_response(await exchange(HOST, port, ask)).status == 200
         for _ in range(24):
             await stack.enter_async_context(await open_from(HOST, port))
@@ -110,7 +106,7 @@ async def test_a_head_that_does_not_end_is_closed_unanswered(start: bytes) -> No
         RawUpstream() as upstream,
         proxy_for(upstream.url, limits={"header_timeout": 1.5}) as proxy,
     ):
-        await drip(start, port_of(proxy))
+        await drip(start, port_of(proxy.url))
 
 
 async def drip(start: bytes, port: int) -> None:
@@ -133,7 +129,7 @@ async def test_a_slow_head_of_the_admin_port_is_closed() -> None:
     async with (
         RawUpstream() as upstream,
         proxy_for(upstream.url, limits={"header_timeout": 0.3}) as proxy,
-        await RawConnection.open(HOST, int(proxy.admin_url.rpartition(":")[2])) as caller,
+        await RawConnection.open(HOST, port_of(proxy.admin_url)) as caller,
     ):
         await caller.send(b"GET /metrics HTTP/1.1\r\n")
         assert await caller.read_to_close() == b""
@@ -156,7 +152,7 @@ async def test_who_does_not_read_the_answer_is_let_go() -> None:
     """And with it the API's connection: neither is held for longer than a silence may last."""
     async with (
         big_answers(response_timeout=2) as (_, proxy),
-        await RawConnection.open(HOST, port_of(proxy)) as caller,
+        await RawConnection.open(HOST, port_of(proxy.url)) as caller,
     ):
         await caller.send(GET)
 
@@ -182,7 +178,7 @@ async def test_who_does_not_read_small_answers_either_is_let_go() -> None:
         caller = socket.socket()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         caller.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-        await asyncio.get_running_loop().sock_connect(caller, (HOST, port_of(proxy)))
+        await asyncio.get_running_loop().sock_connect(caller, (HOST, port_of(proxy.url)))
         await asyncio.get_running_loop().sock_sendall(caller, GET)
         await upstream.received()
 
@@ -198,7 +194,7 @@ async def test_who_reads_slowly_but_steadily_gets_all() -> None:
     async with big_answers(response_timeout=1.5) as (_, proxy):
         with socket.socket() as caller:
             caller.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-            await loop.sock_connect(caller, (HOST, port_of(proxy)))
+            await loop.sock_connect(caller, (HOST, port_of(proxy.url)))
             await loop.sock_sendall(caller, GET.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"))
             raw, begun = bytearray(), loop.time()
             while part := await loop.sock_recv(caller, 2**18):

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from proxy.service.app import Running
-from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import TOKEN, proxy_for
 from tests.kit.upstream import HalfBody, RawUpstream, RecordedRequest, Reply, Step
@@ -35,10 +34,6 @@ class Trip:
 
     sent: RecordedRequest
     answer: Response
-
-
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
 
 
 def request(  # noqa: PLR0913 -- the parts of a request, all of them optional
@@ -70,7 +65,7 @@ async def trip(raw: bytes, step: Step = OK, **sections: Mapping[str, Any] | list
         RawUpstream(default=step) as upstream,
         proxy_for(upstream.url, **sections) as proxy,
     ):
-        answer = await exchange(HOST, port_of(proxy), raw)
+        answer = await exchange(HOST, port_of(proxy.url), raw)
     assert len(upstream.requests) == 1
     method = raw.partition(b" ")[0].decode()
     return Trip(upstream.requests[0], parse_response(answer, method))
@@ -111,7 +106,7 @@ async def test_a_target_is_forwarded_as_it_was_written(method: str, target: str)
 @pytest.mark.parametrize("target", [f"{USERS}?%41", f"http://evil.example:1{USERS}?%41"])
 async def test_the_host_sent_is_the_upstreams_own(target: str) -> None:
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        await exchange(HOST, port_of(proxy), request("GET", target))
+        await exchange(HOST, port_of(proxy.url), request("GET", target))
     (sent,) = upstream.requests
     assert sent.target == f"{USERS}?%41".encode()
     assert sent.values("Host") == [f"127.0.0.1:{upstream.port}".encode()]
@@ -336,9 +331,9 @@ async def test_cookies_are_passed_on_and_never_kept() -> None:
         # By name, for a jar would not take cookies from an address anyway.
         proxy_for(f"http://localhost:{upstream.port}") as proxy,
     ):
-        first = parse_response(await exchange(HOST, port_of(proxy), request()))
-        await exchange(HOST, port_of(proxy), request().replace(TOKEN.encode(), b"another"))
-        await exchange(HOST, port_of(proxy), request("GET", USERS, [("Cookie", "mine=3")]))
+        first = parse_response(await exchange(HOST, port_of(proxy.url), request()))
+        await exchange(HOST, port_of(proxy.url), request().replace(TOKEN.encode(), b"another"))
+        await exchange(HOST, port_of(proxy.url), request("GET", USERS, [("Cookie", "mine=3")]))
     assert first.values("Set-Cookie") == [b"session=one; Path=/", b"other=two"]
     sent = [recorded.values("Cookie") for recorded in upstream.requests]
     assert sent == [[], [], [b"mine=3"]]
@@ -361,7 +356,7 @@ async def test_answers_without_a_body_leave_the_connection_in_step() -> None:
     async with (
         RawUpstream(script) as upstream,
         proxy_for(upstream.url) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as connection,
+        await RawConnection.open(HOST, port_of(proxy.url)) as connection,
     ):
         for method in methods:
             await connection.send(request(method))
@@ -385,7 +380,7 @@ async def test_interim_answers_do_not_disturb_the_final_one_nor_the_next() -> No
     async with (
         RawUpstream(script) as upstream,
         proxy_for(upstream.url) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as connection,
+        await RawConnection.open(HOST, port_of(proxy.url)) as connection,
     ):
         await connection.send(request("POST", USERS, (), b"{}"))
         first = await connection.read_response("POST")
@@ -399,7 +394,7 @@ async def test_a_caller_that_waits_for_100_gets_it_and_the_api_never_hears_of_it
     body = b'{"channel": "voice"}'
     head = request("POST", USERS, [("Expect", "100-continue")], body).removesuffix(body)
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        reader, writer = await asyncio.open_connection(HOST, port_of(proxy))
+        reader, writer = await asyncio.open_connection(HOST, port_of(proxy.url))
         writer.write(head)
         async with asyncio.timeout(5):
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -472,10 +467,10 @@ async def test_via_grows_by_this_hop_in_both_directions() -> None:
 
 async def test_a_request_that_comes_round_is_refused_once() -> None:
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
-        await exchange(HOST, port_of(proxy), request())
+        await exchange(HOST, port_of(proxy.url), request())
         via = upstream.requests[0].values("Via")[0].decode()
         again = request("GET", USERS, [("Via", f"1.1 other, {via}")])
-        answer = parse_response(await exchange(HOST, port_of(proxy), again))
+        answer = parse_response(await exchange(HOST, port_of(proxy.url), again))
     assert answer.status == 508
     assert len(upstream.requests) == 1
 
@@ -486,7 +481,7 @@ async def test_server_timing_says_where_the_time_went() -> None:
     async with (
         RawUpstream(script) as upstream,
         proxy_for(upstream.url, pacing={"interval": 1.2}) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as connection,
+        await RawConnection.open(HOST, port_of(proxy.url)) as connection,
     ):
         begun = time.monotonic()
         await connection.send(request("POST", EXPORTS))
@@ -524,7 +519,7 @@ async def test_the_api_prefix_is_stripped() -> None:
 async def test_without_the_api_prefix_there_is_nothing(target: str) -> None:
     listen = {"port": 0, "api_prefix": "/gc"}
     async with RawUpstream() as upstream, proxy_for(upstream.url, listen=listen) as proxy:
-        answer = parse_response(await exchange(HOST, port_of(proxy), request("GET", target)))
+        answer = parse_response(await exchange(HOST, port_of(proxy.url), request("GET", target)))
     assert (answer.status, upstream.connections) == (404, 0)
 
 
@@ -556,5 +551,5 @@ async def test_the_login_prefix_is_stripped_and_the_call_otherwise_unchanged() -
 async def test_without_the_login_prefix_there_is_no_token_endpoint(target: str) -> None:
     listen = {"port": 0, "api_prefix": "/gc", "login_prefix": "/login"}
     async with RawUpstream() as upstream, proxy_for(upstream.url, listen=listen) as proxy:
-        answer = parse_response(await exchange(HOST, port_of(proxy), token_call(target)))
+        answer = parse_response(await exchange(HOST, port_of(proxy.url), token_call(target)))
     assert (answer.status, upstream.connections) == (404, 0)

@@ -16,7 +16,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from proxy.service.app import Running
 from tests.e2e.hostile import answers, incoming, tokens
-from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import Garbage, RawUpstream, RecordedRequest, Reply, Step
@@ -34,10 +34,6 @@ REQUESTS = [
 ]
 
 
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
-
-
 @pytest.mark.parametrize("row", REQUESTS)
 async def test_a_request_is_read_in_one_way_or_not_at_all(row: incoming.Row) -> None:
     """A refusal is told in our own form, repeats nothing, and is the last on its connection."""
@@ -45,7 +41,7 @@ async def test_a_request_is_read_in_one_way_or_not_at_all(row: incoming.Row) -> 
     async with (
         RawUpstream() as upstream,
         proxy_for(upstream.url, limits=LIMITS) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as caller,
+        await RawConnection.open(HOST, port_of(proxy.url)) as caller,
     ):
         await caller.send(row.sent)
         answers = [await caller.read_response(method) for _ in row.seen or [row.status]]
@@ -84,7 +80,7 @@ async def test_an_answer_is_passed_on_as_http_or_not_at_all(row: answers.Row) ->
     async with (
         RawUpstream(default=Garbage(row.sent)) as upstream,
         proxy_for(upstream.url, limits=LIMITS) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as caller,
+        await RawConnection.open(HOST, port_of(proxy.url)) as caller,
     ):
         await caller.send(incoming.post(b"Content-Length: 2", body=b"{}"))
         answer = await caller.read_response("POST")
@@ -154,7 +150,7 @@ async def trusting(keys: tokens.Keys) -> AsyncIterator[tuple[RawUpstream, Runnin
 
 async def call_with(proxy: Running, token: str, path: bytes = incoming.USERS) -> Response:
     request = incoming.get(path).replace(incoming.SECRET, token.encode())
-    return parse_response(await exchange(HOST, port_of(proxy), request))
+    return parse_response(await exchange(HOST, port_of(proxy.url), request))
 
 
 def calls(upstream: RawUpstream, target: bytes) -> list[RecordedRequest]:

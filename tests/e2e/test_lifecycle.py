@@ -24,6 +24,7 @@ import pytest
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
+from tests.kit.logins import log_in
 from tests.kit.process import SERVE, Process, document_for, serving, until
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step, free_port
@@ -430,13 +431,6 @@ async def hang_up(process: Process) -> None:
     await until(question)
 
 
-async def log_in(process: Process, client_id: str, secret: str) -> Response:
-    form = f"grant_type=client_credentials&client_id={client_id}&client_secret={secret}".encode()
-    head = f"POST /oauth/token HTTP/1.1\r\nHost: h\r\nContent-Length: {len(form)}\r\n\r\n"
-    data = head.encode() + form
-    return parse_response(await exchange(HOST, process.port, data), "POST")
-
-
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
     """Learned, then configured, renamed, given a pace and removed: one line all the while."""
     slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
@@ -454,7 +448,7 @@ async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: P
             ([], "other", slow),
         ]
         async with serving(tmp_path, document) as process:
-            assert (await log_in(process, "id", "any")).status == 200
+            assert (await log_in(process.port, "id", "any")).status == 200
             assert (await post(process, "first", "T")).status == 202
             for accounts, name, _ in steps:
                 process.configure({**document, "accounts": accounts})
@@ -510,17 +504,17 @@ async def test_a_changed_secret_is_used_and_the_old_one_proves_nothing(tmp_path:
             identity={"unidentified": "reject"},
         )
         async with serving(tmp_path, document) as process:
-            issued = json.loads((await log_in(process, "london-id", "first-secret")).body)
+            issued = json.loads((await log_in(process.port, "london-id", "first-secret")).body)
             assert issued["access_token"] == "first"
             assert (await post(process, "1", "first")).status == 202
             process.configure({**document, "accounts": [{**LONDON, "client_secret": "second-one"}]})
             await hang_up(process)
             assert (await post(process, "2", KEY)).status == 202
             assert problem(await post(process, "3", "first")) == (401, "unauthenticated")
-            assert (await log_in(process, "london-id", "first-secret")).status == 401
+            assert (await log_in(process.port, "london-id", "first-secret")).status == 401
 
             async def has_new_token() -> bool:
-                answer = await log_in(process, "london-id", "second-one")
+                answer = await log_in(process.port, "london-id", "second-one")
                 return bool(json.loads(answer.body)["access_token"] == "second")
 
             await until(has_new_token)

@@ -30,8 +30,9 @@ import yaml
 from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.ledger import furthest_ahead
-from tests.kit.client import READ_SIZE, RawConnection, Response, exchange, parse_response
+from tests.kit.client import READ_SIZE, RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
+from tests.kit.logins import token_from
 from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream, Reply, free_port
@@ -56,19 +57,6 @@ def export(token: str, **fields: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + BODY
 
 
-async def log_in(port: int, client_id: str) -> str:
-    """Get a token through the proxy, as a service account does."""
-    form = f"grant_type=client_credentials&client_id={client_id}&client_secret=any"
-    head = (
-        "POST /oauth/token HTTP/1.1\r\nHost: h\r\n"
-        "Content-Type: application/x-www-form-urlencoded\r\n"
-        f"Content-Length: {len(form)}\r\n\r\n"
-    )
-    answer = parse_response(await exchange(HOST, port, (head + form).encode()))
-    token: str = json.loads(answer.body)["access_token"]
-    return token
-
-
 async def call(port: int, token: str, *, within: float) -> Response:
     """Ask for one export, on a connection of its own."""
     return parse_response(await exchange(HOST, port, export(token), timeout=within))
@@ -79,10 +67,6 @@ async def early_sends(admin_port: int) -> list[float]:
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = parse_response(await exchange(HOST, admin_port, head))
     return [float(value) for value in EARLY_SENDS.findall(answer.body)]
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
 
 
 async def test_everything_fired_at_once_is_accepted_and_on_time(tmp_path: Path) -> None:
@@ -100,7 +84,7 @@ async def test_everything_fired_at_once_is_accepted_and_on_time(tmp_path: Path) 
         api.serve(HOST) as server,
         proxy_process(server.url, tmp_path, interval=INTERVAL) as proxy,
     ):
-        tokens = [await log_in(proxy.port, client) for client in clients for _ in range(2)]
+        tokens = [await token_from(proxy.port, client) for client in clients for _ in range(2)]
         answers = await asyncio.gather(
             *(call(proxy.port, token, within=20) for token in tokens for _ in range(10))
         )
@@ -200,7 +184,7 @@ async def test_accounts_have_lines_and_paces_of_their_own() -> None:
         line_of(proxy, 10, token="long") as waiting,
     ):
         port = port_of(proxy.url)
-        assert await log_in(port, "quick-id") == "quick"
+        assert await token_from(port, "quick-id") == "quick"
         calls = [("other", 3), ("quick", 6)]
         answers = await asyncio.gather(
             *(call(port, token, within=10) for token, count in calls for _ in range(count))

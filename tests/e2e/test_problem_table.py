@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from proxy.identity.callers import Identity
 from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
-from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.process import until
@@ -38,11 +38,7 @@ def request(
 
 async def answer(proxy: Running, data: bytes) -> Response:
     method = data.split(b" ", 1)[0].decode()
-    return parse_response(await exchange(HOST, port_of(proxy), data, timeout=10), method)
-
-
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
+    return parse_response(await exchange(HOST, port_of(proxy.url), data, timeout=10), method)
 
 
 COME_BACK = {
@@ -141,7 +137,7 @@ async def test_a_slow_body() -> None:
     async with (
         RawUpstream() as upstream,
         proxy_for(upstream.url, limits={"body_timeout": 0.2}) as proxy,
-        await RawConnection.open(HOST, port_of(proxy)) as slow,
+        await RawConnection.open(HOST, port_of(proxy.url)) as slow,
     ):
         await slow.send(request(f"POST {EXPORTS}", "Content-Length: 10") + b"half")
         response = await slow.read_response("POST")

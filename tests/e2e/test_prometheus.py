@@ -25,7 +25,7 @@ from proxy.clock import SystemClock
 from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 from tests.kit.upstream import free_port
@@ -198,12 +198,6 @@ async def prometheus(folder: Path, admin_url: str) -> AsyncIterator[Prometheus]:
     finally:
         child.terminate()
         await child.wait()
-
-
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port is not None
-    return port
 
 
 @pytest.mark.needs("prometheus")

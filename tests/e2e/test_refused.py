@@ -6,7 +6,6 @@ Intervals are short where the claim does not depend on them. What the upstream s
 import asyncio
 import json
 import time
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
 from itertools import combinations, pairwise
@@ -16,8 +15,9 @@ import pytest
 
 from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
-from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
+from tests.kit.logins import token_from
 from tests.kit.process import until
 from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
@@ -70,10 +70,6 @@ def keeps_pace(times: Sequence[float], interval: float, *, stalled: float) -> bo
         times[k] - times[j] >= (k - j) * interval - TOLERANCE - stalled
         for j, k in combinations(range(len(times)), 2)
     )
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
 
 
 def request_bytes(token: str, method: str = "POST", path: str = EXPORTS, *fields: str) -> bytes:
@@ -189,7 +185,7 @@ async def test_someone_else_eats_the_quota() -> None:
         simulator.serve(HOST) as api,
         proxy_for(api.url, pacing={"interval": 0.2}) as proxy,
     ):
-        tokens = {name: await log_in(proxy, name) for name in names}
+        tokens = {name: await token_from(port_of(proxy.url), name) for name in names}
         burst = asyncio.gather(
             *(
                 post(proxy, tokens[name], f"X-Export-Key: {name}-{n}")
@@ -211,21 +207,6 @@ async def test_someone_else_eats_the_quota() -> None:
         assert report.ahead is not None
         assert report.ahead <= TOLERANCE + stalls.longest
         assert report.span <= (19 * 0.2 + 3) * 1.03 + stalls.total
-
-
-async def log_in(proxy: Running, client_id: str) -> str:
-    """A token that the proxy knows to be this client's."""
-    basic = b64encode(f"{client_id}:secret".encode()).decode()
-    form = "grant_type=client_credentials"
-    data = (
-        f"POST /oauth/token HTTP/1.1\r\nHost: proxy\r\nAuthorization: Basic {basic}\r\n"
-        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
-        f"{form}"
-    )
-    raw = await exchange(HOST, port_of(proxy.url), data.encode())
-    token = json.loads(parse_response(raw, "POST").body)["access_token"]
-    assert isinstance(token, str)
-    return token
 
 
 # What Retry-After says
@@ -473,21 +454,6 @@ async def test_a_probe_whose_caller_leaves_is_followed_by_the_next() -> None:
     assert response.status == 202
     _, probe, second = arrivals(upstream, "a")
     assert second - probe < 0.1 + SLACK + stalls.total
-
-
-async def test_a_longer_hold_is_never_shortened() -> None:
-    """Of two in flight the first is told two seconds, the second one."""
-    script = by_token({"a": [refusal("2", delay=1.2), refusal("1", delay=1.5)]})
-    async with (
-        RawUpstream(script) as upstream,
-        proxy_for(upstream.url, pacing={"interval": 0.05}) as proxy,
-    ):
-        responses = await asyncio.gather(*(get(proxy, "a") for _ in range(2)))
-
-    assert [response.status for response in responses] == [202] * 2
-    first, _, *later = arrivals(upstream, "a")
-    assert len(later) == 2
-    assert min(later) - first >= 1.2 + 2
 
 
 async def test_a_refused_request_keeps_its_place() -> None:

@@ -21,6 +21,7 @@ from proxy.clock import SystemClock
 from proxy.simulator.ledger import furthest_ahead
 from tests.kit.client import RawConnection, Response, parse_response
 from tests.kit.listener import HOST
+from tests.kit.logins import log_in
 from tests.kit.process import Process, document_for, serving, until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import PATIENCE
@@ -48,15 +49,6 @@ def export(token: str, caller: str, path: str = EXPORTS) -> bytes:
         f"Content-Length: {len(BODY)}",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + BODY
-
-
-def login_of(client: str) -> bytes:
-    form = f"grant_type=client_credentials&client_id={client}&client_secret=any"
-    return (
-        "POST /oauth/token HTTP/1.1\r\nHost: h\r\n"
-        "Content-Type: application/x-www-form-urlencoded\r\n"
-        f"Content-Length: {len(form)}\r\n\r\n{form}"
-    ).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +115,7 @@ class Cluster:
         self.replicas = replicas
 
     async def log_in(self, account: str, *, at: int = 0) -> None:
-        raw = await _ask(self.replicas[at].port, login_of(account), timeout=10)
-        assert raw.status == 200
+        assert (await log_in(self.replicas[at].port, account)).status == 200
 
     async def export(
         self,

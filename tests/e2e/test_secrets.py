@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.e2e.hostile import answers, incoming, tokens
-from tests.kit.client import exchange, parse_response
+from tests.kit.client import exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import Process, document_for, serving
 from tests.kit.proxy import proxy_for
@@ -224,7 +224,7 @@ async def test_nobody_learns_of_anothers_wait() -> None:
         RawUpstream(script) as upstream,
         proxy_for(upstream.url, pacing={"interval": 3}) as proxy,
     ):
-        port = int(proxy.url.rpartition(":")[2])
+        port = port_of(proxy.url)
         held, free, refused = [
             parse_response(await exchange(HOST, port, data))
             for data in (export(b"held"), export(b"free"), export(b"free", b"Prefer: wait=1"))

@@ -6,7 +6,6 @@ something else, and stamps its arrival.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -17,8 +16,9 @@ import pytest
 from proxy.service.app import Running
 from proxy.simulator import ClientSpec, SigningKey, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
+from tests.kit.logins import token_from
 from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
 
@@ -75,20 +75,8 @@ async def call(proxy: Running, token: str, target: str) -> Response:
         f"GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
         "Connection: close\r\n\r\n"
     )
-    port = int(proxy.url.rpartition(":")[2])
+    port = port_of(proxy.url)
     return parse_response(await exchange(HOST, port, data.encode(), timeout=30))
-
-
-async def log_in(proxy: Running, client_id: str) -> str:
-    form = f"grant_type=client_credentials&client_id={client_id}&client_secret=s"
-    head = (
-        "POST /oauth/token HTTP/1.1\r\nHost: h\r\n"
-        "Content-Type: application/x-www-form-urlencoded\r\n"
-        f"Content-Length: {len(form)}\r\n\r\n"
-    )
-    port = int(proxy.url.rpartition(":")[2])
-    answer = parse_response(await exchange(HOST, port, (head + form).encode(), timeout=30))
-    return str(json.loads(answer.body)["access_token"])
 
 
 @cache
@@ -105,7 +93,7 @@ async def fire(targets: Sequence[str]) -> tuple[list[int], list[float], list[boo
         simulator.serve(HOST) as api,
         proxy_for(api.url, pacing={"interval": INTERVAL, "max_wait": 30}) as proxy,
     ):
-        token = await log_in(proxy, "c")
+        token = await token_from(port_of(proxy.url), "c", "s")
         answers = await asyncio.gather(*(call(proxy, token, target) for target in targets))
     arrivals = simulator.arrivals("c")
     return (

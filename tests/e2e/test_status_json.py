@@ -7,11 +7,10 @@ import re
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from proxy import __version__
 from proxy.service.app import Running
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import document_for, serving
 from tests.kit.proxy import proxy_for
@@ -38,8 +37,7 @@ def api(code: int = 201) -> RawUpstream:
 
 async def ask(url: str, target: str, *fields: str, method: str = "GET") -> Response:
     head = "".join(f"{line}\r\n" for line in (f"{method} {target} HTTP/1.1", "Host: h", *fields))
-    port = urlsplit(url).port
-    assert port is not None
+    port = port_of(url)
     return parse_response(await exchange(HOST, port, f"{head}\r\n".encode()), method)
 
 
@@ -50,8 +48,7 @@ async def status(proxy: Running) -> dict[str, Any]:
 
 
 async def admin(proxy: Running, path: str) -> Response:
-    port = urlsplit(proxy.admin_url).port
-    assert port is not None
+    port = port_of(proxy.admin_url)
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
     return parse_response(await exchange(HOST, port, head.encode()))
 

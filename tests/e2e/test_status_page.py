@@ -18,7 +18,7 @@ from proxy.service.app import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.browser import Page, browsing
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for
 
@@ -47,8 +47,7 @@ class Scene:
             f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key_of(name)}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        port = urlsplit(self.proxy.url).port
-        assert port is not None
+        port = port_of(self.proxy.url)
         return parse_response(await exchange(HOST, port, head.encode() + body, timeout=60))
 
 
@@ -132,8 +131,7 @@ async def hold_left(page: Page) -> float:
 
 async def status(it: Scene) -> dict[str, Any]:
     """What the page is told, by account."""
-    port = urlsplit(it.proxy.admin_url).port
-    assert port is not None
+    port = port_of(it.proxy.admin_url)
     head = b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = parse_response(await exchange(HOST, port, head))
     return {account["name"]: account for account in json.loads(answer.body)["accounts"]}

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.service.app import Running
 from tests.kit.certificates import Authority, Pair
-from tests.kit.client import RawConnection, Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import document_for, serving, until
 from tests.kit.proxy import proxy_for
@@ -67,10 +66,6 @@ async def ask(port: int) -> Response:
     return parse_response(await exchange(HOST, port, GET, timeout=20))
 
 
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
-
-
 def check_unreachable(answer: Response) -> None:
     """Nothing was sent: 503, and a time to come back."""
     assert answer.status == 503
@@ -83,7 +78,7 @@ async def test_an_api_that_proves_its_name_is_asked(authority: Authority) -> Non
         TlsApi(authority.issue("api")).serve() as api,
         proxy_for(api.url, upstream={"ca_file": str(authority.file)}) as proxy,
     ):
-        assert (await ask(port_of(proxy))).status == 200
+        assert (await ask(port_of(proxy.url))).status == 200
     assert len(api.requests) == 1
 
 
@@ -114,7 +109,7 @@ async def test_an_api_that_does_not_is_never_asked(
         TlsApi(issue(authority)).serve() as api,
         proxy_for(api.url, upstream={"ca_file": trusted}, retry=ONCE) as proxy,
     ):
-        check_unreachable(await ask(port_of(proxy)))
+        check_unreachable(await ask(port_of(proxy.url)))
     assert api.requests == []
 
 
@@ -128,7 +123,7 @@ async def test_an_api_of_an_old_version_is_never_asked(authority: Authority) -> 
         api.serve(),
         proxy_for(api.url, upstream={"ca_file": str(authority.file)}, retry=ONCE) as proxy,
     ):
-        check_unreachable(await ask(port_of(proxy)))
+        check_unreachable(await ask(port_of(proxy.url)))
     assert api.requests == []
 
 
@@ -254,7 +249,7 @@ async def test_only_current_versions_are_spoken(
     ):
         refusal = ""
         try:
-            async with caller.connect(port_of(proxy)) as (_, call):
+            async with caller.connect(port_of(proxy.url)) as (_, call):
                 assert await call() == 200
         except ssl.SSLError as error:
             refusal = error.reason
@@ -332,7 +327,7 @@ async def test_https_goes_through_a_tunnel(authority: Authority, tmp_path: Path)
             api.url, upstream={"ca_file": str(authority.file), "proxy_url": forward.url}
         ) as proxy,
     ):
-        assert [(await ask(port_of(proxy))).status for _ in range(3)] == [200] * 3
+        assert [(await ask(port_of(proxy.url))).status for _ in range(3)] == [200] * 3
     assert f"CONNECT {api.url.removeprefix('https://')} HTTP/1.1" in forward.log
     assert USERS not in forward.log
     assert len(api.requests) == 3
@@ -349,7 +344,7 @@ async def test_http_goes_through_it_too(tmp_path: Path) -> None:
         TinyProxy(tmp_path).serve() as forward,
         proxy_for(upstream.url, upstream={"proxy_url": forward.url}) as proxy,
     ):
-        assert [(await ask(port_of(proxy))).status for _ in range(3)] == [200] * 3
+        assert [(await ask(port_of(proxy.url))).status for _ in range(3)] == [200] * 3
     assert f"GET {upstream.url}{USERS} HTTP/1.1" in forward.log
     assert [request.values("Proxy-Authorization") for request in upstream.requests] == [[]] * 3
     assert {request.target for request in upstream.requests} == {USERS.encode()}
@@ -373,7 +368,7 @@ async def test_a_forward_proxy_that_refuses_us_leaves_nothing_sent(
             "proxy_url": f"http://{credentials}{HOST}:{forward.port}",
         }
         async with proxy_for(url, upstream=way, retry=ONCE) as proxy:
-            answer = await ask(port_of(proxy))
+            answer = await ask(port_of(proxy.url))
     if (scheme, bool(credentials)) == ("http", True):
         assert answer.status == 401
     else:
@@ -389,7 +384,7 @@ async def test_without_the_forward_proxy_nothing_is_sent(authority: Authority) -
         TlsApi(authority.issue("api")).serve() as api,
         proxy_for(api.url, upstream=way, retry=ONCE) as proxy,
     ):
-        check_unreachable(await ask(port_of(proxy)))
+        check_unreachable(await ask(port_of(proxy.url)))
     assert api.requests == []
 
 
@@ -401,5 +396,5 @@ async def test_a_tunnel_does_not_vouch_for_the_api(authority: Authority, tmp_pat
     ):
         way = {"ca_file": str(authority.file), "proxy_url": forward.url}
         async with proxy_for(api.url, upstream=way, retry=ONCE) as proxy:
-            check_unreachable(await ask(port_of(proxy)))
+            check_unreachable(await ask(port_of(proxy.url)))
     assert api.requests == []

@@ -11,8 +11,9 @@ from math import ceil
 import pytest
 
 from proxy.service.app import Running
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
+from tests.kit.logins import token_from
 from tests.kit.process import until
 from tests.kit.proxy import proxy_for
 from tests.kit.stalls import noting_stalls
@@ -72,7 +73,7 @@ async def post(proxy: Running, *fields: str, token: str = "a", path: str = EXPOR
     ]
     data = "\r\n".join([*lines, "", "{}"]).encode()
     begun = time.monotonic()
-    raw = await exchange(HOST, int(proxy.url.rpartition(":")[2]), data, timeout=30)
+    raw = await exchange(HOST, port_of(proxy.url), data, timeout=30)
     return Call(parse_response(raw, "POST"), time.monotonic() - begun)
 
 
@@ -235,12 +236,7 @@ async def test_an_account_may_have_an_interval_of_its_own() -> None:
         RawUpstream(api) as upstream,
         proxy_for(upstream.url, pacing={"interval": 0.1}, accounts=accounts) as proxy,
     ):
-        login = (
-            "POST /oauth/token HTTP/1.1\r\nHost: proxy\r\nContent-Length: 73\r\n"
-            "Content-Type: application/x-www-form-urlencoded\r\n\r\n"
-            "grant_type=client_credentials&client_id=slow-id&client_secret=not-a-secret"[:-1]
-        )
-        await exchange(HOST, int(proxy.url.rpartition(":")[2]), login.encode())
+        assert await token_from(port_of(proxy.url), "slow-id") == "t"
         await asyncio.gather(*(post(proxy, token=token) for _ in range(4) for token in ("t", "u")))
 
     for token, interval in ((b"Bearer t", 0.4), (b"Bearer u", 0.1)):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.service.app import Running, running
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for, settings_for
@@ -35,10 +35,6 @@ KNOWN_ONLY = {"identity": {"unidentified": "reject"}}
 TOO_LONG = 65537
 
 
-def port_of(proxy: Running) -> int:
-    return int(proxy.url.rpartition(":")[2])
-
-
 def basic(client_id: str, secret: str) -> str:
     """The field as RFC 6749 section 2.3.1 has it; both parts come form-encoded already."""
     encoded = base64.b64encode(f"{client_id}:{secret}".encode()).decode()
@@ -51,12 +47,12 @@ def token_call(form: str = GOOD, *fields: str, method: str = "POST") -> bytes:
 
 
 async def log_in(proxy: Running, data: bytes) -> Response:
-    return parse_response(await exchange(HOST, port_of(proxy), data))
+    return parse_response(await exchange(HOST, port_of(proxy.url), data))
 
 
 async def is_known(proxy: Running, token: str = "t1") -> bool:
     head = f"GET /api/v2/users/me HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n"
-    status = parse_response(await exchange(HOST, port_of(proxy), head.encode())).status
+    status = parse_response(await exchange(HOST, port_of(proxy.url), head.encode())).status
     assert status in (200, 401)
     return status == 200
 
@@ -481,5 +477,5 @@ async def test_credentials_in_another_alphabet_are_no_credentials() -> None:
     """Bytes that are not ASCII reach the login server as they are, and crash nothing here."""
     call = token_call("grant_type=client_credentials", "Authorization: Basic dGhl\xfcOnM=")
     async with RawUpstream(granting()) as upstream, proxy_for(upstream.url) as proxy:
-        raw = await exchange(HOST, port_of(proxy), call.decode().encode("latin-1"))
+        raw = await exchange(HOST, port_of(proxy.url), call.decode().encode("latin-1"))
         assert parse_response(raw).status in (200, 400)

@@ -15,9 +15,10 @@ from urllib.parse import parse_qs
 import pytest
 
 from proxy.service.app import Running, running
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
+from tests.kit.logins import log_in
 from tests.kit.proxy import settings_for
 from tests.kit.tokens import KEYS, signed_token
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply, Step
@@ -48,11 +49,8 @@ class Bench:
 
     async def log_in(self, client_id: str, token: str, lifetime: int = LIFETIME) -> None:
         """Have the client granted that token."""
-        form = (
-            f"grant_type=client_credentials&client_id={client_id}&client_secret={token}:{lifetime}"
-        )
-        head = f"POST /oauth/token HTTP/1.1\r\nHost: h\r\nContent-Length: {len(form)}\r\n\r\n"
-        assert (await self._exchange(head + form)).status == 200
+        answer = await log_in(port_of(self.proxy.url), client_id, f"{token}:{lifetime}")
+        assert answer.status == 200
 
     async def call(self, *authorization: str, target: str = USERS) -> Response:
         fields = "".join(f"Authorization: {value}\r\n" for value in authorization)
@@ -66,7 +64,7 @@ class Bench:
         return [account.label for account in self.proxy.accounts.accounts() if account.queues]
 
     async def _exchange(self, data: str) -> Response:
-        port = int(self.proxy.url.rpartition(":")[2])
+        port = port_of(self.proxy.url)
         return parse_response(await exchange(HOST, port, data.encode()))
 
 
@@ -249,7 +247,7 @@ async def test_no_token_can_be_read_from_the_outside() -> None:
         await proxy.log_in("a", "s3cr3t-learned")
         for token in ("s3cr3t-learned", "s3cr3t-stranger"):
             await proxy.status_of(token)
-        port = int(proxy.proxy.admin_url.rpartition(":")[2])
+        port = port_of(proxy.proxy.admin_url)
         for path in ("/metrics", "/status.json"):
             head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
             page = parse_response(await exchange(HOST, port, head.encode()))

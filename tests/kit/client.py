@@ -9,6 +9,7 @@ import contextlib
 import socket
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import urlsplit
 
 import h11
 
@@ -198,6 +199,13 @@ class RawConnection:
         except ConnectionResetError:
             self.was_reset = True
             return b""
+
+
+def port_of(url: str) -> int:
+    """The port that a server's URL names."""
+    port = urlsplit(url).port
+    assert port is not None
+    return port
 
 
 async def exchange(

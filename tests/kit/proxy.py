@@ -8,7 +8,7 @@ from typing import Any
 from proxy.clock import SystemClock
 from proxy.service.app import Running, running
 from proxy.settings import Settings
-from tests.kit.client import exchange, parse_response
+from tests.kit.client import exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import until
 
@@ -42,7 +42,7 @@ async def proxy_for(
 
 async def accounts_of(proxy: Running) -> dict[str, dict[str, Any]]:
     """What its status says of the accounts, by name."""
-    port = int(proxy.admin_url.rpartition(":")[2])
+    port = port_of(proxy.admin_url)
     raw = await exchange(HOST, port, b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
     accounts = json.loads(parse_response(raw).body)["accounts"]
     return {account["name"]: account for account in accounts}

@@ -16,7 +16,7 @@ from proxy.clock import SystemClock
 from proxy.pacing.accounts import Accounts
 from proxy.rules.state import AccountState, QueueState, TokenState
 from proxy.telemetry.metrics import Metrics, Snapshot, wait_bounds
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for, settings_for
 from tests.kit.upstream import RawUpstream, Reply
@@ -263,12 +263,12 @@ async def test_requests_that_are_all_different_add_no_series() -> None:
 
 async def scrape(admin_url: str) -> Response:
     head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    return parse_response(await exchange(HOST, int(admin_url.rpartition(":")[2]), head))
+    return parse_response(await exchange(HOST, port_of(admin_url), head))
 
 
 async def ask_as_strangers(url: str, numbers: range) -> None:
     """Send three requests for each number, of which the API sees one."""
-    port = int(url.rpartition(":")[2])
+    port = port_of(url)
     for number in numbers:
         for method, path in (("GET", "/api/v2/users"), (f"X{number}", "/x"), ("GET", "/nowhere")):
             head = (
