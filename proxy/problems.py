@@ -1,21 +1,43 @@
-"""Every answer the proxy makes itself: one row a problem, and nothing else.
+"""Every answer the proxy makes itself, as a value: one row a problem, and nothing else.
 
-A problem is raised where it is found and becomes a response in one place, `Problem.response`:
-`application/problem+json` (RFC 9457), a `Proxy-Status` field (RFC 9209) that marks it as ours, and
-`Retry-After` exactly when nothing was created and sending again later makes sense.
+Code raises a problem where it finds the reason; `http/responses.py` renders it. `Retry-After` is
+there exactly when nothing was created and sending again later makes sense. No code decides by the
+name of a problem.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
 from math import ceil
-from typing import Final
-
-from aiohttp import web
+from typing import Final, Literal
 
 PROXY_NAME: Final = "export-proxy"
+
+
+Name = Literal[
+    "bad-request",
+    "unauthenticated",
+    "missing-scope",
+    "route-denied",
+    "not-found",
+    "method-not-allowed",
+    "timeout",
+    "too-large",
+    "nested-field",
+    "queue-full",
+    "wait-expired",
+    "internal",
+    "outcome-unknown",
+    "bad-upstream",
+    "token-rejected",
+    "upstream-unreachable",
+    "token-unavailable",
+    "keys-unavailable",
+    "store-unavailable",
+    "overloaded",
+    "draining",
+    "loop",
+]
 
 
 class Again(Enum):
@@ -41,7 +63,7 @@ class Kind:
     variants: tuple[int, ...] = ()
 
 
-KINDS: Final[Mapping[str, Kind]] = {
+KINDS: Final[Mapping[Name, Kind]] = {
     "bad-request": Kind(
         400, "The request is malformed", Again.NO, "http_request_error", variants=(417,)
     ),
@@ -82,20 +104,21 @@ KINDS: Final[Mapping[str, Kind]] = {
 class Problem(Exception):
     """An answer of our own, raised where its reason is found.
 
-    `name` is a key of `KINDS`; `detail` is a sentence for the person who reads the answer, and
-    holds nothing of what the caller sent. `retry_after` is in seconds, rounded up here.
+    `detail` is a sentence for the person who reads the answer, and holds nothing of what the caller
+    sent. `retry_after` is in seconds, rounded up here. `fields` are further members of the body;
+    `close` ends the caller's connection after the answer.
     """
 
     def __init__(  # noqa: PLR0913 -- one keyword for each part of an answer
         self,
-        name: str,
+        name: Name,
         detail: str,
         *,
         retry_after: float | None = None,
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
         close: bool = False,
-        **fields: object,
+        fields: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail)
         kind = KINDS[name]
@@ -103,60 +126,31 @@ class Problem(Exception):
             raise ValueError(f"{name}: Retry-After given or missing against the table")
         if status not in {None, kind.status, *kind.variants}:
             raise ValueError(f"{name}: no status of the table")
-        self.name = name
+        self.name: Final = name
         self.kind = kind
         self.detail = detail
         self.status = kind.status if status is None else status
         self.retry_after = None if retry_after is None else max(1, ceil(retry_after))
         self.headers = dict(headers or {})
         self.close = close
-        self.fields = fields
+        self.fields = dict(fields or {})
 
     @property
     def type(self) -> str:
         """The URN by which the problem is told apart."""
         return f"urn:{PROXY_NAME}:{self.name}"
 
-    def response(self, request_id: str) -> web.Response:
-        """Return the answer for the request of that id; it closes the connection if asked to."""
-        body = {
-            "type": self.type,
-            "title": self.kind.title,
-            "status": self.status,
-            "detail": self.detail,
-            "instance": request_id,
-            **self.fields,
-        }
-        response = OwnResponse(
-            body=json.dumps(body).encode(),
-            status=self.status,
-            headers={**self.marks(request_id), "Content-Type": "application/problem+json"},
-        )
-        if self.close:
-            response.force_close()
-        return response
 
-    def marks(self, request_id: str) -> dict[str, str]:
-        """Return the header fields that every answer of our own has."""
-        timed_out = self.status == HTTPStatus.GATEWAY_TIMEOUT
-        error = "http_response_timeout" if timed_out else self.kind.proxy_error
-        marks = {
-            "Proxy-Status": f'{PROXY_NAME}; error={error}; details="{self.name}"',
-            "X-Request-Id": request_id,
-            "Cache-Control": "no-store",
-            **self.headers,
-        }
-        if self.retry_after is not None:
-            marks["Retry-After"] = str(self.retry_after)
-        return marks
+def draining() -> Problem:
+    """Return the refusal of a proxy that shuts down; nothing was sent."""
+    return Problem(
+        "draining", "The proxy is shutting down; nothing was sent.", retry_after=1, close=True
+    )
 
 
-class OwnResponse(web.Response):
-    """A response that does not name the software and versions it is made with."""
-
-    async def _prepare_headers(self) -> None:
-        await super()._prepare_headers()
-        self.headers.popall("Server", None)
+def store_unavailable() -> Problem:
+    """Return the refusal while there is no store to keep the pace; nothing was sent."""
+    return Problem("store-unavailable", "The store that keeps the pace is down.", retry_after=1)
 
 
 def unauthenticated(detail: str) -> Problem:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from proxy.problems import OwnResponse
+from proxy.http.responses import OwnResponse
 from proxy.settings import Admin
 
 _PORT: Final = re.compile(r":[0-9]*\Z")

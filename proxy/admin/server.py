@@ -15,9 +15,10 @@ from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import Standing
 from proxy.clock import Clock
 from proxy.http.client import Upstream
+from proxy.http.responses import OwnResponse, problem_response
 from proxy.identity.callers import Identity
 from proxy.pacing.accounts import Accounts
-from proxy.problems import OwnResponse, Problem
+from proxy.problems import Problem
 from proxy.rules.claims import read_claims
 from proxy.rules.retry_after import delay_seconds
 from proxy.rules.state import AccountState
@@ -152,7 +153,7 @@ class Admin:
                 headers={"Retry-After": str(delay_seconds(too_soon.wait))},
             )
         except Problem as problem:
-            return problem.response(secrets.token_hex(8))
+            return problem_response(problem, secrets.token_hex(8))
         return OwnResponse(text=json.dumps(asdict(token.state())), content_type="application/json")
 
     async def _reload(self, _: web.Request) -> web.StreamResponse:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from aiohttp import web
 
 from proxy import __version__
-from proxy.problems import OwnResponse
+from proxy.http.responses import OwnResponse
 from proxy.rules.advice import level_of, notes_on
 from proxy.rules.state import AccountState
 

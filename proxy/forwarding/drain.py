@@ -8,7 +8,7 @@ has been sent is not waited for here.
 import asyncio
 from types import TracebackType
 
-from proxy.pacing.account import draining
+from proxy.problems import draining
 
 
 class Drain:

@@ -22,10 +22,10 @@ from proxy.forwarding.sending import PendingRequest, Sender
 from proxy.http.bodies import Bodies
 from proxy.http.client import Answer, Outgoing, Response, Upstream
 from proxy.http.head import check_head
+from proxy.http.responses import problem_response, token_error_response
 from proxy.identity.callers import Identity
-from proxy.pacing.account import draining
 from proxy.pacing.accounts import Accounts
-from proxy.problems import Problem
+from proxy.problems import Problem, draining
 from proxy.rules.headers import Field, request_fields, via, wire_fields
 from proxy.rules.needs import (
     ChannelRule,
@@ -198,8 +198,8 @@ class Handler:
         exchange.origin, exchange.problem = "proxy", problem.name
         self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
         if exchange.route == "login":
-            return token_calls.error_response(problem, exchange.id)
-        return problem.response(exchange.id)
+            return token_error_response(problem, exchange.id)
+        return problem_response(problem, exchange.id)
 
     def _token_call(self, target: Target) -> Target | None:
         stripped = strip_prefix(target, self._settings.listen.login_prefix)
@@ -267,7 +267,7 @@ class Handler:
                     raise Problem(
                         "nested-field",
                         f"{nested.field} must be a plain value at the top level of the body.",
-                        pointer=nested.pointer,
+                        fields={"pointer": nested.pointer},
                     )
         return needs_of(route.needs, method, document)
 

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from proxy.clock import Clock
 from proxy.forwarding.exchange import Exchange
 from proxy.http.client import Answer, OutcomeUnknown, Response, Upstream
-from proxy.http.server import RelayedResponse
+from proxy.http.responses import RelayedResponse
 from proxy.rules.headers import Field
 
 

@@ -114,8 +114,8 @@ class Sender:
             token = await self._token(pending)
             try:
                 slot = await self._slot(pending, ticket)
-            except Problem as problem:
-                if refusal is None or problem.name == "draining":
+            except Problem:
+                if refusal is None or self._drain.has_begun:
                     raise
                 return _passed_on(refusal, pending.queue)
             with closing(slot):

@@ -4,13 +4,12 @@ For a managed account id and secret are compared here, and right ones get the ma
 other call goes to the login server unchanged, and a token that comes back teaches which client it
 belongs to, so that its requests share one line. Only client-credentials calls with a secret are
 compared or learned; nothing is kept of the secret. Our own errors have the form of RFC 6749
-section 5.2.
+section 5.2 (`http/responses.py`).
 """
 
 import asyncio
 import base64
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, unquote_plus
@@ -19,8 +18,9 @@ from aiohttp import web
 
 from proxy.clock import Clock
 from proxy.http.client import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Upstream
+from proxy.http.responses import OwnResponse
 from proxy.identity.callers import Identity
-from proxy.problems import OwnResponse, Problem
+from proxy.problems import Problem
 from proxy.tokens.account_token import TokenKeeper
 
 PATH: Final = "/oauth/token"
@@ -28,11 +28,6 @@ _MAX_CALLS: Final = 4
 _MAX_FIELDS: Final = 100  # of a form; reading very many would stall the loop
 _MAX_ANSWER: Final = 65536
 _LONGEST_LIFE: Final = 172_800.0  # the vendor's largest token lifetime, two days
-_ERRORS: Final[Mapping[int, str]] = {
-    401: "invalid_client",
-    429: "temporarily_unavailable",
-    503: "temporarily_unavailable",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +159,3 @@ def _basic(authorization: list[str]) -> _Credentials | None:
         return None
     client_id, colon, secret = text.partition(":")
     return _Credentials(unquote_plus(client_id), unquote_plus(secret)) if colon else None
-
-
-def error_response(problem: Problem, request_id: str) -> web.Response:
-    """Return a refusal of ours in the form a token endpoint gives its errors."""
-    default = "invalid_request" if problem.status < 500 else "server_error"  # noqa: PLR2004
-    response = OwnResponse(
-        body=json.dumps(
-            {
-                "error": _ERRORS.get(problem.status, default),
-                "error_description": problem.detail,
-            }
-        ).encode(),
-        status=problem.status,
-        headers={**problem.marks(request_id), "Content-Type": "application/json"},
-    )
-    if problem.close:
-        response.force_close()
-    return response

@@ -20,6 +20,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
+from proxy.http.responses import problem_response
 from proxy.problems import Problem
 from proxy.settings import Limits
 
@@ -150,24 +151,7 @@ class _Connection(web.RequestHandler):
             problem = Problem("too-large", "The head is too long.", status=431, close=True)
         else:
             problem = Problem("bad-request", "The request is not valid HTTP.", close=True)
-        return problem.response(secrets.token_hex(16))
-
-
-class RelayedResponse(web.StreamResponse):
-    """An answer of the API: nothing the API did not send is invented, Date aside.
-
-    A forwarded answer without Date gets one (RFC 9110 section 6.6.1).
-    """
-
-    def leaves_whole(self) -> None:
-        """Have the head wait for the body, so that both leave in one piece."""
-        self._send_headers_immediately = False
-
-    async def _prepare_headers(self) -> None:
-        invented = [name for name in ("Content-Type", "Server") if name not in self.headers]
-        await super()._prepare_headers()
-        for name in invented:
-            self.headers.popall(name, None)
+        return problem_response(problem, secrets.token_hex(16))
 
 
 class Site(web.TCPSite):

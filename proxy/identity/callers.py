@@ -19,9 +19,9 @@ from typing import Final
 from proxy.clock import Clock
 from proxy.identity.issued_tokens import IssuedTokens, hash_token
 from proxy.identity.verifier import Verifier
-from proxy.pacing.account import Account, store_unavailable
+from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts, account_id
-from proxy.problems import Problem, unauthenticated
+from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.settings import Settings
 from proxy.store.connection import StoreDown
 from proxy.store.issued_tokens import SharedTokens

@@ -18,7 +18,7 @@ from typing import Final
 
 from proxy.clock import Clock, Timer
 from proxy.pacing.turns import FREE, NOT_OURS, Alone, Lease, Turns
-from proxy.problems import Problem
+from proxy.problems import Problem, draining, store_unavailable
 from proxy.retries import RetryRules
 from proxy.rules.pace import (
     Hold,
@@ -448,7 +448,7 @@ class Queue:
             "queue-full",
             f"A request sent now would wait {wait:.1f} s.",
             retry_after=self._return_after(wait, limit),
-            predicted_wait=round(wait, 3),
+            fields={"predicted_wait": round(wait, 3)},
         )
 
     async def slot(self, ticket: "Ticket", limit: float) -> "Slot":
@@ -731,18 +731,3 @@ class Slot:
         if self._open:
             self._open = False
             self._account.leave(self, accepted=accepted)
-
-
-def store_unavailable() -> Problem:
-    """Return the refusal while there is no store to keep the pace; nothing was sent."""
-    return Problem("store-unavailable", "The store that keeps the pace is down.", retry_after=1)
-
-
-def draining() -> Problem:
-    """Return the refusal of a proxy that shuts down; nothing was sent."""
-    return Problem(
-        "draining",
-        "The proxy is shutting down; nothing was sent.",
-        retry_after=1,
-        close=True,
-    )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
-from typing import Final, Literal
+from typing import Final
 
 import structlog
 
@@ -70,10 +70,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """Why there is no token: the Problem to raise, and its sentence."""
+    """Why there is no token: a sentence, and if the login server refuses the credentials."""
 
-    name: Literal["token-unavailable", "token-rejected"]
     detail: str
+    is_rejection: bool = False
 
 
 class TooSoon(Exception):
@@ -213,7 +213,7 @@ class TokenKeeper:
             missing=sorted(self._schedule.missing),
             next_refresh_in=self._next_refresh_in(),
             issued_at=None if token is None else token.issued_at,
-            rejected=self._trouble is not None and self._trouble.name == "token-rejected",
+            rejected=self._trouble is not None and self._trouble.is_rejection,
         )
 
     # How they wait.
@@ -257,7 +257,7 @@ class TokenKeeper:
 
     def _notice_new_secret(self) -> None:
         """Let credentials be tried at once that are not those the login server refused."""
-        if self._trouble is None or self._trouble.name != "token-rejected":
+        if self._trouble is None or not self._trouble.is_rejection:
             return
         if self.credentials.fingerprint() != self._tried_secret:
             self._schedule.end_silence()
@@ -313,13 +313,13 @@ class TokenKeeper:
         try:
             self._take(reason, await self._fetch())
         except Rejected as error:
-            self._fail(reason, _Trouble("token-rejected", f"{error}"), _REJECTED_PAUSE)
+            self._fail(reason, _Trouble(f"{error}", is_rejection=True), _REJECTED_PAUSE)
         except Throttled as error:
             pause = error.wait or self._patience.after_refusals(self._failures + 1)
-            self._fail(reason, _Trouble("token-unavailable", f"{error}"), pause)
+            self._fail(reason, _Trouble(f"{error}"), pause)
         except Troubled as error:
             pause = self._patience.after_refusals(self._failures + 1)
-            self._fail(reason, _Trouble("token-unavailable", f"{error}"), pause)
+            self._fail(reason, _Trouble(f"{error}"), pause)
 
     async def _fetch(self) -> Issued:
         """Ask the login server, a few times if it is in trouble."""
@@ -375,11 +375,10 @@ class TokenKeeper:
         wait = max(1.0, self._schedule.not_before - self._clock.monotonic())
         if self._trouble is None:
             return Problem("token-unavailable", "There is no valid token yet.", retry_after=wait)
-        return Problem(
-            self._trouble.name,
-            f"There is no valid token: {self._trouble.detail}.",
-            retry_after=wait if self._trouble.name == "token-unavailable" else None,
-        )
+        detail = f"There is no valid token: {self._trouble.detail}."
+        if self._trouble.is_rejection:
+            return Problem("token-rejected", detail)
+        return Problem("token-unavailable", detail, retry_after=wait)
 
     def _missing_scope(self, token: Token, needed: frozenset[str]) -> Problem:
         missing = token.lacks(needed)
@@ -389,10 +388,12 @@ class TokenKeeper:
             f"The account's token lacks {', '.join(sorted(missing))}."
             " If it was granted a moment ago it may take some minutes to appear in new tokens.",
             retry_after=next_in,
-            required=sorted(needed),
-            held=sorted(needed - missing),
-            token_issued_at=token.issued_at,
-            next_refresh_in=None if next_in is None else round(next_in, 1),
+            fields={
+                "required": sorted(needed),
+                "held": sorted(needed - missing),
+                "token_issued_at": token.issued_at,
+                "next_refresh_in": None if next_in is None else round(next_in, 1),
+            },
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from proxy.http.bodies import Bodies
+from proxy.http.responses import problem_response
 from proxy.http.server import Server
 from proxy.problems import Problem
 from proxy.settings import Limits
@@ -55,7 +56,7 @@ class Reader:
         try:
             body = await self._bodies.read(request)
         except Problem as problem:
-            return problem.response("id")
+            return problem_response(problem, "id")
         try:
             await self._keep()
         finally:
