@@ -14,7 +14,7 @@ from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import Standing
 from proxy.clock import Clock
-from proxy.http.client import Upstream
+from proxy.http.client import Client
 from proxy.http.responses import OwnResponse, problem_response
 from proxy.identity.callers import Identity
 from proxy.pacing.accounts import Accounts
@@ -41,7 +41,7 @@ class Admin:
         identity: Identity,
         accounts: Accounts,
         census: Snapshots,
-        api: Upstream,
+        api: Client,
         metrics: Metrics,
         clock: Clock,
     ) -> None:

@@ -20,8 +20,10 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.relay import Relay, abort
 from proxy.forwarding.sending import PendingRequest, Sender
 from proxy.http.bodies import Bodies
-from proxy.http.client import Answer, Outgoing, Response, Upstream
+from proxy.http.client import Client
+from proxy.http.connection import Response
 from proxy.http.head import check_head
+from proxy.http.messages import Answer, Outgoing
 from proxy.http.responses import problem_response, token_error_response
 from proxy.identity.callers import Identity
 from proxy.pacing.accounts import Accounts
@@ -101,7 +103,7 @@ class Handler:
         identity: Identity,
         bodies: Bodies,
         drain: Drain,
-        api: Upstream,
+        api: Client,
         login: token_calls.Login,
         pseudonym: str,
         refusals: Refusals,

@@ -9,7 +9,9 @@ from multidict import CIMultiDict
 
 from proxy.clock import Clock
 from proxy.forwarding.exchange import Exchange
-from proxy.http.client import Answer, OutcomeUnknown, Response, Upstream
+from proxy.http.client import Client
+from proxy.http.connection import Response
+from proxy.http.messages import Answer, OutcomeUnknown
 from proxy.http.responses import RelayedResponse
 from proxy.rules.headers import Field
 
@@ -30,7 +32,7 @@ class Relay:
         return response
 
     async def stream(
-        self, exchange: Exchange, answer: Response, upstream: Upstream
+        self, exchange: Exchange, answer: Response, upstream: Client
     ) -> web.StreamResponse:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
         if answer.is_complete:

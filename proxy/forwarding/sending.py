@@ -19,17 +19,9 @@ from typing import Final, Literal
 from proxy.clock import Clock
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
-from proxy.http.client import (
-    Answer,
-    BadAnswer,
-    OutcomeUnknown,
-    Outgoing,
-    Response,
-    Unsent,
-    Upstream,
-    Withheld,
-    is_closed_by_peer,
-)
+from proxy.http.client import Client
+from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.pacing.account import Queue, Slot, Ticket
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
@@ -86,7 +78,7 @@ class Sender:
         metrics: Metrics,
         accounts: Accounts,
         drain: Drain,
-        api: Upstream,
+        api: Client,
     ) -> None:
         self._settings = settings
         self._clock = clock

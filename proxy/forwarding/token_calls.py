@@ -17,7 +17,8 @@ from urllib.parse import parse_qs, unquote_plus
 from aiohttp import web
 
 from proxy.clock import Clock
-from proxy.http.client import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Upstream
+from proxy.http.client import Client
+from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.http.responses import OwnResponse
 from proxy.identity.callers import Identity
 from proxy.problems import Problem
@@ -43,7 +44,7 @@ class Login:
     """
 
     def __init__(
-        self, upstream: Upstream, identity: Identity, *, clock: Clock, patience: float
+        self, upstream: Client, identity: Identity, *, clock: Clock, patience: float
     ) -> None:
         self.patience = patience
         self._upstream = upstream

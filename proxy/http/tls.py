@@ -1,6 +1,8 @@
-"""TLS contexts: what the listen port offers to callers."""
+"""TLS contexts: what the listen port offers to callers, and which servers are trusted."""
 
+import functools
 import ssl
+from pathlib import Path
 
 from proxy.settings import Tls
 
@@ -14,4 +16,38 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(tls.cert_file, tls.key_file)
     context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def verifying_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context that verifies, against `ca_file` or the system's authorities.
+
+    Raises OSError (of which ssl.SSLError is one) if the file cannot be used.
+
+    Nothing of it comes from the environment: SSL_CERT_FILE and SSL_CERT_DIR would replace the
+    authorities, and SSLKEYLOGFILE have the session keys written down, if the `ssl` module's
+    default context were used.
+    """
+    return _system_context() if ca_file is None else _context(ca_file)
+
+
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    """Return the context of the authorities OpenSSL was built to find; reading them takes a while.
+
+    Which of file and folder is filled depends on the system.
+    """
+    paths = ssl.get_default_verify_paths()
+    known = (Path(paths.openssl_cafile), Path(paths.openssl_capath))
+    return _context(*(path for path in known if path.exists()))
+
+
+def _context(*authorities: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for path in authorities:
+        if path.is_dir():
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
     return context

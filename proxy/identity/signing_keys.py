@@ -17,7 +17,8 @@ import structlog
 from yarl import URL
 
 from proxy.clock import Clock
-from proxy.http.client import BadAnswer, OutcomeUnknown, Outgoing, Unsent, Upstream
+from proxy.http.client import Client
+from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.problems import Problem
 
 COOL_DOWN: Final = 30.0  # seconds between fetches
@@ -35,7 +36,7 @@ _log = structlog.get_logger(__name__)
 class SigningKeys:
     """Keys by key id; a key is used with the one algorithm it is for."""
 
-    def __init__(self, upstream: Upstream, jwks_url: str, *, clock: Clock) -> None:
+    def __init__(self, upstream: Client, jwks_url: str, *, clock: Clock) -> None:
         self._upstream = upstream
         self.jwks_url = jwks_url
         self._url = URL(jwks_url, encoded=True)

@@ -23,9 +23,9 @@ from proxy.forwarding.drain import Drain
 from proxy.forwarding.handler import Handler
 from proxy.forwarding.token_calls import Login
 from proxy.http.bodies import Bodies
-from proxy.http.client import Upstream, verifying_context
+from proxy.http.client import Client
 from proxy.http.server import Server, Site
-from proxy.http.tls import tls_context
+from proxy.http.tls import tls_context, verifying_context
 from proxy.identity.callers import Identity
 from proxy.identity.signing_keys import SigningKeys
 from proxy.identity.verifier import Verifier
@@ -74,9 +74,9 @@ class Proxy:
         self.accounts = Accounts(
             settings, clock=clock, metrics=self.metrics, random=random.random, turns=turns
         )
-        self.api = Upstream(settings.upstream, settings.upstream.api_url, clock=clock)
-        self.login_server = Upstream(settings.upstream, settings.upstream.login_url, clock=clock)
-        self.issuer: Upstream | None = None
+        self.api = Client(settings.upstream, settings.upstream.api_url, clock=clock)
+        self.login_server = Client(settings.upstream, settings.upstream.login_url, clock=clock)
+        self.issuer: Client | None = None
         shared = None
         if self.store is not None:
             shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
@@ -219,7 +219,7 @@ class Proxy:
             self.identity.verifier = None
             return
         if self.issuer is None:
-            self.issuer = Upstream(upstream, rules.jwks_url, clock=self.clock)
+            self.issuer = Client(upstream, rules.jwks_url, clock=self.clock)
         self.issuer.apply(upstream, rules.jwks_url)
         if self._keys is None or self._keys.jwks_url != rules.jwks_url:
             self._keys = SigningKeys(self.issuer, rules.jwks_url, clock=self.clock)

@@ -15,7 +15,8 @@ from typing import Any, Final
 from urllib.parse import quote_plus
 
 from proxy.clock import Clock
-from proxy.http.client import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Upstream
+from proxy.http.client import Client
+from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.rules.retry_after import http_date, retry_after
 from proxy.tokens.credentials import Credentials, SecretUnreadableError
 
@@ -58,7 +59,7 @@ class TokenEndpoint:
     """Fetches tokens with the credentials it is given."""
 
     def __init__(
-        self, upstream: Upstream, *, clock: Clock, max_retry_after: float = _LONGEST_PAUSE
+        self, upstream: Client, *, clock: Clock, max_retry_after: float = _LONGEST_PAUSE
     ) -> None:
         self._upstream = upstream
         self._clock = clock

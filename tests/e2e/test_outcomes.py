@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from proxy.http.client import Upstream
+from proxy.http.client import Client
 from proxy.service.app import Running
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
@@ -198,7 +198,7 @@ async def test_a_bug_in_the_middle_of_an_answer_writes_no_other_into_it(
     async def next_chunk(*_: object) -> bytes:
         return next(chunks)  # the second time StopIteration, as bugs go
 
-    monkeypatch.setattr(Upstream, "next_chunk", next_chunk)
+    monkeypatch.setattr(Client, "next_chunk", next_chunk)
     async with (
         RawUpstream(default=Reply(raw=first)) as upstream,
         proxy_for(upstream.url) as proxy,

@@ -12,15 +12,9 @@ import aiohttp
 import pytest
 
 from proxy.clock import SystemClock
-from proxy.http.client import (
-    BadAnswer,
-    OutcomeUnknown,
-    Outgoing,
-    Response,
-    Unsent,
-    Upstream,
-    Withheld,
-)
+from proxy.http.client import Client
+from proxy.http.connection import Response
+from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.settings import Upstream as UpstreamSettings
 from tests.kit.certificates import Authority
 from tests.kit.listener import HOST, Listener, reset
@@ -101,8 +95,8 @@ def settings_of(server: Server, **others: float) -> UpstreamSettings:
 
 
 @asynccontextmanager
-async def upstream_for(server: Server, **others: float) -> AsyncIterator[Upstream]:
-    upstream = Upstream(settings_of(server, **others), server.url, clock=SystemClock())
+async def upstream_for(server: Server, **others: float) -> AsyncIterator[Client]:
+    upstream = Client(settings_of(server, **others), server.url, clock=SystemClock())
     try:
         yield upstream
     finally:
@@ -110,16 +104,16 @@ async def upstream_for(server: Server, **others: float) -> AsyncIterator[Upstrea
 
 
 @asynccontextmanager
-async def meeting(**others: float) -> AsyncIterator[tuple[Server, Upstream]]:
+async def meeting(**others: float) -> AsyncIterator[tuple[Server, Client]]:
     async with Server().serve() as server, upstream_for(server, **others) as upstream:
         yield server, upstream
 
 
-def start(upstream: Upstream, request: Outgoing = GET) -> "asyncio.Task[Response]":
+def start(upstream: Client, request: Outgoing = GET) -> "asyncio.Task[Response]":
     return asyncio.get_running_loop().create_task(upstream.send(request))
 
 
-async def ask(server: Server, upstream: Upstream, answer: bytes = OK) -> tuple[Peer, Response]:
+async def ask(server: Server, upstream: Client, answer: bytes = OK) -> tuple[Peer, Response]:
     """Send on a new connection, and return it with what was answered."""
     sending = start(upstream)
     peer = await server.peer()
@@ -347,7 +341,7 @@ async def test_session_tickets_are_no_answers(tmp_path: Path) -> None:
     async with await asyncio.start_server(answer, HOST, 0, ssl=context) as server:
         url = f"https://{HOST}:{server.sockets[0].getsockname()[1]}"
         settings = UpstreamSettings(api_url=url, login_url=url, ca_file=authority.file)
-        upstream = Upstream(settings, url, clock=SystemClock())
+        upstream = Client(settings, url, clock=SystemClock())
         for _ in range(3):
             assert (await upstream.read(await upstream.send(GET), 10)).body == b"ok"
         assert connections == 1

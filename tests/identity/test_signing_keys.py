@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from proxy.http.client import Upstream
+from proxy.http.client import Client
 from proxy.identity.signing_keys import COOL_DOWN, FRESH_FOR, SigningKeys
 from proxy.problems import Problem
 from proxy.settings import Upstream as UpstreamSettings
@@ -74,7 +74,7 @@ async def bench(
             api_url=server.url, login_url=server.url, response_timeout=patience
         )
         clock = FakeClock(start=100.0)
-        upstream = Upstream(limits, server.url, clock=clock)
+        upstream = Client(limits, server.url, clock=clock)
         try:
             yield Bench(server, SigningKeys(upstream, server.url + path, clock=clock), clock)
         finally:
@@ -197,7 +197,7 @@ async def test_without_any_key_yet_nobody_is_judged(trouble: Step) -> None:
 async def test_an_issuer_nobody_can_reach() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     limits = UpstreamSettings(api_url=url, login_url=url)
-    upstream = Upstream(limits, url, clock=FakeClock())
+    upstream = Client(limits, url, clock=FakeClock())
     with pytest.raises(Problem, match="could not be fetched"):
         await SigningKeys(upstream, f"{url}/keys", clock=FakeClock()).key("k")
     await upstream.close()

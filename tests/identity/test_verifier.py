@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
 
-from proxy.http.client import Upstream
+from proxy.http.client import Client
 from proxy.identity.signing_keys import SigningKeys
 from proxy.identity.verifier import Verifier
 from proxy.problems import Problem
@@ -83,7 +83,7 @@ async def bench(reply: Reply | None = None, **identity: Any) -> AsyncIterator[Be
     async with RawUpstream(default=reply or Reply(body=KEYS)) as server:
         clock = FakeClock(start=100.0, wall=NOW)
         limits = UpstreamSettings(api_url=server.url, login_url=server.url)
-        upstream = Upstream(limits, server.url, clock=clock)
+        upstream = Client(limits, server.url, clock=clock)
         rules = Identity(
             issuer=ISSUER, jwks_url=f"{server.url}/keys", audience=AUDIENCE, **identity
         )

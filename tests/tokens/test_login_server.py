@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.clock import SystemClock
-from proxy.http.client import Upstream
+from proxy.http.client import Client
 from proxy.settings import Account
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.tokens.credentials import Credentials
@@ -44,7 +44,7 @@ async def endpoint_at(url: str, *, patience: float = PATIENT) -> AsyncIterator[T
     settings = UpstreamSettings(
         api_url=url, login_url=url, connect_timeout=PATIENT, response_timeout=patience
     )
-    upstream = Upstream(settings, url, clock=CLOCK)
+    upstream = Client(settings, url, clock=CLOCK)
     try:
         yield TokenEndpoint(upstream, clock=CLOCK, max_retry_after=300.0)
     finally:

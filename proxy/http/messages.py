@@ -1,0 +1,56 @@
+"""What is sent to a server, what comes back whole, and what can go wrong on the way.
+
+Exactly one of four things ends a request without an answer: `Unsent` (provably nothing left),
+`Withheld` (it was not allowed to leave any more when there was a connection), `OutcomeUnknown` (it
+may have been applied) or `BadAnswer` (answered, but not in HTTP). Their texts never hold a header.
+"""
+
+from dataclasses import dataclass
+
+from proxy.rules.headers import Field
+
+
+class Unsent(Exception):
+    """The request provably never left: DNS, connect or TLS failed, or no connection was free."""
+
+
+class Withheld(Exception):
+    """The request did not leave: when there was a connection it was no longer allowed to."""
+
+
+class OutcomeUnknown(Exception):
+    """The request was sent and no answer came; `timed_out` tells silence from a lost connection."""
+
+    def __init__(self, *, timed_out: bool) -> None:
+        super().__init__("no answer in time" if timed_out else "the connection was lost")
+        self.timed_out = timed_out
+
+
+class BadAnswer(Exception):
+    """The answer is not HTTP, or has a status that must not be passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as it is to appear on the wire; `path` and `query` are raw."""
+
+    method: str
+    path: str
+    query: str
+    fields: list[Field]
+    body: bytes
+
+    @property
+    def target(self) -> str:
+        """The request target in origin-form."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that was read whole, bytes as they came."""
+
+    status: int
+    reason: str
+    fields: list[Field]
+    body: bytes
