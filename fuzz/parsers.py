@@ -5,12 +5,12 @@ A check takes any bytes and raises if the parser does, or if its answer breaks a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
 from proxy.rules.claims import held_scopes, mentions, read_claims
-from proxy.rules.needs import ChannelRule, NeedRules, first_nested, needs_of, read_document
+from proxy.rules.needs import ChannelRule, Members, NeedRules, first_nested, needs_of, read_document
 from proxy.rules.prefer import LONGEST_WAIT_SECONDS, prefer_wait
 from proxy.rules.retry_after import delay_seconds, http_date, retry_after
 from proxy.rules.targets import (
@@ -25,6 +25,7 @@ from proxy.settings.sections import DEFAULT_ROUTES
 from proxy.simulator.exports import family_of, normalise
 
 NOW: Final = 1_800_000_000.0
+MAX_BODY: Final = 65_536
 LONGEST: Final = 300.0
 PACED: Final = [
     RouteRule(
@@ -104,24 +105,27 @@ def check_prefer(data: bytes) -> None:
 
 def check_channel_body(data: bytes) -> None:
     """Needs are those of the route or of the channel; a nested field is where it is said to be."""
-    document = read_document(data)
-    needs = needs_of(CHANNELS, "POST", document)
-    assert (needs.scopes, needs.cost) in (
-        (frozenset({"voice"}), 1.0),
-        (frozenset({"digital"}), 2.0),
-    )
-    nested = None if document is None else first_nested(CHANNELS.flat_fields, document)
-    if nested is not None:
-        assert document is not None
-        assert nested.field == "legal_hold"
-        _resolve(document, nested.pointer)
+    for codings in ([], ["gzip"], ["deflate"]):
+        document = read_document(data, codings, max_size=MAX_BODY)
+        needs = needs_of(CHANNELS, "POST", document)
+        assert (needs.scopes, needs.cost) in (
+            (frozenset({"voice"}), 1.0),
+            (frozenset({"digital"}), 2.0),
+        )
+        nested = first_nested(CHANNELS.flat_fields, document)
+        if nested is not None:
+            assert nested.field == "legal_hold"
+            assert _leads_somewhere(document, nested.pointer.split("/")[1:])
 
 
-def _resolve(document: Any, pointer: str) -> None:
-    """Follow a JSON pointer (RFC 6901); KeyError, IndexError or ValueError if it leads nowhere."""
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        document = document[int(key)] if isinstance(document, list) else document[key]
+def _leads_somewhere(branch: Any, parts: Sequence[str]) -> bool:
+    """Whether the parts of a JSON pointer (RFC 6901) lead to a member; keys may come twice."""
+    if not parts:
+        return True
+    key = parts[0].replace("~1", "/").replace("~0", "~")
+    if isinstance(branch, Members):
+        return any(name == key and _leads_somewhere(value, parts[1:]) for name, value in branch)
+    return _leads_somewhere(branch[int(key)], parts[1:])
 
 
 PARSERS: Final[Mapping[str, Callable[[bytes], None]]] = {

@@ -257,8 +257,10 @@ class Handler:
     def _needs(self, exchange: Exchange, route: _Route, body: bytes) -> Needs:
         """Return what the request needs; a nested field is noted, or refused if so configured."""
         method = exchange.request.method
-        document = read_document(body) if route.needs.look_at_body and body else None
-        if document is not None:
+        document = None
+        if route.needs.look_at_body and body:
+            codings = exchange.request.headers.getall("Content-Encoding", ())
+            document = read_document(body, list(codings), max_size=self._settings.limits.max_body)
             nested = first_nested(route.needs.flat_fields, document)
             if nested is not None:
                 self._metrics.nested_field(exchange.route, nested.field)

@@ -21,7 +21,8 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
-# Addressed to a proxy (RFC 9110 section 11.7), or to this hop's framing.
+# Addressed to a proxy (RFC 9110 section 11.7), or to this hop's framing; and the fields by which
+# some servers let a request be another method than the one that was matched.
 _REQUEST_ONLY: Final = frozenset(
     {
         "content-length",
@@ -32,6 +33,9 @@ _REQUEST_ONLY: Final = frozenset(
         "proxy-authenticate",
         "proxy-authorization",
         "via",
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
     }
 )
 _REQUEST_DROPPED: Final = _HOP_BY_HOP | _REQUEST_ONLY

@@ -11,9 +11,11 @@ Obeys RFC 9112 section 3.2 (forms of a target) and RFC 3986 sections 2 and 3.3 (
 
 import re
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import unquote_to_bytes
 
 
 class BadTarget(ValueError):
@@ -142,12 +144,16 @@ _VISIBLE = re.compile(r'[!"$-~]*')
 _FAULTS_IN_PATH = {
     re.compile(r"\\"): "The path has a backslash.",
     re.compile(r"%(?![0-9A-Fa-f]{2})"): "The path has an invalid percent-escape.",
-    re.compile(r"%(?:2[EFef]|5[Cc]|00)"): "The path has an encoded dot, slash, backslash or NUL.",
+    re.compile(r"%(?:2[EFef]|5[Cc])"): "The path has an encoded dot, slash or backslash.",
+    re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])"): "The path has an encoded control character.",
+    re.compile(r"%(?:3[BFbf]|23)"): "The path has an encoded semicolon, question mark or hash.",
+    re.compile(r"%25[0-9A-Fa-f]{2}"): "The path has an escape that is encoded twice.",
 }
 # Sought after the parameters are gone: `/..;x/` is a dot segment, and `/;x/` an empty one.
 _FAULTS_IN_SEGMENTS = {
-    re.compile(r"//"): "The path has an empty segment.",
+    re.compile(r"//"): "The path has an empty segment; does the base URL end in a slash?",
     re.compile(r"/\.\.?(?:/|\Z)"): "The path has a dot segment.",
+    re.compile(r"/%20|%20(?:/|\Z)"): "The path has a segment that starts or ends with a blank.",
 }
 
 # A path that has none of the faults above, and nothing to decode or to remove.
@@ -181,10 +187,29 @@ def _matching_copy(path: str) -> str:
     if _PLAIN_PATH.fullmatch(path) is not None:
         return path.lower()
     _refuse(path, _FAULTS_IN_PATH)
+    _check_text(path)
     decoded = _ESCAPE.sub(_unreserved, path.lower())
     bare = _PARAMETERS.sub("", decoded)
     _refuse(bare, _FAULTS_IN_SEGMENTS)
     return bare.removesuffix("/") or "/"
+
+
+def _check_text(path: str) -> None:
+    """Refuse escapes that are no text, and characters that a server may fold into ASCII ones.
+
+    An overlong `%C0%AF` is no UTF-8 (RFC 3629 section 3). Compatibility forms (Unicode Standard
+    Annex 15) and case folding turn a full-width solidus into `/`, and a long s into `s`.
+    """
+    try:
+        text = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise BadTarget("The path has escapes that are not UTF-8.") from None
+    for char in text:
+        if not char.isascii() and (
+            unicodedata.category(char) == "Cc"
+            or unicodedata.normalize("NFKC", char).casefold().isascii()
+        ):
+            raise BadTarget("The path has a character that servers read in different ways.")
 
 
 def _unreserved(escape: re.Match[str]) -> str:

@@ -8,9 +8,10 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, Final, cast, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -21,10 +22,11 @@ from pydantic_settings.sources.utils import parse_env_vars
 from yaml.scanner import ScannerError
 
 from proxy.settings.sections import Loc, Section, Settings, dotted
-from proxy.settings.values import EnvironmentText
+from proxy.settings.values import EnvironmentText, PlainWord
 
 _PREFIX = "EXPORT_PROXY__"
 _DELIMITER = "__"
+_ALIKE = 0.75  # of 1: how much a name resembles a known one, for it to be suggested
 
 # What is at fault, mostly a key, and what is wrong with it.
 _Problem = tuple[str, str]
@@ -119,9 +121,8 @@ def _prepare(
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
-        node.value, complaints = _replaced(node.value, environ)
-        yield from ((dotted(loc), complaint) for complaint in complaints)
+    if isinstance(node, yaml.ScalarNode):
+        yield from ((dotted(loc), complaint) for complaint in _prepare_scalar(node, environ))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _prepare(item, (*loc, index), environ, seen=seen)
@@ -134,6 +135,30 @@ def _prepare(
                 yield dotted((*loc, name)), complaint
             lines[name] = line
             yield from _prepare(value, (*loc, name), environ, seen=seen)
+
+
+_BOOLEANS: Final = frozenset({"true", "false"})
+_TRAPS: Final = {
+    re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"): (
+        "looks like a time of day, which YAML 1.1 reads as a number in base 60:"
+        " write seconds, or quote it"
+    ),
+    re.compile(r"[-+]?0[0-9_]+"): (
+        "starts with 0, which YAML 1.1 reads as an octal number: leave the 0 out, or quote it"
+    ),
+}
+
+
+def _prepare_scalar(node: yaml.ScalarNode, environ: Mapping[str, str]) -> list[str]:
+    """Fill references in, keep `off` and its like as words, and complain of what misleads."""
+    if node.tag == "tag:yaml.org,2002:str":
+        node.value, complaints = _replaced(node.value, environ)
+        return complaints
+    if node.tag == "tag:yaml.org,2002:bool" and node.value.lower() not in _BOOLEANS:
+        node.tag, node.value = "tag:yaml.org,2002:str", PlainWord(node.value.lower())
+    elif node.tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}:
+        return [why for trap, why in _TRAPS.items() if trap.fullmatch(node.value)]
+    return []
 
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}|\$\{")
@@ -188,9 +213,19 @@ class _Overrides(EnvSettingsSource):
 
 def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[_Problem]]:
     ours = {name: text for name, text in environ.items() if name.upper().startswith(_PREFIX)}
-    known = set(_variables(Settings, _PREFIX))
-    unknown = [(name, "overrides nothing") for name in ours if name.upper() not in known]
-    return _Overrides({name: ours[name] for name in ours if name.upper() in known})(), unknown
+    names = list(_variables(Settings, ""))
+    known = {f"{_PREFIX}{name}" for name in names}
+    problems = [
+        (name, f"overrides nothing{_suggestion(name.upper().removeprefix(_PREFIX), names)}")
+        for name in ours
+        if name.upper() not in known
+    ]
+    first: dict[str, str] = {}
+    for name in ours:
+        other = first.setdefault(name.upper(), name)
+        if other != name:
+            problems.append((name, f"is the same key as {other}, in another case: unset one"))
+    return _Overrides({name: ours[name] for name in ours if name.upper() in known})(), problems
 
 
 def _variables(section: type[Section], prefix: str) -> Iterator[str]:
@@ -239,12 +274,40 @@ def _validation_problems(error: ValidationError) -> Iterator[_Problem]:
         yield dotted(loc), _complaint(detail)
 
 
+def _keys_beside(loc: Loc) -> Iterable[str]:
+    """Return the keys that are known where `loc` ends; none where no section is."""
+    annotation: Any = Settings
+    for step in loc[:-1]:
+        sections = _all_sections_of(annotation)
+        if not sections:
+            return ()
+        if isinstance(step, str):
+            field = sections[0].model_fields.get(step)
+            annotation = None if field is None else field.annotation
+    sections = _all_sections_of(annotation)
+    return sections[0].model_fields if sections else ()
+
+
+def _all_sections_of(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _all_sections_of(inner)]
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    nearest = get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 def _complaint(detail: ErrorDetails) -> str:
     kind, value = detail["type"], detail["input"]
     if kind == "value_error":
         complaint = str(detail["ctx"]["error"])
     else:
         complaint = _COMPLAINTS.get(kind) or detail["msg"].replace("Input should", "must")
+    if kind == "extra_forbidden":
+        loc = detail["loc"]
+        complaint += _suggestion(str(loc[-1]), _keys_beside(loc))
     if not isinstance(value, EnvironmentText):
         return complaint
     encoding = ", as JSON" if kind in _NO_LIST_OR_MAPPING else ""

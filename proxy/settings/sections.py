@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.settings.values import (
+    BodySize,
     ClientId,
     Cost,
     Count,
@@ -25,6 +26,7 @@ from proxy.settings.values import (
     Filled,
     Flag,
     ForwardProxyUrl,
+    HeaderSize,
     Host,
     HostName,
     KeyHash,
@@ -32,16 +34,17 @@ from proxy.settings.values import (
     Methods,
     Name,
     NotEmpty,
-    NotNegative,
     Origin,
     Pattern,
     Port,
-    Positive,
+    PositiveSeconds,
     Prefix,
     Scope,
+    Seconds,
     Secret,
     Share,
     StoreUrl,
+    TotalSize,
     Url,
 )
 
@@ -149,13 +152,13 @@ class Upstream(Section):
     """The API, as `scheme://host[:port]`."""
     login_url: Origin
     """The login server; the token endpoint is `/oauth/token` there."""
-    connect_timeout: Positive = 5.0
+    connect_timeout: PositiveSeconds = 5.0
     """Seconds to get a connection, the wait for a pooled one included."""
-    response_timeout: Positive = 60.0
+    response_timeout: PositiveSeconds = 60.0
     """Seconds to the head of the final response, then between two reads."""
     max_connections: Count = 1000
     """Connections to the API; as many to the login server, and to the issuer's keys."""
-    idle_timeout: NotNegative = 4.0
+    idle_timeout: Seconds = 4.0
     """Seconds an idle connection may be reused for an unsafe request; 0 is a fresh one each."""
     ca_file: FileName | None = None
     """PEM file of further trusted certificates; verification cannot be switched off."""
@@ -166,9 +169,9 @@ class Upstream(Section):
 class Pacing(Section):
     """Lengths of lines and seconds between sends."""
 
-    interval: Positive = 0.5
+    interval: PositiveSeconds = 0.5
     """Seconds between two sends of one account on one paced route."""
-    max_wait: NotNegative = 15.0
+    max_wait: Seconds = 15.0
     """Longest time in line in seconds, holds and re-queues included; a longer predicted wait is
     refused."""
     max_queue: Count = 1000
@@ -182,13 +185,13 @@ class Retry(Section):
 
     max_attempts: Count = 4
     """Sends of one request, the first included."""
-    max_elapsed: Positive = 60.0
+    max_elapsed: PositiveSeconds = 60.0
     """Seconds from arrival to the last send, the API's own time included."""
-    max_retry_after: Positive = 300.0
+    max_retry_after: PositiveSeconds = 300.0
     """Seconds to which a longer hold is clamped."""
-    initial_backoff: Positive = 0.5
+    initial_backoff: PositiveSeconds = 0.5
     """Seconds of hold when a 429 names no usable time, and between tries that never left."""
-    max_backoff: Positive = 30.0
+    max_backoff: PositiveSeconds = 30.0
     """Seconds to which backoff grows."""
     budget: Share = 0.1
     """Retries as a share of an account's sends in 60 s; at least 3 are allowed."""
@@ -201,12 +204,12 @@ class Retry(Section):
 class Tokens(Section):
     """When managed tokens are renewed, and what becomes of a request they cannot serve."""
 
-    refresh_margin: NotNegative = 60.0
+    refresh_margin: Seconds = 60.0
     """Seconds before expiry at which a token is renewed, or at 80 % of its life, whichever is
     later."""
-    propagation_window: NotNegative = 900.0
+    propagation_window: Seconds = 900.0
     """Seconds a newly granted scope may take to appear in new tokens."""
-    min_refresh_interval: Positive = 15.0
+    min_refresh_interval: PositiveSeconds = 15.0
     """Seconds between two tokens of one account; doubles up to 120 while a scope is missing."""
     on_missing_scope: Literal["reject", "wait", "forward"] = "reject"
     """What becomes of a request whose scope is missing: refused, held back until it appears (needs
@@ -256,7 +259,7 @@ class Account(Section):
     """File that holds its secret; read again when it changes."""
     keys: tuple[KeyHash, ...] = ()
     """`sha256:` and 64 hex digits each: hashes of keys callers may present instead of a token."""
-    interval: Positive | None = None
+    interval: PositiveSeconds | None = None
     """Seconds between two sends, instead of `pacing.interval`."""
 
     @property
@@ -274,15 +277,16 @@ class Account(Section):
 
 
 class Channel(Section):
-    """What a body needs whose first present field of `fields` has one of `values`.
+    """What a body needs in which one of `fields` has one of `values`.
 
+    A body that is there and cannot be read needs what all channels of the route need.
     `require_scopes` stand in for those of the route. `cost` is in intervals.
     """
 
     fields: Annotated[tuple[Filled, ...], NotEmpty]
-    """Body fields at the top level; the first one present decides."""
+    """Body fields at the top level, compared without case; each of them counts."""
     values: Annotated[tuple[Filled, ...], NotEmpty]
-    """Values that match, compared without case."""
+    """Values that match, compared without case and without blanks around them."""
     require_scopes: tuple[Scope, ...] = ()
     """Scopes needed instead of the route's."""
     cost: Cost = 1.0
@@ -326,7 +330,7 @@ class Store(Section):
     url: StoreUrl = SecretStr("memory://")
     """`memory://`, `redis://host:port/db`, `rediss://…` or
     `redis+sentinel://h1:port,h2:port/service/db`."""
-    timeout: Positive = 0.2
+    timeout: PositiveSeconds = 0.2
     """Seconds for one answer of the store."""
     replicas: Count = 1
     """Number of replicas; while the store is down each paces at interval × replicas."""
@@ -337,23 +341,23 @@ class Store(Section):
 class Limits(Section):
     """Sizes in bytes, counts of connections, deadlines in seconds."""
 
-    max_body: Count = 512_000
+    max_body: BodySize = 512_000
     """Bytes of one request body; the API's own limit."""
-    max_buffered: Count = 268_435_456
+    max_buffered: TotalSize = 268_435_456
     """Bytes of all waiting bodies together."""
-    max_header: Count = 16_384
+    max_header: HeaderSize = 16_384
     """Bytes of a request head."""
     max_connections: Count = 4000
     """Connections of callers; shrunk to fit the descriptor limit."""
     max_connections_per_peer: Count = 1000
     """Connections from one address, which may be that of a load balancer."""
-    header_timeout: Positive = 10.0
+    header_timeout: PositiveSeconds = 10.0
     """Seconds for a request head, and for an idle connection."""
-    body_timeout: Positive = 10.0
+    body_timeout: PositiveSeconds = 10.0
     """Seconds for a request body."""
-    drain_delay: NotNegative = 0.0
+    drain_delay: Seconds = 0.0
     """Seconds readiness fails before the listener closes."""
-    drain_timeout: Positive = 25.0
+    drain_timeout: PositiveSeconds = 25.0
     """Seconds a shutdown may take; more than 2 above drain_delay."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
@@ -389,6 +393,11 @@ def _distinct_routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
 
 
 DEFAULT_ROUTES = (
+    Route(
+        name="client-secrets",
+        paths=("/api/v2/oauth/clients", "/api/v2/oauth/clients/**"),
+        deny=True,
+    ),
     Route(
         name="blocked",
         paths=("/api/v2/tokens/**", "/api/v2/oauth/**"),

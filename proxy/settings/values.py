@@ -13,6 +13,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from proxy.rules.targets import PathPattern
 
 
+class PlainWord(str):
+    """`yes`, `no`, `on` or `off` as written in the file: a word where there is a choice of words.
+
+    YAML 1.1 reads them as true and false, YAML 1.2 as text; here the key decides.
+    """
+
+    __slots__ = ()
+
+
 class EnvironmentText(str):
     """Text out of an environment variable: untyped, so it may stand for a number or a boolean."""
 
@@ -34,7 +43,7 @@ def _number(value: object) -> object:
 
 
 def _boolean(value: object) -> object:
-    if not isinstance(value, bool | EnvironmentText):
+    if not isinstance(value, bool | EnvironmentText | PlainWord):
         raise ValueError("must be true or false")  # noqa: TRY004 - likewise
     return value
 
@@ -122,12 +131,18 @@ def _all_or_some(methods: tuple[str, ...]) -> tuple[str, ...]:
 
 
 NotEmpty = AfterValidator(_not_empty)
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+# No number is without a bound: each of these is far above any use, and below what breaks a timer, a
+# socket option (TCP_USER_TIMEOUT takes 2,147,483 s) or a parser.
+_WEEK: Final = 604_800
+Count = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(_number)]
+HeaderSize = Annotated[int, Field(ge=1, le=1_048_576), BeforeValidator(_number)]
+BodySize = Annotated[int, Field(ge=1, le=1_073_741_824), BeforeValidator(_number)]
+TotalSize = Annotated[int, Field(ge=1, le=1_099_511_627_776), BeforeValidator(_number)]
 Port = Annotated[int, Field(ge=0, le=_LAST_PORT), BeforeValidator(_number)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=_WEEK), BeforeValidator(_number)]
+Seconds = Annotated[float, Field(ge=0, le=_WEEK), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
-Cost = Annotated[float, Field(ge=1), BeforeValidator(_number)]
+Cost = Annotated[float, Field(ge=1, le=1000), BeforeValidator(_number)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 Filled = Annotated[str, Field(min_length=1)]
 FileName = Annotated[Path, BeforeValidator(_file_name)]

@@ -57,6 +57,19 @@ REFUSED = [
     "/api/v2/recordings/%2E/exports",
     "/api/v2/recordings/exports/.",
     "/api/v2/recordings/exports%00",
+    "/api/v2/recordings/exports%3f",
+    "/api/v2/recordings/exports%3fx=1",
+    "/api/v2/recordings/exports%23",
+    "/api/v2/recordings/exports%3b",
+    "/api/v2/recordings/exports%20",
+    "/api/v2/recordings/%20exports",
+    "/api/v2/recordings/exports%09",
+    "/api/v2/recordings/exports%0a",
+    "/api/v2/recordings%252fexports",
+    "/api/v2/recordings/%2565xports",
+    "/api/v2/recordings%C0%AFexports",
+    "/api/v2/recordings%EF%BC%8Fexports",
+    "/api/v2/recordings/export%C5%BF",
     "/api/v2/recordings/exports#x",
     "/api/v2/recordings/exports%",
     "/api/v2/recordings/%zzexports",
@@ -64,9 +77,9 @@ REFUSED = [
     "api/v2/recordings/exports",
 ]
 DECLINED = [
-    "/api/v2/recordings/%2565xports",  # decoded twice it would be one
     "/x/api/v2/recordings/exports",
-    "/api/v2/recordings/exports%20",
+    "/api/v2/recordings/exports.json",
+    "/api/v2/recordings/exports,",
 ]
 
 

@@ -1,6 +1,10 @@
 """Needs come from the route and a body that is only looked at; no body raises."""
 
+import gzip
 import json
+import tracemalloc
+import zlib
+from math import inf
 from typing import Any
 
 import pytest
@@ -9,9 +13,11 @@ from hypothesis import strategies as st
 
 from proxy.rules.needs import (
     ChannelRule,
+    Document,
     NeedRules,
     Needs,
     Nested,
+    Unreadable,
     first_nested,
     needs_of,
     read_document,
@@ -35,56 +41,165 @@ RULES = NeedRules(
 )
 
 
+MAX_SIZE = 2_000
+
+
+def document_of(value: object) -> Document:
+    """What is read of a body that holds this value as JSON."""
+    return read_document(json.dumps(value).encode(), max_size=MAX_SIZE)
+
+
 @pytest.mark.parametrize(
-    ("body", "document"),
+    ("body", "members"),
     [
-        (b"{}", {}),
-        (b' {"a": [1]} ', {"a": [1]}),
-        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
-        (b'{"a": 1, "a": 2}', {"a": 2}),
-        (b"", None),
-        (b"null", None),
-        (b"[]", None),
-        (b'"x"', None),
-        (b"7", None),
-        (b"a=1&b=2", None),
-        (b'{"a": 1', None),
-        (b"\xff\xfe\x00", None),
-        (b'{"a": "\xff"}', None),
-        (b"[" * 100_000, None),
-        (b'{"a":' * 100_000, None),
-        (b'{"a": ' + b"9" * 5000 + b"}", None),
+        (b"{}", ()),
+        (b' {"a": [1]} ', (("a", [1]),)),
+        (b'\xef\xbb\xbf{"a": 1}', (("a", 1),)),
+        ('{"a": "x"}'.encode("utf-16"), (("a", "x"),)),
+        (b'{"a": 1, "a": 2}', (("a", 1), ("a", 2))),
+        (b'{"a": {"b": null}}', (("a", (("b", None),)),)),
+        (b'{"a": ' + b"9" * 5000 + b"}", (("a", inf),)),
+        (b"null", ()),
+        (b"[]", ()),
+        (b'"x"', ()),
+        (b"7", ()),
     ],
 )
-def test_document(body: bytes, document: dict[str, Any] | None) -> None:
-    assert read_document(body) == document
+def test_members(body: bytes, members: tuple[tuple[str, Any], ...]) -> None:
+    """All members of an object in their order; no members where it is JSON of another type."""
+    assert read_document(body, max_size=MAX_SIZE) == members
 
 
 @pytest.mark.parametrize(
-    ("method", "document", "needs"),
+    "body",
     [
-        ("POST", None, Needs(VOICE)),
+        b"a=1&b=2",
+        b" ",
+        b'{"a": 1',
+        b'{"a": 1} x',
+        b'{"a": 1}{"b": 2}',
+        b"\xff\xfe\x00",
+        b'{"a": "\xff"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_a_body_that_is_no_json_is_unreadable(body: bytes) -> None:
+    assert read_document(body, max_size=MAX_SIZE) == Unreadable()
+
+
+def test_no_body_is_no_document() -> None:
+    assert read_document(b"", ["gzip"], max_size=MAX_SIZE) is None
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)  # the same bytes in every process of a run
+
+
+def bare_deflate(data: bytes) -> bytes:
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return deflater.compress(data) + deflater.flush()
+
+
+SMS = b'{"channel": "sms"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        (SMS, ["identity"]),
+        (SMS, [""]),
+        (gzipped(SMS), ["gzip"]),
+        (gzipped(SMS), ["X-GZip"]),
+        (zlib.compress(SMS), ["deflate"]),
+        (bare_deflate(SMS), ["deflate"]),
+        (gzipped(zlib.compress(SMS)), ["deflate, gzip"]),
+        (gzipped(zlib.compress(SMS)), ["deflate", "gzip"]),
+    ],
+)
+def test_a_coded_body_is_read(body: bytes, codings: list[str]) -> None:
+    assert read_document(body, codings, max_size=MAX_SIZE) == (("channel", "sms"),)
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        (SMS, ["gzip"]),
+        (SMS, ["br"]),
+        (SMS, ["zstd"]),
+        (gzipped(SMS)[:-3], ["gzip"]),
+        (gzipped(SMS) + b"x", ["gzip"]),
+        (gzipped(SMS), ["deflate, gzip"]),
+        (gzipped(b" " * MAX_SIZE + SMS), ["gzip"]),
+    ],
+)
+def test_a_coded_body_that_cannot_be_undone_is_unreadable(body: bytes, codings: list[str]) -> None:
+    """An unknown coding, broken data, or more of it than a body may have."""
+    assert read_document(body, codings, max_size=MAX_SIZE) == Unreadable()
+
+
+def test_a_bomb_is_not_inflated() -> None:
+    bomb = gzipped(bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        assert read_document(bomb, ["gzip"], max_size=MAX_SIZE) == Unreadable()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "needs"),
+    [
         ("POST", {}, Needs(VOICE)),
-        ("GET", None, Needs(frozenset())),
+        ("POST", [{"channel": "sms"}], Needs(VOICE)),
         ("POST", {"channel": "voice"}, Needs(VOICE)),
         ("POST", {"channel": "whatsapp"}, Needs(DIGITAL, 3.0)),
         ("POST", {"channel": "WhatsApp"}, Needs(DIGITAL, 3.0)),
+        ("POST", {"channel": " whatsapp\n"}, Needs(DIGITAL, 3.0)),
         ("GET", {"channel": "sms"}, Needs(DIGITAL, 3.0)),
         ("POST", {"mediaType": "SMS"}, Needs(DIGITAL, 3.0)),
-        ("POST", {"channel": "voice", "mediaType": "sms"}, Needs(VOICE)),
+        ("POST", {"MEDIATYPE": "sms"}, Needs(DIGITAL, 3.0)),
+        ("POST", {"Channel": "sms"}, Needs(DIGITAL, 3.0)),
+        ("POST", {" channel ": "sms"}, Needs(DIGITAL, 3.0)),
+        ("POST", {"channel": "voice", "mediaType": "sms"}, Needs(DIGITAL, 3.0)),
         ("POST", {"mediaType": "voice", "channel": "sms"}, Needs(DIGITAL, 3.0)),
-        ("POST", {"Channel": "sms"}, Needs(VOICE)),
-        ("POST", {"channel": None, "mediaType": "sms"}, Needs(VOICE)),
-        ("POST", {"channel": ["sms"]}, Needs(VOICE)),
+        ("POST", {"channel": None, "mediaType": "sms"}, Needs(DIGITAL, 3.0)),
+        ("POST", {"channel": "", "mediaType": "sms"}, Needs(DIGITAL, 3.0)),
+        ("POST", {"channel": ["voice", "sms"]}, Needs(DIGITAL, 3.0)),
+        ("POST", {"channel": {"name": "sms"}}, Needs(VOICE)),
         ("POST", {"channel": 7}, Needs(VOICE)),
+        ("POST", {"channel": None}, Needs(VOICE)),
         ("POST", {"export": {"channel": "sms"}}, Needs(VOICE)),
         ("POST", {"priority": "high"}, Needs(frozenset({"hurry"}), 1.5)),
         ("POST", {"priority": "high", "channel": "sms"}, Needs(DIGITAL | {"hurry"}, 3.0)),
     ],
 )
-def test_needs(method: str, document: dict[str, Any] | None, needs: Needs) -> None:
-    """The first field that is present decides, and only at the top level."""
-    assert needs_of(RULES, method, document) == needs
+def test_needs(method: str, value: object, needs: Needs) -> None:
+    """Every listed field counts, in any case, and only at the top level."""
+    assert needs_of(RULES, method, document_of(value)) == needs
+
+
+@pytest.mark.parametrize("body", [b'{"channel": "sms", "channel": "voice"}', SMS[:-1], b"x"])
+def test_what_may_be_digital_needs_what_digital_needs(body: bytes) -> None:
+    """The first of two equal keys counts too; an unreadable body may be any channel."""
+    needs = needs_of(RULES, "POST", read_document(body, max_size=MAX_SIZE))
+    assert needs.scopes >= DIGITAL
+    assert needs.cost == 3.0
+
+
+def test_an_unreadable_body_needs_the_scopes_of_all_channels() -> None:
+    assert needs_of(RULES, "POST", Unreadable()) == Needs(DIGITAL | {"hurry"}, 3.0)
+
+
+@pytest.mark.parametrize(("method", "scopes"), [("POST", VOICE), ("GET", frozenset())])
+def test_an_absent_body_needs_what_the_route_needs(method: str, scopes: frozenset[str]) -> None:
+    assert needs_of(RULES, method, None) == Needs(scopes)
+
+
+def test_an_unreadable_body_on_a_route_without_channels_needs_what_the_route_needs() -> None:
+    rules = NeedRules(scopes_by_method={"POST": VOICE}, flat_fields=FLAT)
+    assert needs_of(rules, "POST", Unreadable()) == Needs(VOICE)
 
 
 @pytest.mark.parametrize(
@@ -118,27 +233,27 @@ FLAT = ("legal_hold", "case_id")
         ({"a": ["legal_hold"], "b": "legal_hold"}, None),
     ],
 )
-def test_nested(document: dict[str, Any], nested: Nested | None) -> None:
+def test_nested(document: object, nested: Nested | None) -> None:
     """Below the top level, or no scalar on it; the pointer is written as RFC 6901 says."""
-    assert first_nested(FLAT, document) == nested
+    assert first_nested(FLAT, document_of(document)) == nested
 
 
 def test_the_first_nested_field_is_the_first_in_the_document() -> None:
     document = {"x": {"y": {"case_id": 1}, "legal_hold": 1}, "legal_hold": {}}
-    assert first_nested(FLAT, document) == Nested("case_id", "/x/y/case_id")
-    assert first_nested(FLAT, dict(reversed(document.items()))) == Nested(
+    assert first_nested(FLAT, document_of(document)) == Nested("case_id", "/x/y/case_id")
+    assert first_nested(FLAT, document_of(dict(reversed(document.items())))) == Nested(
         "legal_hold", "/legal_hold"
     )
 
 
 def test_no_field_no_search() -> None:
-    assert first_nested((), {"legal_hold": {"legal_hold": {}}}) is None
+    assert first_nested((), document_of({"legal_hold": {"legal_hold": {}}})) is None
 
 
 def test_the_search_of_a_huge_body_ends() -> None:
     """It is a hint; what stands behind tens of thousands of others goes unseen."""
-    assert first_nested(FLAT, {"many": [{}] * 200_000, "legal_hold": {}}) is None
-    assert first_nested(FLAT, {"many": [{}] * 20_000, "legal_hold": {}}) == Nested(
+    assert first_nested(FLAT, document_of({"many": [{}] * 200_000, "legal_hold": {}})) is None
+    assert first_nested(FLAT, document_of({"many": [{}] * 20_000, "legal_hold": {}})) == Nested(
         "legal_hold", "/legal_hold"
     )
 
@@ -152,16 +267,15 @@ JSON = st.recursive(
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_no_body_raises(body: bytes) -> None:
-    document = read_document(body)
+    document = read_document(body, max_size=MAX_SIZE)
     assert needs_of(RULES, "POST", document).cost in {1.0, 1.5, 3.0}
-    if document is not None:
-        nested = first_nested(FLAT, document)
-        assert nested is None or nested.pointer.endswith(f"/{nested.field}")
+    nested = first_nested(FLAT, document)
+    assert nested is None or nested.pointer.endswith(f"/{nested.field}")
 
 
 @given(st.dictionaries(st.sampled_from([*FLAT, "a/b", "~"]), JSON))
 def test_a_pointer_leads_to_the_field(document: dict[str, Any]) -> None:
-    nested = first_nested(FLAT, document)
+    nested = first_nested(FLAT, document_of(document))
     if nested is None:
         return
     value: Any = document

@@ -68,9 +68,13 @@ def spellings_of(char: str) -> list[str]:
         ("/exports;x=1/y;/z", "/exports;x=1/y;/z", None, "/exports/y/z"),
         ("/exports/;x", "/exports/;x", None, "/exports"),
         ("/;x", "/;x", None, "/"),
-        ("/a%2Bb%20c%3B", "/a%2Bb%20c%3B", None, "/a%2bb%20c%3b"),
-        ("/%252F%252e%2500", "/%252F%252e%2500", None, "/%252f%252e%2500"),
-        ("/%2565xports", "/%2565xports", None, "/%2565xports"),
+        ("/a%2Bb%20c%2C", "/a%2Bb%20c%2C", None, "/a%2bb%20c%2c"),
+        ("/100%25", "/100%25", None, "/100%25"),
+        ("/100%25%20off", "/100%25%20off", None, "/100%25%20off"),
+        ("/M%C3%BCller", "/M%C3%BCller", None, "/m%c3%bcller"),
+        ("/%E6%97%A5%E6%9C%AC", "/%E6%97%A5%E6%9C%AC", None, "/%e6%97%a5%e6%9c%ac"),
+        ("/exports.json", "/exports.json", None, "/exports.json"),
+        ("/exports,", "/exports,", None, "/exports,"),
         ("/a.b/..c/d../...", "/a.b/..c/d../...", None, "/a.b/..c/d../..."),
         ("/a:b@c,d|e", "/a:b@c,d|e", None, "/a:b@c,d|e"),
         ("/api?", "/api", None, "/api"),
@@ -133,7 +137,34 @@ def test_accepted(raw: str, path: str, query: str | None, match: str) -> None:
         ("/%2e%2e/a", "encoded"),
         ("/a%5Cb", "encoded"),
         ("/a%5cb", "encoded"),
-        ("/a%00", "encoded"),
+        ("/a%00", "control"),
+        ("/a%09", "control"),
+        ("/a%0A", "control"),
+        ("/a%1f", "control"),
+        ("/a%7F", "control"),
+        ("/a%3fx=1", "question mark"),
+        ("/a%3F", "question mark"),
+        ("/a%23", "hash"),
+        ("/a%3b", "semicolon"),
+        ("/a%3Bx/b", "semicolon"),
+        ("/a%252f", "twice"),
+        ("/%2565xports", "twice"),
+        ("/%252F%252e%2500", "twice"),
+        ("/a%25252f", "twice"),
+        ("/a%20", "blank"),
+        ("/a%20/b", "blank"),
+        ("/a%20;x", "blank"),
+        ("/%20a", "blank"),
+        ("/a/%20%20/b", "blank"),
+        ("/a%C0%AF", "not UTF-8"),
+        ("/a%FF", "not UTF-8"),
+        ("/a%E2%82", "not UTF-8"),
+        ("/a%ED%A0%80", "not UTF-8"),
+        ("/a%C2%85", "different ways"),
+        ("/a%C2%A0", "different ways"),
+        ("/a%EF%BC%8Fb", "different ways"),
+        ("/%EF%BC%8E%EF%BC%8E/a", "different ways"),
+        ("/export%C5%BF", "different ways"),
         ("/a;x=%2f", "encoded"),
         ("//evil.example/a", "empty segment"),
         ("/a//b", "empty segment"),
@@ -211,7 +242,14 @@ def test_no_spelling_escapes_the_export_route(raw: str) -> None:
 @given(spellings(), st.data())
 def test_no_trick_escapes_the_export_route(raw: str, data: st.DataObject) -> None:
     """A path with a trick in it that a server may undo is refused."""
-    trick = data.draw(st.sampled_from(["/", "/.", "/x/..", "%2f", "%2e", "%00", "\\", "%5c", "#"]))
+    trick = data.draw(
+        st.sampled_from(
+            [
+                *("/", "/.", "/x/..", "%2f", "%2e", "%00", "\\", "%5c", "#"),
+                *("%3f", "%23", "%3B", "%20", "%09", "%0a", "%252f", "%C0%AF", "%EF%BC%8F"),
+            ]
+        )
+    )
     slash = data.draw(st.sampled_from([found.start() for found in re.finditer("/", raw)]))
     with pytest.raises(BadTarget):
         parse_target(raw[:slash] + trick + raw[slash:] + "/")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from proxy.settings import DEFAULT_ROUTES, ConfigError, Pacing, Settings, Tls, Upstream, load
 
@@ -58,7 +58,7 @@ def test_the_shipped_file_names_every_key() -> None:
     keys = {section: set(value) for section, value in model.items() if isinstance(value, dict)}
     assert {name: set(value) for name, value in shipped.items() if name in keys} == keys
     assert shipped.keys() == model.keys()
-    assert shipped["routes"][1].keys() | {"deny"} == model["routes"][1].keys()
+    assert shipped["routes"][2].keys() | {"deny"} == model["routes"][2].keys()
 
 
 def test_the_demo_needs_nothing_but_the_simulator() -> None:
@@ -299,7 +299,7 @@ accounts: [{name: none}]
         "accounts[0].name: must not be other, login or none, which have a meaning of their own",
         "accounts[0].client_id: is required",
         "upstream: is required",
-        "EXPORT_PROXY__LOGG__LEVEL: overrides nothing",
+        "EXPORT_PROXY__LOGG__LEVEL: overrides nothing; did you mean LOG__LEVEL?",
     }
 
 
@@ -313,6 +313,125 @@ def test_both_urls_are_required(problems: Problems) -> None:
 def test_a_key_given_twice_is_refused(problems: Problems) -> None:
     text = "pacing:\n  interval: 1\n  max_wait: 2\n  interval: 3\n"
     assert problems(text) == ("pacing.interval: is given twice, in lines 3 and 5",)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("off", "off"), ("Off", "off"), ('"off"', "off"), ("warn", "warn")]
+)
+def test_a_choice_is_taken_as_it_is_written(read: Load, word: str, value: str) -> None:
+    settings = read(f"routes: [{{name: a, paths: [/a], on_nested: {word}}}]")
+    assert settings.routes[0].on_nested == value
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("yes", True), ("On", True), ("true", True), ("no", False), ("OFF", False), ("False", False)],
+)
+def test_yes_and_no_are_true_and_false_where_a_flag_is_meant(
+    read: Load, word: str, *, value: bool
+) -> None:
+    settings = read(f"routes: [{{name: a, paths: [/a], paced: {word}}}]")
+    assert settings.routes[0].paced is value
+
+
+BASE_60 = (
+    "looks like a time of day, which YAML 1.1 reads as a number in base 60:"
+    " write seconds, or quote it"
+)
+OCTAL = "starts with 0, which YAML 1.1 reads as an octal number: leave the 0 out, or quote it"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "pacing: {max_wait: 1:30}",
+            f"pacing.max_wait: {BASE_60}",
+        ),
+        (
+            "pacing: {interval: 1:30.5}",
+            f"pacing.interval: {BASE_60}",
+        ),
+        (
+            "listen: {port: 010}",
+            f"listen.port: {OCTAL}",
+        ),
+    ],
+)
+def test_a_number_that_yaml_reads_as_another_is_refused(
+    problems: Problems, text: str, line: str
+) -> None:
+    assert problems(text) == (line,)
+
+
+@pytest.mark.parametrize("number", ["0", "0.5", "0x10", "-0", "1_000"])
+def test_other_numbers_are_no_traps(problems: Problems, number: str) -> None:
+    lines = problems(f"pacing: {{interval: -7, max_wait: {number}}}")
+    assert all("YAML" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("pacing: {interval_: 1}", "pacing.interval_: is not a known key; did you mean interval?"),
+        ("paceing: {}", "paceing: is not a known key; did you mean pacing?"),
+        (
+            "routes: [{name: a, paths: [/a], onnested: off}]",
+            "routes[0].onnested: is not a known key; did you mean on_nested?",
+        ),
+        (
+            "listen: {tls: {cert_file: /c, key_file: /k, certfile: /c}}",
+            "listen.tls.certfile: is not a known key; did you mean cert_file?",
+        ),
+        ("pacing: {zzzzzz: 1}", "pacing.zzzzzz: is not a known key"),
+    ],
+)
+def test_an_unknown_key_is_told_its_nearest(problems: Problems, text: str, line: str) -> None:
+    assert problems(text) == (line,)
+
+
+def test_two_variables_for_one_key_are_refused(problems: Problems) -> None:
+    (line,) = problems("", EXPORT_PROXY__LOG__LEVEL="info", export_proxy__log__level="debug")
+    assert line == (
+        "export_proxy__log__level: is the same key as EXPORT_PROXY__LOG__LEVEL, in another case:"
+        " unset one"
+    )
+
+
+def test_an_unknown_variable_is_told_its_nearest(problems: Problems) -> None:
+    assert problems("", EXPORT_PROXY__PACING__INTERVAL_="1") == (
+        "EXPORT_PROXY__PACING__INTERVAL_: overrides nothing; did you mean PACING__INTERVAL?",
+    )
+
+
+NUMBERS = [
+    f"{section}.{key}"
+    for section, model in Settings.model_fields.items()
+    if isinstance(model.annotation, type) and issubclass(model.annotation, BaseModel)
+    for key, field in model.annotation.model_fields.items()
+    if field.annotation in {int, float}
+]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_every_number_has_a_bound(problems: Problems, path: str) -> None:
+    """Beyond it something breaks: a timer, a socket option, the parser."""
+    section, _, key = path.partition(".")
+    lines = problems(f"{section}: {{{key}: {10**15}}}", above="")
+    assert any(line.startswith(f"{path}: must be less than or equal to") for line in lines)
+
+
+def test_numbers_in_lists_have_bounds_too(problems: Problems) -> None:
+    lines = problems(
+        """
+accounts: [{name: a, client_id: b, interval: 1000000000}]
+routes: [{name: a, paths: [/a], channels: [{fields: [f], values: [v], cost: 1000000000}]}]
+"""
+    )
+    assert lines == (
+        "accounts[0].interval: must be less than or equal to 604800",
+        "routes[0].channels[0].cost: must be less than or equal to 1000",
+    )
 
 
 def test_a_merge_key_may_be_overridden_and_an_alias_used_twice(read: Load) -> None:
@@ -546,6 +665,7 @@ def test_a_model_built_by_hand_does_not_quote_values_either() -> None:
 
 def test_default_routes_guard_the_shared_token_first() -> None:
     assert [(route.name, route.deny, route.paced) for route in DEFAULT_ROUTES] == [
+        ("client-secrets", True, False),
         ("blocked", True, False),
         ("exports", False, True),
         ("api", False, False),
