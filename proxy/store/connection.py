@@ -1,13 +1,15 @@
-"""The connection to Redis (or Valkey, or a primary behind Sentinel), and its circuit breaker.
+"""The connection to the store, and its circuit breaker.
 
 A command takes at most `timeout` and is never repeated: one that timed out may still have been
-carried out. The first failure opens the circuit, so that nobody waits for the next; a look every
-`PROBE` seconds closes it again. Replicas look at the same moments, so that they return together.
-The store counts as up while we are subscribed to it and it runs our commands. A mark in it, which
-is looked at as often, tells when it has lost what it was told.
+carried out. The first failure opens the circuit, so no other command waits for the next one. Every
+`PROBE` seconds the connection tries whether the store is back, all replicas at the same moments of
+the wall clock, so that they return together. The store is up while it runs our commands and we are
+subscribed to it. Every `PROBE` seconds we read a mark in it: a new mark means that the store has
+lost what it was told.
 
-Commands run in tasks of ours and not in those of callers: a caller who goes away can neither leave
-a reply behind for the next command nor cost a connection.
+Invariants: a command runs in a task of its own, not in the caller's, so a cancelled caller leaves
+no reply behind and costs no connection. While the store is down no command is sent. `went_down` and
+`came_back` are called in turns, beginning with either.
 """
 
 import asyncio
@@ -16,31 +18,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any, Final, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import structlog
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from proxy.clock import Clock
 from proxy.settings import Store
+from proxy.store.client import COMMANDS, PREFIX, connect
 from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
-PREFIX: Final = "export-proxy:"
 PROBE: Final = 1.0  # seconds
-_COMMANDS: Final = 8  # at once; more would only wait for each other, and time out doing so
 _QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
 _TURNS: Final = 20  # of our own loop, which may be busy, before the server is blamed
 _TURN: Final = 0.001  # seconds
 _MARK: Final = PREFIX + "mark"
 _MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it is evicted last
-_SENTINEL_PORT: Final = 26379
 _T = TypeVar("_T")
 
 
@@ -49,19 +44,19 @@ class StoreDown(Exception):
 
 
 class Subscriber(Protocol):
-    """Who the connection is for."""
+    """The owner of the connection, which it tells what others publish."""
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """What it listens to."""
+        """The channels to listen to."""
         ...
 
     def receive(self, text: str, since: float) -> None:
-        """Take a message that came after `since` (monotonic)."""
+        """Act on a message that came after `since` (monotonic)."""
         ...
 
     async def self_test(self) -> None:
-        """Do what it is going to do, to see that it can be done. Raises what redis-py raises."""
+        """Run what will be run later, to see that it works. Raises what redis-py raises."""
         ...
 
 
@@ -89,10 +84,10 @@ class Connection:
         self._clock = clock
         self._metrics = metrics
         self._spawn = spawn
-        self._room = asyncio.Semaphore(_COMMANDS)
+        self._room = asyncio.Semaphore(COMMANDS)
         self._is_closed = False
         self._mark: bytes | None = None
-        self.redis, self._sentinels = _connect(settings)
+        self.redis, self._sentinels = connect(settings)
 
     def __repr__(self) -> str:
         return f"<Connection {'up' if self.is_up else 'down'}>"
@@ -101,7 +96,7 @@ class Connection:
         """Obey new settings from now on; the URL stays what it was."""
         self.settings = settings
         if not self.is_up:
-            self._tell(self.went_down)  # who waits may have to be refused
+            self._tell(self.went_down)  # waiters may have to be refused
 
     async def call(self, command: Callable[[], Awaitable[_T]]) -> _T:
         """Run a command. Raises StoreDown if it fails, or at once while the circuit is open."""
@@ -147,7 +142,7 @@ class Connection:
         self._is_closed = True
         self.is_up = False
         self._tell(self.went_down)
-        for _ in range(_COMMANDS):  # what is under way ends soon, one way or the other
+        for _ in range(COMMANDS):  # what is under way ends soon, one way or the other
             await self._room.acquire()
         for client in (self.redis, *self._sentinels):
             await self._close(client.aclose)
@@ -229,7 +224,7 @@ class Connection:
                 for _ in subscriber.channels:
                     await news.get_message(timeout=None)
             # On all connections: they are made now, and not in the first rush.
-            await asyncio.gather(*(self._self_tested(subscriber) for _ in range(_COMMANDS)))
+            await asyncio.gather(*(self._self_tested(subscriber) for _ in range(COMMANDS)))
             async with self._edge():
                 self._mark = await self._read_mark()
             yield news
@@ -241,7 +236,7 @@ class Connection:
             await subscriber.self_test()
 
     async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
-        """Hand on what is said, for as long as the circuit is closed."""
+        """Hand on messages for as long as the circuit is closed."""
         look_at = self._clock.monotonic() + PROBE
         while self.is_up:
             since = self._clock.monotonic()
@@ -267,7 +262,7 @@ class Connection:
             self._tell(self.restorers)
 
     async def _read_mark(self) -> bytes | None:
-        """Return what tells the store's memory from one that was lost before it."""
+        """Return the mark, by which a store that was emptied is told from the one before."""
         commands: Any = self.redis.pipeline(transaction=False)
         commands.set(_MARK, token_hex(8), nx=True).expire(_MARK, _MARK_SECONDS)
         commands.mget([_MARK])  # GET fails on a key of another type
@@ -284,39 +279,3 @@ class Connection:
     def _tell(listeners: list[Callable[[], None]]) -> None:
         for tell in listeners:
             tell()
-
-
-def _connect(settings: Store) -> "tuple[Redis, list[Redis]]":
-    """Return the client of the store, and those of the sentinels that know where it is."""
-    url = settings.url.get_secret_value()
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": None,  # Connection bounds the whole command, connecting included
-        "socket_connect_timeout": None,
-        "retry": Retry(NoBackoff(), 0),
-        "max_connections": 2 * _COMMANDS,  # some may be closing; one listens
-    }
-    if not url.startswith("redis+sentinel://"):
-        return Redis.from_url(url, **options), []
-    parts = urlsplit(url)
-    service, _, database = parts.path.strip("/").partition("/")
-    nodes = [urlsplit(f"//{node}") for node in parts.netloc.rpartition("@")[2].split(",")]
-    if parts.password:
-        options |= {
-            "username": unquote(parts.username or "") or None,
-            "password": unquote(parts.password),
-        }
-    # A sentinel that does not answer leaves time to ask the others, and then the store.
-    share = settings.timeout / (len(nodes) + 1)
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-        [(node.hostname, node.port or _SENTINEL_PORT) for node in nodes],
-        sentinel_kwargs={
-            "protocol": 2,
-            "socket_timeout": share,
-            "socket_connect_timeout": share,
-            "retry": Retry(NoBackoff(), 0),
-        },
-        **options,
-    )
-    primary: Redis = sentinel.master_for(service, db=int(database or 0))
-    return primary, sentinel.sentinels

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from proxy.clock import Clock
-from proxy.store.connection import PREFIX, Connection, StoreDown
+from proxy.store.client import PREFIX
+from proxy.store.connection import Connection, StoreDown
 
 _TOKEN: Final = PREFIX + "token:"
 _MAX_DIGITS: Final = 12  # of a date

@@ -1,27 +1,37 @@
--- One operation on one account's state. One key per account: a hash with, for each route R,
---   due:R    when the next send is allowed      holder:R the replica whose turn it is
---   until:R  when its lease ends                queue:R  replicas that wait, in order, as "a,b,"
--- and, for the account, hold, born (which tells the state from one that was lost before it) and count
--- (of the operations on it, so that word and answer can be put in order). Moments are microseconds of
--- this server's clock alone. Beside each stands how far ahead it lay when it was written (due:R_span,
--- ...), a day at the most: no moment is taken to be further ahead than that, so that a clock set back
--- cannot stop a line.
+-- One operation on the state of one account: who has the lease of each route, and until when.
+--
+-- Theory of operation. Each route has a moment DUE from which the next send is allowed, at most one
+-- HOLDER of its lease, and a QUEUE of the replicas that want it, first come first served. A replica
+-- asks and gets the lease, or a place in the queue. After a send it reports for how long that send
+-- keeps the next one back; the report moves DUE and passes the lease on. The lease is given ahead of
+-- DUE, so the new holder knows its moment while it waits. It ends a while after DUE: a holder that
+-- died, or that nobody can hear, is passed over, and its possible last send is allowed for.
+--
+-- Invariants. Only the holder may send. DUE never moves back while it lies ahead. A replica is in the
+-- queue at most once, and not while it is the holder. No moment lies further ahead than it did when
+-- it was written, at most a day: a clock that is set back cannot stop a queue. Nothing that others
+-- wrote into the key stops a queue either.
+--
+-- State: one key, a hash. For each route R: due:R, holder:R, until:R (when the lease ends), queue:R
+-- (replicas as "a,b,"). For the account: hold, born (tells this state from one that was lost before
+-- it), count (numbers the operations, so that messages and answers can be put in order). Moments are
+-- microseconds of this server's clock; beside each stands how far ahead it lay (due:R_span, ...).
 --
 -- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl       (us; ttl in ms)
---   ask    wants a turn, or to keep the one it has
---   sent   has sent; the next send may follow after span; again = 1: wants another turn
---   leave  wants no turn
---   hold   silence for span
+--   ask    wants the lease, or to keep the one it has
+--   sent   has sent; the next send may follow after span; again = 1: wants another lease
+--   leave  wants no lease
+--   hold   the account is on hold for span
 --   look   wants to know of a hold
--- Returns {is it mine, until the line opens, how many want turns, how many go before me, hold left,
--- born, count}.
+-- Returns {has me the lease, until DUE, how many want it, how many go before me, hold left, born,
+-- count}.
 --
--- Told to one replica, on the channel of its name:
---   turn KEY ROUTE BORN COUNT WAIT   it has the turn; the line opens in WAIT
---   over KEY ROUTE BORN COUNT        its turn ran out and was given to another
+-- Published to one replica, on the channel of its name:
+--   turn KEY ROUTE BORN COUNT WAIT   it has the lease; DUE comes after WAIT
+--   over KEY ROUTE BORN COUNT        its lease ran out and was given to another
 -- and to all, on the channel "all":
---   hold WHO KEY SPAN                silence
---   lost WHO KEY BORN                WHO found no state; who knows better should say so
+--   hold WHO KEY SPAN                the account is on hold
+--   lost WHO KEY BORN                WHO found no state; the others report again what they know
 local op, route, me = ARGV[1], ARGV[2], ARGV[3]
 local span, interval, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local again, channel, ttl = ARGV[7] == '1', ARGV[8], tonumber(ARGV[9])
@@ -36,7 +46,7 @@ if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
 
 local function whole(number) return string.format('%.0f', number) end
 
--- What somebody else wrote here must not stop a line.
+-- Returns 0 for what is no moment of ours.
 local function number(text, most)
   local value = tonumber(text or '') or 0
   if value >= 0 and value <= most then return value end
@@ -108,7 +118,7 @@ end
 
 queue = without('') -- as we write it, whoever wrote it
 
--- Gives the turn, anew or for longer; false if nobody listens there any more.
+-- Gives the lease, anew or for longer; false if that replica no longer listens.
 local function grant(who)
   holder = who
   queue = without(who)
@@ -117,7 +127,7 @@ local function grant(who)
 end
 
 if holder ~= '' and holder ~= me and read(UNTIL) < now then
-  -- It died or was cut off, perhaps after a send in its last moment.
+  -- The holder died or was cut off, perhaps after a send in its last moment.
   write(DUE, math.max(read(DUE), read(UNTIL) + interval))
   tell(holder, 'over ' .. about)
   holder = ''

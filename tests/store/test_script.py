@@ -1,4 +1,4 @@
-"""turn.lua on a real Redis: whose turn it is, whatever happens to replicas, keys and clocks."""
+"""The script on a real Redis, whatever befalls replicas, keys and clocks; and what it says."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,15 @@ from typing import Any, cast
 import pytest
 from redis.asyncio.client import PubSub
 
+from proxy.store.script import (
+    HoldMessage,
+    LeaseMessage,
+    LostMessage,
+    Message,
+    OverMessage,
+    Stamp,
+    parse_message,
+)
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import pause
@@ -290,3 +299,42 @@ async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> Non
         await store.say("ask", who)
     await store.say("hold", "a", span=SECOND)
     assert list(await store.server.everything()) == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("turn k r 7 8 1500000", LeaseMessage(("k", "r"), Stamp(7, 8), 1.5)),
+        ("over k r 7 8", OverMessage(("k", "r"), Stamp(7, 8))),
+        ("hold another k 2000000", HoldMessage("k", 2.0)),
+        ("lost another k 7", LostMessage("k", 7)),
+        ("hold me k 2000000", None),
+        ("lost me k 7", None),
+        ("turn k r 7 8", None),
+        ("turn k r 7 8 -1", None),
+        ("turn k r 7 8 " + "9" * 20, None),
+        ("hold another k nan", None),
+        ("", None),
+        ("that was all", None),
+    ],
+)
+def test_message_of_another_replica_is_understood_and_anything_else_is_none(
+    text: str, message: Message | None
+) -> None:
+    assert parse_message(text, me="me") == message
+
+
+@pytest.mark.parametrize(
+    ("stamp", "other", "is_after"),
+    [
+        (Stamp(1, 5), None, True),
+        (Stamp(1, 5), Stamp(1, 4), True),
+        (Stamp(1, 5), Stamp(1, 5), False),
+        (Stamp(1, 5), Stamp(1, 6), False),
+        (Stamp(2, 1), Stamp(1, 6), True),
+    ],
+)
+def test_later_operation_and_another_state_are_news(
+    stamp: Stamp, other: Stamp | None, *, is_after: bool
+) -> None:
+    assert stamp.is_after(other) is is_after

@@ -1,0 +1,213 @@
+"""The seat of one queue: its place among the replicas that want the lease, seen from here.
+
+A seat exists while the queue wants a lease, holds one, or has something to report. It runs one
+command at a time: of two, the server might carry out either first. What becomes due while a command
+is under way (a send, a message) is kept and settled when the answer is there. Each answer puts the
+seat in one of three states:
+
+- ours: the queue has the lease. At half of its life the seat asks for it again, so that a slow
+  connect does not lose it.
+- queued: other replicas go first. The seat waits for a message, and asks if none came in time.
+- left: the queue wants nothing. The seat is closed.
+
+Invariants: the lease of a queue is never valid for longer than in the store (it counts from before
+the command was sent). A send is reported exactly once, after its lease was taken from the queue.
+A closed seat does nothing more.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proxy.clock import Clock, Timer
+from proxy.pacing.turns import Lease, SharedQueue
+from proxy.store.connection import StoreDown
+from proxy.store.script import LEASE, LeaseStatus, Name, Op, Stamp
+
+_RENEW_AT: Final = 0.5  # of the lease
+_ASK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a lease
+
+Say = Callable[..., Coroutine[Any, Any, LeaseStatus]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatContext:
+    """What a seat needs.
+
+    `say` runs the script, and raises StoreDown. `found_new_state` is told of an account that the
+    store did not know, or no longer, and when its state began. `closed` takes the seat off the
+    list.
+    """
+
+    clock: Clock
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    say: Say
+    found_new_state: Callable[[SharedQueue, int], None]
+    closed: Callable[["Seat"], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """A lease of which a message told: when it opens, and a moment after which it was given."""
+
+    stamp: Stamp
+    at: float
+    since: float
+
+
+class Seat:
+    """Asks for leases of one queue, reports its sends, and gives up what it does not need."""
+
+    def __init__(self, queue: SharedQueue, context: SeatContext) -> None:
+        self.queue = queue
+        self.is_busy = False  # a command is under way
+        self.is_ours = False
+        self.stamp: Stamp | None = None  # of the last answer
+        self._context = context
+        self._clock = context.clock
+        self._is_open = True
+        self._has_sent = False  # while a command was under way: yet to be reported
+        self._granted: _Granted | None = None  # while a command was under way
+        self._timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        state = "busy" if self.is_busy else "ours" if self.is_ours else "queued"
+        return f"<Seat {self.queue.route}: {state}>"
+
+    @property
+    def name(self) -> Name:
+        """The queue's name in the store."""
+        return name_of(self.queue)
+
+    def ask(self) -> None:
+        """Ask for the lease, or for more time."""
+        self._start(Op.ASK)
+
+    def leave(self) -> None:
+        """Give up the lease, or the place among those who want it."""
+        if not self.is_busy:
+            self._start(Op.LEAVE)
+
+    def report(self) -> None:
+        """Say for how long the last send from here keeps the next one back."""
+        self._has_sent = self.is_busy
+        if not self.is_busy:
+            self._start(Op.SENT)
+
+    def report_again(self) -> None:
+        """Say it to a store that has lost what it was told."""
+        self.is_ours = False
+        self.queue.lease_lost()
+        self.report()
+
+    def granted(self, stamp: Stamp, at: float, since: float) -> bool:
+        """Take a lease of which a message told; True if the queue has it now."""
+        if self.is_busy:
+            self._granted = _Granted(stamp, at, since)
+            return False
+        if not stamp.is_after(self.stamp):
+            return False
+        self._take(at, since)
+        return True
+
+    def lost(self, stamp: Stamp) -> bool:
+        """Obey a message that the lease ran out; True if it should not have, by our clock."""
+        if self.is_busy or not self.is_ours or not stamp.is_after(self.stamp):
+            return False
+        is_early = self._clock.monotonic() < self.queue.lease.until
+        self.is_ours = False
+        self.ask()
+        return is_early
+
+    def close(self) -> None:
+        """Do nothing more; an answer that is still to come is history."""
+        self._is_open = False
+        self._cancel_timer()
+
+    def _start(self, op: Op) -> None:
+        self.is_busy = True
+        self._cancel_timer()
+        if op is not Op.ASK or not self.is_ours:
+            self.is_ours = False
+            self.queue.lease_lost()
+        self._context.spawn(self._run(op))
+
+    async def _run(self, op: Op) -> None:
+        queue = self.queue
+        begun = self._clock.monotonic()
+        span = queue.pace_left() if op is Op.SENT else 0.0
+        again = op is Op.SENT and queue.wants_lease()
+        try:
+            status = await self._context.say(
+                op, queue.key, queue.route, span=span, interval=queue.interval, again=again
+            )
+        except StoreDown:
+            return  # the queues go on by themselves
+        finally:
+            self.is_busy = False
+        if not self._is_open:
+            return
+        self.stamp = status.stamp
+        if status.stamp.is_first:
+            self._has_sent |= op is not Op.SENT and queue.pace_left() > 0
+            self._context.found_new_state(queue, status.stamp.born)
+        self._settle(status, begun, is_in=again or op is Op.ASK)
+        obey(queue, status.hold)
+        queue.reevaluate()
+
+    def _settle(self, status: LeaseStatus, begun: float, *, is_in: bool) -> None:
+        """Act on an answer; `is_in` says whether the command asked for a lease."""
+        queue, now = self.queue, self._clock.monotonic()
+        granted, self._granted = self._granted, None
+        expected = now + status.wait + status.ahead * queue.interval
+        queue.lease_expected(expected, max(1, status.wanting + (0 if is_in else 1)))
+        if self._has_sent:
+            self.report()
+        elif status.is_ours:
+            self._take(now + status.wait, begun)
+        elif is_in and granted is not None and granted.stamp.is_after(status.stamp):
+            self._take(granted.at, granted.since)
+        elif is_in:
+            self.is_ours = False
+            queue.lease_lost()
+            self._ask_at(max(expected, now + _ASK_AGAIN))
+        else:
+            self.close()
+            self._context.closed(self)
+
+    def _take(self, at: float, since: float) -> None:
+        """Hand the queue a lease that opens at that moment and was given after `since`."""
+        now = self._clock.monotonic()
+        lease = Lease(at, since + max(0.0, at - now) + LEASE)
+        if lease.until <= now:  # we stood still for so long that it may be over
+            self.ask()
+            return
+        self.is_ours = True
+        self.queue.lease_granted(lease)
+        self._ask_at(lease.at + LEASE * _RENEW_AT)
+
+    def _ask_at(self, at: float) -> None:
+        """At that moment keep a lease that is not used yet, or ask about one that is overdue."""
+        self._cancel_timer()
+        self._timer = self._clock.call_at(at, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._timer = None
+        if not self.is_busy:
+            self.ask()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def name_of(queue: SharedQueue) -> Name:
+    """Return the queue's name in the store."""
+    return queue.key, queue.route
+
+
+def obey(queue: SharedQueue, seconds: float) -> None:
+    """Put the queue's account on hold for so long, unless it is for longer."""
+    if seconds > queue.hold_left():
+        queue.obey_hold(seconds)
