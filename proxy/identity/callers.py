@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.clock import Clock
-from proxy.identity.issued_tokens import IssuedTokens, hash_token
+from proxy.identity.issued_tokens import IssuedTokens
 from proxy.identity.verifier import Verifier
 from proxy.pacing.account import Account
-from proxy.pacing.accounts import Accounts, account_id
+from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem, store_unavailable, unauthenticated
+from proxy.rules.digests import account_id, hash_token
 from proxy.settings import Settings
 from proxy.store.connection import StoreDown
 from proxy.store.issued_tokens import SharedTokens

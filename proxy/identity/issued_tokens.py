@@ -4,12 +4,12 @@ Tokens are kept as hashes, accounts as ids. The table is bounded and entries end
 their token; with a shared store, what one replica learned is known to all.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Final
 
 from proxy.clock import Clock
+from proxy.rules.digests import hash_token
 from proxy.store.issued_tokens import Entry, IssuedToken, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
@@ -108,8 +108,3 @@ class IssuedTokens:
         if len(self._known) >= self.limit:
             del self._known[next(iter(self._known))]  # the one learned first
         self._known[token_hash] = (account_id, now + lifetime)
-
-
-def hash_token(token: str) -> bytes:
-    """Return the SHA-256 of a token: what is kept instead of it."""
-    return hashlib.sha256(token.encode()).digest()

@@ -6,7 +6,6 @@ token: a refreshed token cannot reset a pace, nor can a reload. Only a token nob
 an account of its own. Accounts nobody configured live in bounded tables.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from math import inf
 from weakref import WeakValueDictionary
@@ -16,6 +15,7 @@ from proxy.pacing.account import Account, Shared
 from proxy.pacing.turns import Alone, Turns
 from proxy.problems import Problem
 from proxy.retries import RetryRules
+from proxy.rules.digests import account_id, store_key
 from proxy.rules.pace import return_after
 from proxy.rules.state import OTHER, AccountState, merged
 from proxy.settings import Settings
@@ -146,7 +146,7 @@ class _Table:
             if len(self._kept) >= self.limit:
                 self._make_room()
             account = self._alive.get(key) or Account(
-                self._shared, _store_key(key), OTHER, interval=None
+                self._shared, store_key(key), OTHER, interval=None
             )
             self._kept[key] = self._alive[key] = account
         return account
@@ -155,7 +155,7 @@ class _Table:
         """Return the account of that key for somebody else to keep, a new one if there is none."""
         self._kept.pop(key, None)
         return self._alive.pop(key, None) or Account(
-            self._shared, _store_key(key), OTHER, interval=None
+            self._shared, store_key(key), OTHER, interval=None
         )
 
     def put(self, key: str | bytes, account: Account) -> None:
@@ -175,17 +175,3 @@ class _Table:
                 "Too many different callers at once.",
                 retry_after=return_after(_SWEEP_SECONDS, jitter=self._shared.random()),
             )
-
-
-def account_id(client_id: str) -> str:
-    """Return the name by which an account is known without its client id being told: a hash."""
-    return hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _store_key(key: str | bytes) -> str:
-    """Return the key of an account's state in a shared store, tagged so that a cluster can hold it.
-
-    Tokens nobody vouches for are hashed once more, and never meet an account id.
-    """
-    name = key if isinstance(key, str) else "token-" + hashlib.sha256(key).hexdigest()[:32]
-    return f"export-proxy:{{{name}}}"

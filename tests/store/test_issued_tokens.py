@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from proxy.clock import SystemClock
-from proxy.identity.issued_tokens import IssuedTokens, hash_token
+from proxy.identity.issued_tokens import IssuedTokens
+from proxy.rules.digests import hash_token
 from proxy.store.connection import Connection, StoreDown
 from proxy.store.issued_tokens import SharedTokens
 from tests.kit.process import until

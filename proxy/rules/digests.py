@@ -1,0 +1,23 @@
+"""The hashes by which accounts and tokens are known, so that neither is kept or told as it is."""
+
+import hashlib
+
+
+def account_id(client_id: str) -> str:
+    """Return the name by which an account is known without its client id being told."""
+    return hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def hash_token(token: str) -> bytes:
+    """Return the SHA-256 of a token: what is kept instead of it."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def store_key(key: str | bytes) -> str:
+    """Return the key of an account's state in a shared store, tagged so that a cluster can hold it.
+
+    `key` is an account id, or the hash of an unidentified token. Such a hash is hashed once more,
+    so that it never meets an account id.
+    """
+    name = key if isinstance(key, str) else "token-" + hashlib.sha256(key).hexdigest()[:32]
+    return f"export-proxy:{{{name}}}"
