@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 from aiohttp import web
@@ -25,7 +25,9 @@ from proxy.http.connection import Response
 from proxy.http.head import check_head
 from proxy.http.messages import Answer, Outgoing
 from proxy.http.responses import problem_response, token_error_response
-from proxy.identity.callers import Identity
+from proxy.identity import callers
+from proxy.identity.callers import Caller, Configured, Identity, Stranger
+from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem, draining
 from proxy.rules.headers import Field, request_fields, via, wire_fields
@@ -49,6 +51,7 @@ from proxy.rules.targets import (
 from proxy.settings import Route, Settings
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
+from proxy.tokens.account_token import TokenKeeper
 
 _log = structlog.get_logger(__name__)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -164,16 +167,17 @@ class Handler:
         with self._drain.interrupts():
             authorization = exchange.request.headers.getall("Authorization", ())
             caller = await self._identity.caller(authorization)
-            exchange.account = caller.account
+            account, managed = self._account_of(caller)
+            exchange.account = account
             body = await self._bodies.read(exchange.request)
         try:
             answer = await self._sender.send(
                 PendingRequest(
                     exchange,
-                    queue=caller.account.queue(exchange.route, paced=route.settings.paced),
+                    queue=account.queue(exchange.route, paced=route.settings.paced),
                     outgoing=self._outgoing(exchange, target, body),
                     needs=self._needs(exchange, route, body),
-                    managed=caller.token,
+                    managed=managed,
                 )
             )
         finally:
@@ -228,6 +232,23 @@ class Handler:
             return await self._relay.pass_on(exchange, answer)
         answer.headers["X-Request-Id"] = exchange.id
         return answer
+
+    def _account_of(self, caller: Caller) -> tuple[Account, TokenKeeper | None]:
+        """Return the caller's account, and the token it is sent on with if that is not its own.
+
+        Raises the Problem `queue-full` when there are too many strangers.
+        """
+        match caller:
+            case Configured(name):
+                return self._accounts.configured(name), self._identity.tokens.get(name)
+            case callers.Client(account_id):
+                return self._accounts.learned(account_id), None
+            case Stranger(token_hash, sure):
+                account = self._accounts.unidentified(token_hash)
+                account.may_be_another = not sure
+                return account, None
+            case _:
+                assert_never(caller)
 
     def _limit(self, request: web.BaseRequest) -> float:
         wish = prefer_wait(request.headers.getall("Prefer", ()))

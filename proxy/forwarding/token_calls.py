@@ -64,7 +64,7 @@ class Login:
                 return await self._issue(managed, credentials, peer)
         answer = await self._forward(call)
         if credentials is not None and answer.status == 200:  # noqa: PLR2004
-            await self._learn(answer.body, credentials.client_id)
+            await self._note(answer.body, credentials.client_id)
         return answer
 
     async def _issue(
@@ -79,7 +79,7 @@ class Login:
             )
         token = await managed.usable(frozenset(), limit=self.patience)
         lifetime = token.expires_at - self._clock.monotonic()
-        await self._identity.learn(token.value, credentials.client_id, lifetime)
+        await self._identity.note_issued(token.value, credentials.client_id, lifetime)
         return OwnResponse(
             body=json.dumps(
                 {
@@ -111,7 +111,7 @@ class Login:
         finally:
             self._calls.release()
 
-    async def _learn(self, body: bytes, client_id: str) -> None:
+    async def _note(self, body: bytes, client_id: str) -> None:
         try:
             answer = json.loads(body)
             token, lifetime = answer["access_token"], answer["expires_in"]
@@ -119,7 +119,7 @@ class Login:
             return  # not a token; the caller sees the answer as it is
         # No bearer token is anything but ASCII, and JSON may hold what cannot even be encoded.
         if isinstance(token, str) and token.isascii() and type(lifetime) is int and lifetime > 0:
-            await self._identity.learn(token, client_id, min(lifetime, _LONGEST_LIFE))
+            await self._identity.note_issued(token, client_id, min(lifetime, _LONGEST_LIFE))
 
 
 def _credentials_of(call: Outgoing) -> _Credentials | None:

@@ -1,7 +1,7 @@
-"""What was learned at the token endpoint: which account a token was issued to.
+"""The table of issued tokens: which account each token was issued to.
 
-Tokens are kept as hashes, accounts as ids. The table is bounded and entries end with
-their token; with a shared store, what one replica learned is known to all.
+It holds tokens as hashes and accounts as ids. It is bounded, and an entry ends with its token.
+With a shared store all replicas know what one replica has noted.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from proxy.clock import Clock
 from proxy.rules.digests import hash_token
 from proxy.store.issued_tokens import Entry, IssuedToken, SharedTokens
 
-_ASK_AGAIN: Final = 30.0  # seconds; a token is learned when it is issued, before it is ever used
+_ASK_AGAIN: Final = 30.0  # seconds; a token is noted when it is issued, before it is ever used
 _ASK_SOON: Final = 1.0  # where the store lost what it knew, and may yet be told
 _TELLING: Final = 10.0  # seconds the replicas take to tell it
 
@@ -40,9 +40,9 @@ class IssuedTokens:
         self._unknown: dict[bytes, float] = {}
         self._told_by = -inf
         if shared is not None:
-            shared.restore_from(self._remind)
+            shared.restore_from(self._entries_again)
 
-    async def learn(self, token: str, account_id: str, lifetime: float) -> None:
+    async def add(self, token: str, account_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued."""
         token_hash = hash_token(token)
         self._keep(token_hash, account_id, lifetime)
@@ -70,13 +70,13 @@ class IssuedTokens:
             token_hash: known for token_hash, known in self._known.items() if known[0] != account_id
         }
 
-    def _remind(self) -> Iterator[IssuedToken]:
-        """Tell what is known here, and ask anew for the rest: the store lost what it was told."""
+    def _entries_again(self) -> Iterator[IssuedToken]:
+        """Return what the store has to be told again, and ask anew for the rest: it lost both."""
         self._unknown.clear()
         self._told_by = self._clock.monotonic() + _TELLING
-        return self._lessons()
+        return self._entries()
 
-    def _lessons(self) -> Iterator[IssuedToken]:
+    def _entries(self) -> Iterator[IssuedToken]:
         now = self._clock.monotonic()
         for token_hash, (account_id, expires) in self._known.items():
             if expires > now:
@@ -106,5 +106,5 @@ class IssuedTokens:
         if len(self._known) >= self.limit:
             self._known = {key: value for key, value in self._known.items() if value[1] > now}
         if len(self._known) >= self.limit:
-            del self._known[next(iter(self._known))]  # the one learned first
+            del self._known[next(iter(self._known))]  # the oldest entry
         self._known[token_hash] = (account_id, now + lifetime)

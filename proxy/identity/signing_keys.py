@@ -27,7 +27,7 @@ ALGORITHMS: Final = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 _MAX_ANSWER: Final = 262_144
-PATIENCE: Final = 10.0
+FETCH_TIMEOUT: Final = 10.0  # seconds for one fetch, connecting included
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 
 _log = structlog.get_logger(__name__)
@@ -72,7 +72,7 @@ class SigningKeys:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(FETCH_TIMEOUT):
                 response = await self._upstream.send(self._call())
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError) as error:

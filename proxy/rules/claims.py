@@ -56,7 +56,7 @@ def read_claims(token: str) -> Claims | None:
 
 
 def mentions(token: str, issuer: str) -> bool:
-    """Tell whether a token that cannot be read has this name in its payload.
+    """True if a token that cannot be read has this name in its payload.
 
     A loose search, for refusing what pretends to be the issuer's; never for believing it.
     """

@@ -27,8 +27,7 @@ from proxy.http.client import Client
 from proxy.http.server import Server, Site
 from proxy.http.tls import tls_context, verifying_context
 from proxy.identity.callers import Identity
-from proxy.identity.signing_keys import SigningKeys
-from proxy.identity.verifier import Verifier
+from proxy.identity.issuer import Issuer
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.turns import Alone, Turns
 from proxy.problems import PROXY_NAME
@@ -76,11 +75,9 @@ class Proxy:
         )
         self.api = Client(settings.upstream, settings.upstream.api_url, clock=clock)
         self.login_server = Client(settings.upstream, settings.upstream.login_url, clock=clock)
-        self.issuer: Client | None = None
         shared = None
         if self.store is not None:
             shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
-        self.identity = Identity(settings, self.accounts, clock=clock, shared=shared)
         self.bodies = Bodies(settings.limits)
         self.drain = Drain()
         self._under_way = 0
@@ -92,9 +89,11 @@ class Proxy:
             random=random.random,
             tasks=tasks,
         )
-        self._keys: SigningKeys | None = None
-        self._serve_tokens()
-        self._trust_issuer()
+        self._tokens.apply(settings)
+        self.issuer = Issuer(settings, clock=clock)
+        self.identity = Identity(
+            settings, clock=clock, tokens=self._tokens, issuer=self.issuer, shared=shared
+        )
         self._login = Login(
             self.login_server, self.identity, clock=clock, patience=settings.pacing.max_wait
         )
@@ -138,8 +137,9 @@ class Proxy:
         self.refusals.keep(names)
         self.bodies.limits = self.server.limits = settings.limits
         self.server.write_timeout = settings.upstream.response_timeout
-        self._serve_tokens()
-        self._trust_issuer()
+        self.issuer.apply(settings)
+        for client_id in self._tokens.apply(settings):
+            self.identity.forget(client_id)  # an old secret proved these; the new one has to
         self.admin.routes = settings.routes
         self.handler = self._make_handler()
 
@@ -153,8 +153,7 @@ class Proxy:
         """Break off what is still unanswered; who waits for it is told."""
         self._tokens.close()
         for upstream in (self.api, self.login_server, self.issuer):
-            if upstream is not None:
-                await upstream.give_up()
+            await upstream.give_up()
 
     async def close(self) -> None:
         """Close what the proxy holds open towards other servers."""
@@ -165,8 +164,7 @@ class Proxy:
         if self.store is not None:
             await self.store.close()
         for upstream in (self.api, self.login_server, self.issuer):
-            if upstream is not None:
-                await upstream.close()
+            await upstream.close()
 
     @property
     def under_way(self) -> int:
@@ -206,24 +204,6 @@ class Proxy:
             refusals=self.refusals,
             may_log=lambda: self.may_log(),  # noqa: PLW0108 -- it may be replaced
         )
-
-    def _serve_tokens(self) -> None:
-        """Keep a token for each managed account; who proved an old secret has to prove the new."""
-        for client_id in self._tokens.apply(self.settings):
-            self.identity.forget(client_id)
-        self.identity.tokens = self._tokens.by_name
-
-    def _trust_issuer(self) -> None:
-        rules, upstream = self.settings.identity, self.settings.upstream
-        if rules.jwks_url is None:
-            self.identity.verifier = None
-            return
-        if self.issuer is None:
-            self.issuer = Client(upstream, rules.jwks_url, clock=self.clock)
-        self.issuer.apply(upstream, rules.jwks_url)
-        if self._keys is None or self._keys.jwks_url != rules.jwks_url:
-            self._keys = SigningKeys(self.issuer, rules.jwks_url, clock=self.clock)
-        self.identity.verifier = Verifier(rules, self._keys, clock=self.clock)
 
 
 @dataclass(frozen=True, slots=True)

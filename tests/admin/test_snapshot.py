@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -36,7 +37,7 @@ class Bench:
         self.accounts = Accounts(
             settings, clock=clock, metrics=Metrics(self.registry), random=lambda: 0.0
         )
-        identity = Identity(settings, self.accounts, clock=clock)
+        identity = Mock(spec=Identity, tokens={})
         self.census = Snapshots(self.accounts, identity, self.refusals, clock=clock)
 
     async def names(self) -> list[str]:

@@ -75,7 +75,7 @@ async def lookups(server: RedisServer) -> int:
 @pytest.mark.parametrize("account", [MANAGED, STRANGER])
 async def test_token_learned_by_one_is_known_to_the_other(account: str, tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
-        await here.tokens.learn(TOKEN, account, 60)
+        await here.tokens.add(TOKEN, account, 60)
         assert await there.knows() == account
         assert 55 <= await server.client.ttl(KEY) <= 60
         text = repr(await server.everything())
@@ -85,7 +85,7 @@ async def test_token_learned_by_one_is_known_to_the_other(account: str, tmp_path
 
 async def test_what_is_known_is_not_asked_for_again(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
-        await here.tokens.learn(TOKEN, STRANGER, 60)
+        await here.tokens.add(TOKEN, STRANGER, 60)
         await there.knows()
         await server.forget_calls()
         for _ in range(20):
@@ -96,7 +96,7 @@ async def test_what_is_known_is_not_asked_for_again(tmp_path: Path) -> None:
 
 async def test_token_ends_in_the_store_with_its_life(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
-        await here.tokens.learn(TOKEN, STRANGER, 2.0)
+        await here.tokens.add(TOKEN, STRANGER, 2.0)
         assert await server.client.exists(KEY)
 
         async def is_gone() -> bool:
@@ -146,7 +146,7 @@ async def test_sealed_entry_selects_its_account(tmp_path: Path) -> None:
 
 async def test_entry_from_before_the_secret_changed_selects_nothing(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (_, here, there):
-        await here.tokens.learn(TOKEN, MANAGED, 60)
+        await here.tokens.add(TOKEN, MANAGED, 60)
         there.secrets[MANAGED] = "a-new-secret"
         assert await there.knows() is None
 
@@ -156,14 +156,14 @@ async def test_entry_of_another_type_is_none(tmp_path: Path) -> None:
         await cast("Any", server.client.rpush(KEY, "x"))
         assert await there.knows() is None
         assert there.connection.is_up
-        await here.tokens.learn(TOKEN, STRANGER, 60)
+        await here.tokens.add(TOKEN, STRANGER, 60)
         assert await server.client.type(KEY) == b"string"
 
 
 async def test_store_that_is_down_knows_nobody_and_learning_goes_on(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
         await server.kill()
-        await here.tokens.learn(TOKEN, STRANGER, 60)
+        await here.tokens.add(TOKEN, STRANGER, 60)
         assert await here.knows() == STRANGER
         with pytest.raises(StoreDown):
             await there.knows()
@@ -171,7 +171,7 @@ async def test_store_that_is_down_knows_nobody_and_learning_goes_on(tmp_path: Pa
 
 async def test_many_who_ask_at_once_are_answered_by_one_look(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
-        await here.tokens.learn(TOKEN, STRANGER, 60)
+        await here.tokens.add(TOKEN, STRANGER, 60)
         await server.forget_calls()
         loop = asyncio.get_running_loop()
         asked = [loop.create_task(there.knows()) for _ in range(50)]
@@ -186,7 +186,7 @@ async def test_what_the_store_lost_it_is_told_again(tmp_path: Path) -> None:
     """After an outage, and whenever it turns out to have forgotten."""
     async with deployed(tmp_path) as (server, here, _):
         await server.kill()
-        await here.tokens.learn(TOKEN, MANAGED, 60)
+        await here.tokens.add(TOKEN, MANAGED, 60)
 
         async def has_it() -> bool:
             return bool(await server.client.exists(KEY))
@@ -203,7 +203,7 @@ async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> N
     async with deployed(tmp_path) as (server, here, there):
         assert await there.knows() is None
         await server.kill()
-        await here.tokens.learn(TOKEN, MANAGED, 60)
+        await here.tokens.add(TOKEN, MANAGED, 60)
         await server.start()
 
         async def is_known() -> bool:
@@ -212,7 +212,7 @@ async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> N
         await until(is_known, within=10)
         assert await there.knows("another") is None
         await server.flush()
-        await here.tokens.learn("another", MANAGED, 60)
+        await here.tokens.add("another", MANAGED, 60)
 
         async def another_is_known() -> bool:
             return await there.knows("another") == MANAGED
@@ -223,7 +223,7 @@ async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> N
 async def test_what_is_lost_while_it_is_told_again_is_told_once_more(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, _):
         for number in range(10):
-            await here.tokens.learn(str(number), STRANGER, 60)
+            await here.tokens.add(str(number), STRANGER, 60)
         await server.forget_calls()
         restore = here.connection.restorers[-1]
         restore()
@@ -238,7 +238,7 @@ async def test_what_is_lost_while_it_is_told_again_is_told_once_more(tmp_path: P
 
 async def test_entry_of_an_account_that_was_removed_selects_nothing(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (_, here, there):
-        await here.tokens.learn(TOKEN, MANAGED, 60)
+        await here.tokens.add(TOKEN, MANAGED, 60)
         assert await there.knows() == MANAGED
         del there.secrets[MANAGED]
         there.tokens.forget(MANAGED)

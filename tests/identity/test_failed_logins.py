@@ -1,0 +1,47 @@
+"""Failed log-ins are counted for a minute, in a table that does not grow."""
+
+import pytest
+
+from proxy.identity.failed_logins import FailedLogins
+from proxy.problems import Problem
+from tests.kit.clock import FakeClock
+
+
+def test_tenth_failure_in_a_minute_shuts_the_address_out_until_the_first_is_a_minute_old() -> None:
+    clock = FakeClock()
+    failed = FailedLogins(clock=clock)
+    for _ in range(9):
+        failed.note("a")
+    failed.check("a")
+    failed.note("a")
+    with pytest.raises(Problem) as refused:
+        failed.check("a")
+    assert (refused.value.status, refused.value.retry_after) == (429, 60)
+
+
+async def test_failure_counts_for_a_minute() -> None:
+    clock = FakeClock()
+    failed = FailedLogins(clock=clock)
+    for _ in range(10):
+        failed.note("a")
+    await clock.advance(60)
+    failed.check("a")
+
+
+def test_table_is_bounded_and_forgets_the_address_that_failed_longest_ago() -> None:
+    failed = FailedLogins(clock=FakeClock(), max_entries=2)
+    for address in ("a", "b", "a"):
+        failed.note(address)
+    for _ in range(8):
+        failed.note("a")
+    failed.note("c")
+    assert len(failed) == 2
+    with pytest.raises(Problem):
+        failed.check("a")
+
+
+def test_ten_thousand_addresses_leave_a_thousand_entries() -> None:
+    failed = FailedLogins(clock=FakeClock())
+    for number in range(10_000):
+        failed.note(str(number))
+    assert len(failed) == 1000
