@@ -45,7 +45,7 @@ soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 
 cluster: $(INSTALLED) ## run two replicas on one Redis behind a load balancer; CLUSTER=--check for a test
 	$(BIN)/python -m bench.cluster $(CLUSTER)
 
-docs: $(INSTALLED) ## make the tables of README.md and the schema of the configuration anew
+docs: $(INSTALLED) ## make the tables of docs/ and the schema of the configuration anew
 	$(BIN)/python -m tools.tables
 
 picture: $(INSTALLED) ## run the bursts of docs/pace.svg again, and draw them

@@ -42,23 +42,29 @@ def test_a_generated_file_is_what_the_code_makes_of_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("page", "row"),
     [
-        "| `pacing.interval` | `0.5` | Seconds between two sends of one account on one paced route",
-        '| `routes[].on_nested` | `"warn"` | ',
-        "| `queue_wait_seconds` | histogram | `account`, `route`, `outcome` | ",
-        "| `requests_total` | counter | `account`, `route`, `method`, `code`, `origin` | ",
-        "| `outcome-unknown` | 502, 504 | no | ",
-        "| `missing-scope` | 403 | while ",
+        (
+            "configuration",
+            "| `pacing.interval` | `0.5` | Seconds between two sends of one account on one paced",
+        ),
+        ("configuration", '| `routes[].on_nested` | `"warn"` | '),
+        ("metrics", "| `queue_wait_seconds` | histogram | `account`, `route`, `outcome` | "),
+        (
+            "metrics",
+            "| `requests_total` | counter | `account`, `route`, `method`, `code`, `origin` | ",
+        ),
+        ("answers", "| `outcome-unknown` | 502, 504 | no | "),
+        ("answers", "| `missing-scope` | 403 | while "),
     ],
 )
-def test_the_readme_has_what_operators_rely_on(row: str) -> None:
-    assert f"\n{row}" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_pages_have_what_operators_rely_on(page: str, row: str) -> None:
+    assert f"\n{row}" in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
 def test_a_page_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="there must be a part between"):
-        generated("# A page\n")
+        generated("# A page\n", "metrics", "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,7 +1,7 @@
 """The tables and the schema that are made from the code: `make docs` writes them.
 
-* README.md: the configuration from the settings model, the metrics from the registry, the answers
-  of the proxy's own from the table of problems; each between two markers
+* docs/configuration.md from the settings model, docs/metrics.md from the registry, docs/answers.md
+  from the table of problems; each table between two markers
 * config/proxy.schema.json: what `export-proxy schema` prints
 
 A test fails where a file is not what is made here.
@@ -22,7 +22,7 @@ from proxy.settings import DEFAULT_ROUTES, Settings, schema
 from proxy.telemetry.metrics import Metrics, Snapshot
 
 ROOT: Final = Path(__file__).parent.parent
-README: Final = ROOT / "README.md"
+DOCS: Final = ROOT / "docs"
 SCHEMA: Final = ROOT / "config" / "proxy.schema.json"
 
 _RETRY_AFTER: Final = {
@@ -32,20 +32,14 @@ _RETRY_AFTER: Final = {
 }
 
 
-def generated(text: str) -> str:
-    """Return the text with every generated part made anew."""
-    for name, table in (
-        ("configuration", configuration()),
-        ("metrics", metrics()),
-        ("answers", answers()),
-    ):
-        begin, end = f"<!-- {name}: made by make docs -->\n", f"<!-- end of {name} -->"
-        before, marker, rest = text.partition(begin)
-        _, end_marker, after = rest.partition(end)
-        if not marker or not end_marker:
-            raise ValueError(f"there must be a part between {begin.strip()} and {end}")
-        text = before + begin + table + end + after
-    return text
+def generated(text: str, name: str, table: str) -> str:
+    """Return the text with the table of that name made anew."""
+    begin, end = f"<!-- {name}: made by make docs -->\n", f"<!-- end of {name} -->"
+    before, marker, rest = text.partition(begin)
+    _, end_marker, after = rest.partition(end)
+    if not marker or not end_marker:
+        raise ValueError(f"there must be a part between {begin.strip()} and {end}")
+    return before + begin + table + end + after
 
 
 def schema_text() -> str:
@@ -83,7 +77,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if default == DEFAULT_ROUTES:
-        return "as in [proxy.yaml](config/proxy.yaml)"
+        return "as in [proxy.yaml](../config/proxy.yaml)"
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
     return f"`{json.dumps(default)}`"
@@ -160,7 +154,13 @@ def _cell(text: str | None) -> str:
 
 def documents() -> Mapping[Path, str]:
     """Return each generated file and what it must hold."""
-    return {README: generated(README.read_text(encoding="utf-8")), SCHEMA: schema_text()}
+    tables = {"configuration": configuration(), "metrics": metrics(), "answers": answers()}
+    pages = {
+        path: generated(path.read_text(encoding="utf-8"), name, table)
+        for name, table in tables.items()
+        for path in [DOCS / f"{name}.md"]
+    }
+    return {**pages, SCHEMA: schema_text()}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent.parent
 SDK = ROOT / "build" / "javascript" / "node_modules"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 PACKAGE = "PureCloudPlatformClientV2"
 LOG_IN_AND_EXPORT = """\
 client.get_client_credentials_token("any-id", "any-secret")
@@ -194,7 +195,7 @@ async def test_javascript(tmp_path: Path) -> None:
         needs("the JavaScript SDK: make build/javascript/node_modules")
     async with as_in_the_readme(tmp_path) as running:
         script = tmp_path / "exports.js"
-        script.write_text(running.adapted(snippet(README, "javascript", "setGateway")))
+        script.write_text(running.adapted(snippet(CLIENTS, "javascript", "setGateway")))
         environ = {"NODE_PATH": str(SDK)}
         said = await running.run(str(program("node")), str(script), environ=environ)
     assert said == "PENDING\n"
@@ -203,7 +204,7 @@ async def test_javascript(tmp_path: Path) -> None:
 @pytest.mark.needs("curl")
 async def test_anything_else(tmp_path: Path) -> None:
     async with as_in_the_readme(tmp_path) as running:
-        commands = running.adapted(snippet(README, "sh", "curl -i"))
+        commands = running.adapted(snippet(CLIENTS, "sh", "curl -i"))
         said = await running.run("/bin/sh", "-ec", commands)
     assert said.startswith("HTTP/1.1 202 ")
 
