@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.kit.stalls import allow_stalls
+
 # A machine that stands still for a moment is no failure of an example.
 settings.register_profile(
     "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -20,6 +22,7 @@ settings.load_profile("patient")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    allow_stalls(allow=item.get_closest_marker("timed") is not None)
     for marker in item.iter_markers("needs"):
         needs(*marker.args)
 

@@ -183,6 +183,7 @@ async def test_a_network_that_changes_its_mind(tmp_path: Path) -> None:
 # Callers who leave, and an API that never answers
 
 
+@pytest.mark.timed
 async def test_a_caller_who_leaves_after_the_send_has_used_the_slot(tmp_path: Path) -> None:
     """Nothing is sent again, and the next one keeps the distance."""
     interval = 1.0
@@ -210,6 +211,7 @@ def _is_logged(process: Process, code: int) -> Callable[[], Awaitable[bool]]:
     return question
 
 
+@pytest.mark.timed
 async def test_an_api_that_never_answers_a_hundred_accounts_answers_others(
     tmp_path: Path,
 ) -> None:
@@ -255,6 +257,7 @@ def library(name: str, *patterns: str) -> str:
     return str(found[0])
 
 
+@pytest.mark.timed
 async def test_the_wall_clock_jumps_an_hour_forward_and_back(tmp_path: Path) -> None:
     """The pace does not notice; a JWT is judged by the hour it is now."""
     preload = library("faketime", "*/faketime/libfaketimeMT.so.1", "faketime/libfaketimeMT.so.1")

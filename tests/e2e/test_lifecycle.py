@@ -137,6 +137,7 @@ async def test_a_drain_delivers_what_was_sent_and_refuses_what_was_not(tmp_path:
     ]
 
 
+@pytest.mark.timed
 async def test_what_is_not_answered_in_time_is_given_up_and_told_so(tmp_path: Path) -> None:
     """Two seconds before the end: 504, and nobody is told to come back."""
     async with (
@@ -282,6 +283,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Si
 # Death
 
 
+@pytest.mark.timed
 async def test_killed_with_a_line_and_started_again(tmp_path: Path) -> None:
     """Callers see a close; after the start nothing is early, and only what they repeat is sent."""
     interval = 0.5
@@ -314,6 +316,7 @@ async def test_killed_with_a_line_and_started_again(tmp_path: Path) -> None:
 # Reload
 
 
+@pytest.mark.timed
 async def test_the_pace_changes_and_changes_back_while_fifty_wait(tmp_path: Path) -> None:
     """Order kept, nobody dropped, and each gap is that of the rule in force at its end."""
     slow, fast, margin = 0.2, 0.1, 0.03
@@ -431,6 +434,7 @@ async def hang_up(process: Process) -> None:
     await until(question)
 
 
+@pytest.mark.timed
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
     """Learned, then configured, renamed, given a pace and removed: one line all the while."""
     slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
@@ -463,6 +467,7 @@ async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: P
         assert interval - TOLERANCE - stalls.longest <= gap < interval + 0.7 + stalls.total
 
 
+@pytest.mark.timed
 async def test_a_hold_outlives_a_reload(tmp_path: Path) -> None:
     """The account is renamed while it is silent, and stays silent."""
     refused = Reply(429, [("Retry-After", "3")])
@@ -493,6 +498,7 @@ async def test_a_hold_outlives_a_reload(tmp_path: Path) -> None:
     assert len(login.requests) == 1
 
 
+@pytest.mark.timed
 async def test_a_changed_secret_is_used_and_the_old_one_proves_nothing(tmp_path: Path) -> None:
     """The token in use serves until the new one has come; what the old secret taught is gone."""
     async with noting_stalls() as stalls, RawUpstream(issuing("first", "second", "third")) as api:
@@ -583,6 +589,7 @@ class ServiceManager:
             self.said.append(state)
 
 
+@pytest.mark.timed
 async def test_the_service_manager_is_told(tmp_path: Path) -> None:
     """Ready, reloading and ready again, stopping; and fed all the while, the drain included."""
     manager = ServiceManager(tmp_path / "notify")

@@ -231,6 +231,7 @@ async def test_a_caller_who_leaves_in_the_middle_of_an_answer_is_counted_as_gone
         assert registry.get_sample_value("export_proxy_requests_total", labels) == 1
 
 
+@pytest.mark.timed
 async def test_a_lost_answer_delays_nobody_else() -> None:
     """The slot counts, the next caller gets the next one."""
     async with (
@@ -353,6 +354,7 @@ async def test_refused_connections_are_tried_again_until_the_api_is_up() -> None
     assert sends_per_key(upstream) == {str(n).encode(): 1 for n in range(6)}
 
 
+@pytest.mark.timed
 async def test_what_never_left_is_tried_four_times_and_may_come_back() -> None:
     """The tries span at least 1.75 s; nothing was sent, so the caller hears when to return."""
 

@@ -138,6 +138,7 @@ async def test_what_only_looks_like_an_export_is_none_to_the_api_either(target: 
     assert not any(paced)
 
 
+@pytest.mark.timed
 async def test_every_other_spelling_is_paced() -> None:
     """Each for an account of its own, all at the same time."""
     async with noting_stalls() as stalls:
@@ -148,6 +149,7 @@ async def test_every_other_spelling_is_paced() -> None:
         assert is_paced(times, stalled=stalls.longest), target
 
 
+@pytest.mark.timed
 async def test_all_spellings_together_have_one_pace() -> None:
     async with noting_stalls() as stalls:
         statuses, times, _ = await fire([*PACED, *REFUSED, *PACED])

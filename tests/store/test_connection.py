@@ -62,6 +62,7 @@ async def connected(
         await connection.close()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("replicas", "most"), [(1, 1.2), (3, 1.2)])
 async def test_send_from_a_line_takes_about_one_round_trip(
     replicas: int, most: float, tmp_path: Path
@@ -147,6 +148,7 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
         assert after - before <= 8  # nor does it cost a connection
 
 
+@pytest.mark.timed
 async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for turn in range(300):

@@ -62,6 +62,7 @@ def times(replicas: list[Replica]) -> list[float]:
     return [send.at for send in replicas[0].sends]
 
 
+@pytest.mark.timed
 async def test_burst_is_sent_one_an_interval_and_whole(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         assert await asyncio.gather(*spread(replicas, 12)) == [None] * 12
@@ -78,6 +79,7 @@ async def test_each_replica_serves_its_callers_in_order_of_arrival(deploy: Deplo
             assert served == list(range(number, 9, len(replicas)))
 
 
+@pytest.mark.timed
 async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         here, there = replicas[0], replicas[-1]
@@ -87,6 +89,7 @@ async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Dep
         assert 4 * INTERVAL <= gap <= 4 * INTERVAL + SLACK + stalls.total
 
 
+@pytest.mark.timed
 async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
     """Every second caller hangs up, those at the head of a line among them."""
     async with noting_stalls() as stalls, deploy() as replicas:
@@ -102,6 +105,7 @@ async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
         assert sum(gaps(times(replicas))) <= 12 * INTERVAL + SLACK + stalls.total
 
 
+@pytest.mark.timed
 async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         here, there = replicas[0], replicas[-1]
@@ -115,6 +119,7 @@ async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
         assert CLOCK.monotonic() - begun < INTERVAL / 2 + stalls.total
 
 
+@pytest.mark.timed
 async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         refused = replicas[0]
@@ -141,6 +146,7 @@ async def _all_hold(replicas: list[Replica]) -> bool:
     return all(replica.queue().hold_left() > 0 for replica in replicas)
 
 
+@pytest.mark.timed
 async def test_lines_of_other_accounts_and_routes_go_on(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy(0.8) as replicas:
         callers = spread(replicas, 3)
@@ -153,6 +159,7 @@ async def test_lines_of_other_accounts_and_routes_go_on(deploy: Deploy) -> None:
         await asyncio.gather(*callers)
 
 
+@pytest.mark.timed
 async def test_room_in_flight_is_each_replica_s_own_and_no_turn_is_kept(deploy: Deploy) -> None:
     """A replica whose room is full lets the others send."""
     async with (
@@ -213,6 +220,7 @@ async def test_longer_interval_governs_those_who_wait_already(deploy: Deploy) ->
         assert early(times(replicas)[sent:], 2 * INTERVAL) == 0
 
 
+@pytest.mark.timed
 async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy(0.3) as replicas:
         callers = spread(replicas, 9)
@@ -230,6 +238,7 @@ async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> N
         assert early(times(replicas)[-3:], 0.3) == 0
 
 
+@pytest.mark.timed
 async def test_replica_that_ends_leaves_its_turn_to_the_others(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         ending = replicas[0]
