@@ -148,6 +148,7 @@ _FAULTS_IN_PATH = {
     re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])"): "The path has an encoded control character.",
     re.compile(r"%(?:3[BFbf]|23)"): "The path has an encoded semicolon, question mark or hash.",
     re.compile(r"%25[0-9A-Fa-f]{2}"): "The path has an escape that is encoded twice.",
+    re.compile(r"%20(?:/|\Z)"): "The path has a segment that ends with a blank.",
 }
 # Sought after the parameters are gone: `/..;x/` is a dot segment, and `/;x/` an empty one.
 _FAULTS_IN_SEGMENTS = {

@@ -154,6 +154,7 @@ def test_accepted(raw: str, path: str, query: str | None, match: str) -> None:
         ("/a%20", "blank"),
         ("/a%20/b", "blank"),
         ("/a%20;x", "blank"),
+        ("/a;x%20/b", "blank"),
         ("/%20a", "blank"),
         ("/a/%20%20/b", "blank"),
         ("/a%C0%AF", "not UTF-8"),
