@@ -11,6 +11,7 @@ from typing import Final
 import aiohttp
 
 from proxy.clock import Clock
+from proxy.rules.targets import LOGIN_PATH
 
 EXPORTS_PATH: Final = "/api/v2/recordings/exports"
 QUITTER_PATH: Final = "/api/v2/recording/jobs"
@@ -68,7 +69,7 @@ class Callers:
             "client_id": self.account.client_id,
             "client_secret": self.account.secret,
         }
-        async with http.post("/oauth/token", data=form, raise_for_status=True) as answer:
+        async with http.post(LOGIN_PATH, data=form, raise_for_status=True) as answer:
             return str((await answer.json())["access_token"])
 
     async def _ask_and_stay(self, http: aiohttp.ClientSession, token: str, number: int) -> None:

@@ -41,6 +41,7 @@ from proxy.rules.needs import (
 )
 from proxy.rules.prefer import prefer_wait
 from proxy.rules.targets import (
+    LOGIN_PATH,
     MethodNotAllowed,
     PathPattern,
     RouteRule,
@@ -209,7 +210,7 @@ class Handler:
 
     def _token_call(self, target: Target) -> Target | None:
         stripped = strip_prefix(target, self._settings.listen.login_prefix)
-        return stripped if stripped is not None and stripped.match == token_calls.PATH else None
+        return stripped if stripped is not None and stripped.match == LOGIN_PATH else None
 
     async def _log_in(self, exchange: Exchange, target: Target) -> web.StreamResponse:
         exchange.route = "login"

@@ -27,10 +27,12 @@ from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.needs import Needs
+from proxy.rules.refresh import Reason
 from proxy.rules.retry_after import delay_seconds, http_date, retry_after
 from proxy.settings import Settings
 from proxy.telemetry.metrics import Metrics
-from proxy.tokens.account_token import Reason, Token, TokenKeeper
+from proxy.tokens.account_token import TokenKeeper
+from proxy.tokens.token import Token
 
 _MAX_KEPT: Final = (
     1_048_576  # bytes of a refusal, which is read whole to be passed on if it is final

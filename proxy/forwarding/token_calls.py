@@ -22,13 +22,12 @@ from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Uns
 from proxy.http.responses import OwnResponse
 from proxy.identity.callers import Identity
 from proxy.problems import Problem
+from proxy.rules.claims import LONGEST_LIFE
 from proxy.tokens.account_token import TokenKeeper
 
-PATH: Final = "/oauth/token"
 _MAX_CALLS: Final = 4
 _MAX_FIELDS: Final = 100  # of a form; reading very many would stall the loop
 _MAX_ANSWER: Final = 65536
-_LONGEST_LIFE: Final = 172_800.0  # the vendor's largest token lifetime, two days
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Login:
             return  # not a token; the caller sees the answer as it is
         # No bearer token is anything but ASCII, and JSON may hold what cannot even be encoded.
         if isinstance(token, str) and token.isascii() and type(lifetime) is int and lifetime > 0:
-            await self._identity.note_issued(token, client_id, min(lifetime, _LONGEST_LIFE))
+            await self._identity.note_issued(token, client_id, min(lifetime, LONGEST_LIFE))
 
 
 def _credentials_of(call: Outgoing) -> _Credentials | None:

@@ -12,11 +12,10 @@ import jwt
 from proxy.clock import Clock
 from proxy.identity.signing_keys import ALGORITHMS, SigningKeys
 from proxy.problems import unauthenticated
-from proxy.rules.claims import Claims, mentions, read_claims
+from proxy.rules.claims import LONGEST_LIFE, Claims, mentions, read_claims
 from proxy.settings import Identity as IdentitySettings
 
 LEEWAY: Final = 60.0  # seconds, for clocks that differ
-_LONGEST_LIFE: Final = 172_800.0  # seconds between iat and exp
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})  # RFC 9068 section 2.1
 _MAX_KEY_ID: Final = 256
 
@@ -77,9 +76,9 @@ class Verifier:
                 raise unauthenticated("The token is not valid yet.")
         issued = claims.number("iat")
         if issued is None:
-            is_sane = expires - now <= _LONGEST_LIFE + LEEWAY
+            is_sane = expires - now <= LONGEST_LIFE + LEEWAY
         else:
-            is_sane = 0 < expires - issued <= _LONGEST_LIFE
+            is_sane = 0 < expires - issued <= LONGEST_LIFE
         if not is_sane:
             raise unauthenticated("The token's lifetime makes no sense.")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_TOKEN: Final = 8192
+LONGEST_LIFE: Final = 172_800.0  # seconds; the vendor's largest token lifetime, two days
 
 _FAR: Final = 1e12  # seconds; NumericDates beyond the year 33658 are nonsense
 # RFC 8693 section 4.2 (scope), and what other servers call the same.

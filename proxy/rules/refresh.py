@@ -51,14 +51,14 @@ class Window:
 class Schedule:
     """When one account's token is minted next, and who may cause it.
 
-    Nobody may before `not_before`: that keeps `min_interval` between tokens, and the silence a
-    login server asks for. `missing` is what requests needed and the last token lacked; the window
+    Nothing may before `not_before`: that keeps `min_interval` between tokens, and the pause a login
+    server asks for. `missing` is what requests needed and the last token lacked; the window
     is there exactly while it is not empty.
     """
 
     def __init__(self, *, min_interval: float, window_length: float) -> None:
-        self.min_interval = min_interval
-        self.window_length = window_length
+        self._min_interval = min_interval
+        self._window_length = window_length
         self.not_before = -inf
         self.missing: frozenset[str] = frozenset()
         self._window: Window | None = None
@@ -68,9 +68,14 @@ class Schedule:
         self._last_mint = -inf
         self._denials = 0
 
+    def apply(self, *, min_interval: float, window_length: float) -> None:
+        """Obey new settings from the next mint on."""
+        self._min_interval = min_interval
+        self._window_length = window_length
+
     @property
     def is_window_open(self) -> bool:
-        """Tell whether a missing scope is still expected to appear."""
+        """True if a missing scope is still expected to appear."""
         return self._window is not None and self._window.next_at is not None
 
     def next_mint(self) -> tuple[float, Reason]:
@@ -84,7 +89,7 @@ class Schedule:
         return max(at, self.not_before), reason
 
     def is_due(self, now: float) -> bool:
-        """Tell whether a token is being minted, or about to be."""
+        """True if a token is being minted, or about to be."""
         return self._is_minting or self.next_mint()[0] <= now
 
     def want(self, missing: frozenset[str], now: float) -> None:
@@ -99,8 +104,8 @@ class Schedule:
         elif missing and self._may_ask_again(now):
             self._asked = self._asked or "stale_scope"
 
-    def may_renew(self, reason: Reason, now: float) -> bool:
-        """Tell whether another token may be had for this reason now; then it is on its way.
+    def order_renewal(self, reason: Reason, now: float) -> bool:
+        """Order another token for this reason; False if none may be minted now.
 
         Because of 403s (`stale_scope`) it is minted in steps that double while they go on.
         """
@@ -117,11 +122,11 @@ class Schedule:
         self._asked = reason
         return True
 
-    def ask(self, reason: Reason) -> None:
-        """Have a token minted as soon as that may be."""
+    def order(self, reason: Reason) -> None:
+        """Order a token, to be minted as soon as `not_before` allows."""
         self._asked = self._asked or reason
 
-    def end_silence(self) -> None:
+    def allow_now(self) -> None:
         """Allow the next token at once: what kept it back is gone."""
         self.not_before = -inf
 
@@ -132,7 +137,7 @@ class Schedule:
 
     def succeed(self, now: float, *, renew_at: float, held: frozenset[str] | None) -> None:
         """Note a token that was received, and the scopes it holds (None: nobody says)."""
-        self._end(now + self.min_interval)
+        self._end(now + self._min_interval)
         self._renew_at = renew_at
         self.missing = frozenset() if held is None else self.missing - held
         still_misses = self._window if self.missing else None
@@ -149,13 +154,13 @@ class Schedule:
 
     @property
     def _longest_step(self) -> float:
-        return max(self.min_interval, LONGEST_STEP)
+        return max(self._min_interval, LONGEST_STEP)
 
     def _open_window(self, now: float) -> None:
-        closes_at = now + self.window_length
+        closes_at = now + self._window_length
         first = max(now, self.not_before)
         # A token that came a moment ago counts as the first renewal.
-        step = self.min_interval * (2 if first > now else 1)
+        step = self._min_interval * (2 if first > now else 1)
         self._window = Window(
             closes_at=closes_at,
             next_at=first if first <= closes_at else None,
@@ -169,9 +174,9 @@ class Schedule:
     def _pause_after_denials(self, now: float) -> float:
         if self._window is not None:
             return self._longest_step
-        doubled = self.min_interval * 2.0 ** min(self._denials, _MOST_DOUBLINGS)
+        doubled = self._min_interval * 2.0 ** min(self._denials, _MOST_DOUBLINGS)
         pause = min(doubled, self._longest_step)
         if now < self._last_mint + 2 * pause:
             return pause
         self._denials = 0
-        return self.min_interval
+        return self._min_interval

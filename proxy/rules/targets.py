@@ -14,8 +14,10 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 from urllib.parse import unquote_to_bytes
+
+LOGIN_PATH: Final = "/oauth/token"  # the login server's token endpoint, and ours
 
 
 class BadTarget(ValueError):

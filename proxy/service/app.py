@@ -38,7 +38,7 @@ from proxy.store.issued_tokens import SharedTokens
 from proxy.store.turns import SharedTurns
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
-from proxy.tokens.login_server import TokenEndpoint
+from proxy.tokens.login_server import LoginServer
 from proxy.tokens.managed import ManagedTokens
 
 _log = structlog.get_logger(__name__)
@@ -83,7 +83,7 @@ class Proxy:
         self._under_way = 0
         self._pseudonym = f"{PROXY_NAME}-{secrets.token_hex(4)}"
         self._tokens = ManagedTokens(
-            TokenEndpoint(self.login_server, clock=clock),
+            LoginServer(self.login_server, clock=clock),
             clock=clock,
             metrics=self.metrics,
             random=random.random,

@@ -1,8 +1,9 @@
 """Asking the login server for a token (RFC 6749 section 4.4), and what its answers mean.
 
-An answer is a token, or one of three troubles that differ in when to ask again: `Rejected` (the
-credentials are wrong, seldom), `Throttled` (when it says) and `Troubled` (anything else, with a
-growing pause). Genesys Cloud throttles with a 400 whose description says so, not with 429.
+An answer is a token, or one of three failures that differ in when to ask again: `Rejected` (the
+credentials are wrong: seldom), `Throttled` (when the server says) and `Troubled` (anything else:
+after a pause that grows). Genesys Cloud throttles with a 400 whose description says so, and not
+with 429.
 """
 
 import asyncio
@@ -17,14 +18,15 @@ from urllib.parse import quote_plus
 from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
+from proxy.rules.claims import LONGEST_LIFE
 from proxy.rules.retry_after import http_date, retry_after
+from proxy.rules.targets import LOGIN_PATH
+from proxy.settings import Settings
 from proxy.tokens.credentials import Credentials, SecretUnreadableError
 
-PATH: Final = "/oauth/token"
 _MAX_ANSWER: Final = 65536
-PATIENCE: Final = 10.0  # seconds for one call, connecting included
+CALL_SECONDS: Final = 10.0  # for one call, connecting included
 _LONGEST_PAUSE: Final = 300.0
-_LONGEST_LIFE: Final = 172_800  # seconds; the vendor's largest token lifetime
 _REJECTIONS: Final = frozenset({"invalid_client", "invalid_grant", "unauthorized_client"})
 _THROTTLES: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
@@ -46,8 +48,11 @@ class Troubled(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
-    """A token as it was issued; `lifetime` in seconds from the receipt, `server_time` by `Date`."""
+class TokenAnswer:
+    """A token as the login server sent it.
+
+    `lifetime` is in seconds from the receipt, `server_time` is the answer's `Date`.
+    """
 
     value: str = field(repr=False)
     lifetime: float
@@ -55,7 +60,7 @@ class Issued:
     server_time: float | None
 
 
-class TokenEndpoint:
+class LoginServer:
     """Fetches tokens with the credentials it is given."""
 
     def __init__(
@@ -63,16 +68,20 @@ class TokenEndpoint:
     ) -> None:
         self._upstream = upstream
         self._clock = clock
-        self.max_retry_after = max_retry_after
+        self._max_retry_after = max_retry_after
 
-    async def fetch(self, credentials: Credentials) -> Issued:
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from the next answer on."""
+        self._max_retry_after = settings.retry.max_retry_after
+
+    async def fetch(self, credentials: Credentials) -> TokenAnswer:
         """Ask once. Raises `Rejected`, `Throttled` or `Troubled`."""
         try:
             secret = credentials.read_secret()
         except SecretUnreadableError as error:
             raise Rejected(str(error)) from None
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CALL_SECONDS):
                 response = await self._upstream.send(_call(credentials.client_id, secret))
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except Unsent:
@@ -81,9 +90,9 @@ class TokenEndpoint:
             raise Troubled("the login server did not answer") from None
         except BadAnswer:
             raise Troubled("the login server's answer is not usable") from None
-        return self._understood(answer)
+        return self._meaning_of(answer)
 
-    def _understood(self, answer: Answer) -> Issued:
+    def _meaning_of(self, answer: Answer) -> TokenAnswer:
         document = _document(answer.body)
         if answer.status in _THROTTLES or _is_vendor_throttle(answer.status, document):
             raise Throttled(
@@ -91,7 +100,7 @@ class TokenEndpoint:
                     _values(answer, "retry-after"),
                     date=_date(answer),
                     now=self._clock.wall(),
-                    maximum=self.max_retry_after,
+                    maximum=self._max_retry_after,
                 )
             )
         error = document.get("error")
@@ -110,9 +119,9 @@ class TokenEndpoint:
             raise Troubled("the login server's expires_in is not a number of seconds")
         scope = document.get("scope")
         date = _date(answer)
-        return Issued(
+        return TokenAnswer(
             value=token,
-            lifetime=float(min(lifetime, _LONGEST_LIFE)),
+            lifetime=float(min(lifetime, LONGEST_LIFE)),
             scope=scope if isinstance(scope, str) else None,
             server_time=None if date is None else http_date(date, now=self._clock.wall()),
         )
@@ -123,7 +132,7 @@ def _call(client_id: str, secret: str) -> Outgoing:
     pair = f"{quote_plus(client_id)}:{quote_plus(secret)}".encode()
     return Outgoing(
         method="POST",
-        path=PATH,
+        path=LOGIN_PATH,
         query="",
         fields=[
             ("Authorization", f"Basic {base64.b64encode(pair).decode()}"),

@@ -15,7 +15,7 @@ from proxy.identity.issuer import Issuer
 from proxy.problems import Problem
 from proxy.rules.digests import account_id, hash_token
 from proxy.telemetry.metrics import Metrics
-from proxy.tokens.login_server import TokenEndpoint
+from proxy.tokens.login_server import LoginServer
 from proxy.tokens.managed import ManagedTokens
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
@@ -37,7 +37,7 @@ async def identity(clock: FakeClock, **identity: Any) -> AsyncIterator[Identity]
     upstream = HttpClient(settings.upstream, NOWHERE, clock=clock)
     async with asyncio.TaskGroup() as tasks:
         tokens = ManagedTokens(
-            TokenEndpoint(upstream, clock=clock),
+            LoginServer(upstream, clock=clock),
             clock=clock,
             metrics=Metrics(CollectorRegistry()),
             random=lambda: 0.0,

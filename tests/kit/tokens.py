@@ -11,7 +11,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from proxy.clock import Clock
 from proxy.tokens.credentials import Credentials
-from proxy.tokens.login_server import Issued, Rejected, Throttled, TokenEndpoint, Troubled
+from proxy.tokens.login_server import LoginServer, Rejected, Throttled, TokenAnswer, Troubled
 
 HEADER = {"alg": "RS256", "typ": "JWT"}
 
@@ -53,10 +53,10 @@ def signed_token(payload: object, key: SigningKey = RSA_KEY, **header: Any) -> s
     return f"{text}.{segment(signature)}"
 
 
-Step = Issued | Rejected | Throttled | Troubled
+Step = TokenAnswer | Rejected | Throttled | Troubled
 
 
-class ScriptedEndpoint(TokenEndpoint):
+class ScriptedLoginServer(LoginServer):
     """Gives what it was told to give, in order, and the last of it for ever."""
 
     def __init__(self, clock: Clock, steps: Sequence[Step] | Callable[[int], Step]) -> None:
@@ -69,7 +69,7 @@ class ScriptedEndpoint(TokenEndpoint):
         self._clock = clock
         self._start = clock.monotonic()
 
-    async def fetch(self, credentials: Credentials) -> Issued:  # noqa: ARG002 -- a signature
+    async def fetch(self, credentials: Credentials) -> TokenAnswer:  # noqa: ARG002 -- a signature
         self.calls.append(self._clock.monotonic() - self._start)
         step = self._step(len(self.calls) - 1)
         if self.delay:
@@ -77,7 +77,7 @@ class ScriptedEndpoint(TokenEndpoint):
         await self.gate.wait()
         if isinstance(step, Exception):
             raise step
-        assert isinstance(step, Issued)
+        assert isinstance(step, TokenAnswer)
         return step
 
     def _step(self, index: int) -> Step:
@@ -92,11 +92,11 @@ def issued(
     lifetime: float = 3600.0,
     scope: str | None = None,
     server_time: float | None = None,
-) -> Issued:
-    return Issued(value=value, lifetime=lifetime, scope=scope, server_time=server_time)
+) -> TokenAnswer:
+    return TokenAnswer(value=value, lifetime=lifetime, scope=scope, server_time=server_time)
 
 
-def scoped(scopes: str, *, lifetime: float = 3600.0, **claims: Any) -> Issued:
+def scoped(scopes: str, *, lifetime: float = 3600.0, **claims: Any) -> TokenAnswer:
     """Return a JWT with these scopes, as it is issued."""
     payload: Mapping[str, Any] = {"scope": scopes, **claims}
     return issued(unsigned(payload), lifetime=lifetime)

@@ -123,7 +123,7 @@ def test_a_silence_ends_early_when_its_reason_is_gone() -> None:
     login.fails = True
     login.mint(0.0)
     assert not login.schedule.is_due(1.0)
-    login.schedule.end_silence()
+    login.schedule.allow_now()
     assert login.schedule.is_due(1.0)
 
 
@@ -244,8 +244,8 @@ def test_who_asks_while_a_token_is_minted_is_served_by_it() -> None:
     schedule = Login().schedule
     schedule.begin(0.0)
     assert schedule.is_due(0.5)
-    assert schedule.may_renew("unauthorized", 0.5)
-    assert schedule.may_renew("stale_scope", 0.5)
+    assert schedule.order_renewal("unauthorized", 0.5)
+    assert schedule.order_renewal("stale_scope", 0.5)
     schedule.want(A, 0.5)
     schedule.succeed(1.0, renew_at=3600.0, held=NONE)
     assert not schedule.is_due(1.0)
@@ -256,9 +256,9 @@ def test_who_asks_while_a_token_is_minted_is_served_by_it() -> None:
 def test_nobody_may_renew_within_the_least_interval(reason: Reason) -> None:
     login = Login()
     login.mint(0.0)
-    assert not login.schedule.may_renew(reason, 14.9)
+    assert not login.schedule.order_renewal(reason, 14.9)
     assert not login.schedule.is_due(14.9)
-    assert login.schedule.may_renew(reason, 15.0)
+    assert login.schedule.order_renewal(reason, 15.0)
     assert login.schedule.next_mint()[1] == reason
     assert login.schedule.is_due(15.0)
 
@@ -266,9 +266,9 @@ def test_nobody_may_renew_within_the_least_interval(reason: Reason) -> None:
 def test_two_who_ask_at_once_are_both_promised_the_one_token_that_comes() -> None:
     login = Login()
     login.mint(0.0)
-    assert login.schedule.may_renew("stale_scope", 20.0)
-    assert login.schedule.may_renew("stale_scope", 20.0)
-    assert login.schedule.may_renew("unauthorized", 20.0)
+    assert login.schedule.order_renewal("stale_scope", 20.0)
+    assert login.schedule.order_renewal("stale_scope", 20.0)
+    assert login.schedule.order_renewal("unauthorized", 20.0)
     assert login.schedule.next_mint()[1] == "stale_scope"
     login.mint(20.0)
     assert not login.schedule.is_due(34.9)
@@ -278,39 +278,39 @@ def test_a_token_that_is_asked_for_too_soon_comes_when_it_may() -> None:
     """Until then nobody is promised one."""
     login = Login()
     login.mint(0.0)
-    login.schedule.ask("operator")
+    login.schedule.order("operator")
     assert login.schedule.next_mint() == (15.0, "operator")
-    assert not login.schedule.may_renew("unauthorized", 14.9)
-    assert login.schedule.may_renew("unauthorized", 15.0)
+    assert not login.schedule.order_renewal("unauthorized", 14.9)
+    assert login.schedule.order_renewal("unauthorized", 15.0)
     assert login.schedule.next_mint() == (15.0, "operator")
 
 
 def test_renewals_because_of_403s_double_their_distance() -> None:
     login = Login()
-    times = login.live(700.0, 1.0, lambda now: login.schedule.may_renew("stale_scope", now))
+    times = login.live(700.0, 1.0, lambda now: login.schedule.order_renewal("stale_scope", now))
     assert times == [0, 15, 45, 105, 225, 345, 465, 585]
 
 
 def test_the_distance_decays_when_the_403s_end() -> None:
     login = Login()
-    login.live(110.0, 1.0, lambda now: login.schedule.may_renew("stale_scope", now))
+    login.live(110.0, 1.0, lambda now: login.schedule.order_renewal("stale_scope", now))
     assert login.mints[-1][0] == 105.0
-    assert not login.schedule.may_renew("stale_scope", 224.0)
-    assert login.schedule.may_renew("stale_scope", 345.0), "twice the distance was quiet"
+    assert not login.schedule.order_renewal("stale_scope", 224.0)
+    assert login.schedule.order_renewal("stale_scope", 345.0), "twice the distance was quiet"
     login.mint(345.0)
-    assert not login.schedule.may_renew("stale_scope", 374.0)
-    assert login.schedule.may_renew("stale_scope", 375.0)
+    assert not login.schedule.order_renewal("stale_scope", 374.0)
+    assert login.schedule.order_renewal("stale_scope", 375.0)
 
 
 def test_a_403_leaves_an_open_window_to_its_timer_and_a_closed_one_to_its_step() -> None:
     login = Login(window=100.0)
     login.mint(0.0)
     login.schedule.want(A, 1.0)
-    assert not login.schedule.may_renew("stale_scope", 16.0)
+    assert not login.schedule.order_renewal("stale_scope", 16.0)
     login.live(100.0)
     assert login.mints[-1][0] == 45.0
-    assert not login.schedule.may_renew("stale_scope", 164.0)
-    assert login.schedule.may_renew("stale_scope", 165.0)
+    assert not login.schedule.order_renewal("stale_scope", 164.0)
+    assert login.schedule.order_renewal("stale_scope", 165.0)
 
 
 def test_a_401_is_not_slowed_down_by_403s_or_a_window() -> None:
@@ -318,7 +318,7 @@ def test_a_401_is_not_slowed_down_by_403s_or_a_window() -> None:
     login.mint(0.0)
     login.schedule.want(A, 1.0)
     login.live(50.0)
-    assert login.schedule.may_renew("unauthorized", 60.0)
+    assert login.schedule.order_renewal("unauthorized", 60.0)
 
 
 REASONS: list[Reason | None] = ["unauthorized", "stale_scope", "operator", None]
@@ -345,7 +345,7 @@ def test_never_two_tokens_within_the_least_interval(
         now += pause
         login.schedule.want(wanted, now)
         if reason is not None:
-            login.schedule.may_renew(reason, now)
+            login.schedule.order_renewal(reason, now)
         login.fails = outcome == "fails"
         login.held = A if outcome == "grants a" else NONE
         if login.schedule.is_due(now):

@@ -14,15 +14,16 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from proxy.problems import Problem
-from proxy.retries import RetryRules
 from proxy.rules.state import TokenState
 from proxy.settings import Account, Retry, Settings, Tokens
 from proxy.telemetry.metrics import Metrics
-from proxy.tokens.account_token import Token, TokenKeeper, TooSoon
+from proxy.tokens.account_token import TokenKeeper, TooSoon
 from proxy.tokens.credentials import Credentials
 from proxy.tokens.login_server import Rejected, Throttled, Troubled
+from proxy.tokens.token import Token
 from tests.kit.clock import FakeClock
-from tests.kit.tokens import ScriptedEndpoint, Step, issued, scoped, unsigned
+from tests.kit.proxy import settings_for
+from tests.kit.tokens import ScriptedLoginServer, Step, issued, scoped, unsigned
 
 START = 5000.0
 VOICE = frozenset({"recordings:export"})
@@ -70,13 +71,14 @@ class Bench:
     ) -> None:
         self.clock = FakeClock(start=START)
         self.registry = CollectorRegistry()
-        self.login = ScriptedEndpoint(self.clock, steps)
+        self.login = ScriptedLoginServer(self.clock, steps)
         self.account = TokenKeeper(
             "london",
             credentials or Credentials("id", lambda: "secret"),
-            rules=Tokens(**rules),
-            patience=RetryRules(retry),
-            endpoint=self.login,
+            settings_for("http://localhost").model_copy(
+                update={"tokens": Tokens(**rules), "retry": retry}
+            ),
+            login_server=self.login,
             clock=self.clock,
             metrics=Metrics(self.registry),
             random=lambda: jitter,
@@ -342,25 +344,6 @@ async def test_a_jwt_is_used_no_longer_than_its_exp_by_its_servers_own_clock() -
         assert (await it.get()).value == token
         await it.until(100)
         assert (await it.get(limit=0)).problem is not None
-
-
-@pytest.mark.parametrize(
-    ("claims", "server_time", "expires_in"),
-    [
-        ({"exp": 2000}, 1000.0, 1000.0),
-        ({"exp": 9999}, 1000.0, 3600.0),
-        ({"exp": 1001}, None, 3600.0),
-        ({"exp": "1001"}, 1000.0, 3600.0),
-        ({"exp": 10**400}, 1000.0, 3600.0),
-        ({}, 1000.0, 3600.0),
-    ],
-)
-async def test_lifetime(
-    claims: dict[str, Any], server_time: float | None, expires_in: float
-) -> None:
-    """The shorter of `expires_in` and what `exp` leaves, where that is a number."""
-    async with bench(issued(unsigned(claims), server_time=server_time)) as it:
-        assert it.account.state().expires_in == expires_in
 
 
 async def test_a_token_that_has_expired_when_it_comes_does_not_replace_a_good_one() -> None:
@@ -967,7 +950,7 @@ async def test_new_settings_are_obeyed_and_the_token_is_kept() -> None:
                 "tokens": {"on_missing_scope": "forward", "min_refresh_interval": 100},
             }
         )
-        it.account.apply(settings)
+        it.account.apply("london", it.account.credentials, settings)
         assert (await it.get(DIGITAL)).token is token
         await it.until(15)
         assert it.fetches == [0.0, 15.0]

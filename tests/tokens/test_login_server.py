@@ -15,7 +15,7 @@ from proxy.http.client import Client
 from proxy.settings import Account
 from proxy.settings import Upstream as UpstreamSettings
 from proxy.tokens.credentials import Credentials
-from proxy.tokens.login_server import Issued, Rejected, Throttled, TokenEndpoint, Troubled
+from proxy.tokens.login_server import LoginServer, Rejected, Throttled, TokenAnswer, Troubled
 from tests.kit.fault_proxy import BlackHole, FaultProxy
 from tests.kit.listener import Listener
 from tests.kit.upstream import (
@@ -40,25 +40,25 @@ IMPATIENT = 0.2  # where silence is what is tested
 
 
 @asynccontextmanager
-async def endpoint_at(url: str, *, patience: float = PATIENT) -> AsyncIterator[TokenEndpoint]:
+async def endpoint_at(url: str, *, patience: float = PATIENT) -> AsyncIterator[LoginServer]:
     settings = UpstreamSettings(
         api_url=url, login_url=url, connect_timeout=PATIENT, response_timeout=patience
     )
     upstream = Client(settings, url, clock=CLOCK)
     try:
-        yield TokenEndpoint(upstream, clock=CLOCK, max_retry_after=300.0)
+        yield LoginServer(upstream, clock=CLOCK, max_retry_after=300.0)
     finally:
         await upstream.close()
 
 
 async def fetch_from(
     url: str, credentials: Credentials = CREDENTIALS, *, patience: float = PATIENT
-) -> Issued:
+) -> TokenAnswer:
     async with endpoint_at(url, patience=patience) as endpoint:
         return await endpoint.fetch(credentials)
 
 
-async def fetch(step: Step, credentials: Credentials = CREDENTIALS) -> Issued:
+async def fetch(step: Step, credentials: Credentials = CREDENTIALS) -> TokenAnswer:
     """Fetch once from a login server that does this; exactly one request must reach it."""
     patience = IMPATIENT if isinstance(step, Hang) else PATIENT
     async with RawUpstream([step]) as server:
@@ -120,7 +120,9 @@ async def test_id_and_secret_are_form_encoded_before_they_are_joined(
 async def test_a_token() -> None:
     reply = Reply(headers=[("Date", DATE)], body=token_answer(scope="a b"))
     issued = await fetch(reply)
-    assert issued == Issued(value=TOKEN, lifetime=86400.0, scope="a b", server_time=2_014_879_777.0)
+    assert issued == TokenAnswer(
+        value=TOKEN, lifetime=86400.0, scope="a b", server_time=2_014_879_777.0
+    )
     assert TOKEN not in repr(issued)
 
 
@@ -313,7 +315,7 @@ async def test_an_answer_that_drips_ends_with_our_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each byte comes in time, the whole never."""
-    monkeypatch.setattr("proxy.tokens.login_server.PATIENCE", 0.3)
+    monkeypatch.setattr("proxy.tokens.login_server.CALL_SECONDS", 0.3)
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: int) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -1,0 +1,38 @@
+"""The requests that wait for the end of a mint; each leaves by itself when it is cancelled."""
+
+import asyncio
+from math import inf
+
+from proxy.clock import Clock
+
+
+class MintWaiters:
+    """Everybody who waits for the end of one account's next mint."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._futures: set[asyncio.Future[bool]] = set()
+
+    async def wait(self, deadline: float) -> bool:
+        """Wait for the end of a mint; False when the deadline, or the end of the task, is first."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        timer = None
+        if deadline < inf:
+            timer = self._clock.call_at(deadline, lambda: _settle(future, has_minted=False))
+        self._futures.add(future)
+        try:
+            return await future
+        finally:
+            self._futures.discard(future)
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self, *, has_minted: bool) -> None:
+        """Let everybody go on."""
+        for future in self._futures:
+            _settle(future, has_minted=has_minted)
+
+
+def _settle(future: asyncio.Future[bool], *, has_minted: bool) -> None:
+    if not future.done():
+        future.set_result(has_minted)
