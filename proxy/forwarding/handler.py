@@ -175,6 +175,7 @@ class Handler:
             answer = await self._sender.send(
                 PendingRequest(
                     exchange,
+                    account=account,
                     queue=account.queue(exchange.route, paced=route.settings.paced),
                     outgoing=self._outgoing(exchange, target, body),
                     needs=self._needs(exchange, route, body),
@@ -246,7 +247,7 @@ class Handler:
                 return self._accounts.learned(account_id), None
             case Stranger(token_hash, sure):
                 account = self._accounts.unidentified(token_hash)
-                account.may_be_another = not sure
+                account.allowance.may_be_another = not sure
                 return account, None
             case _:
                 assert_never(caller)

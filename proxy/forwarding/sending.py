@@ -10,10 +10,11 @@ Never after something was sent and no answer came: it may have been carried out.
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import Final, Literal
 
 from proxy.clock import Clock
@@ -22,8 +23,20 @@ from proxy.forwarding.exchange import Exchange
 from proxy.http.client import Client
 from proxy.http.connection import Response, is_closed_by_peer
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
-from proxy.pacing.account import Queue, Slot, Ticket
+from proxy.pacing.account import Account
+from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.slot import (
+    Answered,
+    NotSent,
+    OnlyIfFree,
+    Refused,
+    Sent,
+    Slot,
+    Ticket,
+    Wait,
+    WaitUntil,
+)
 from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.needs import Needs
@@ -63,7 +76,8 @@ class PendingRequest:
     """
 
     exchange: Exchange
-    queue: Queue
+    account: Account
+    queue: AccountQueue
     outgoing: Outgoing
     needs: Needs
     managed: TokenKeeper | None
@@ -98,7 +112,7 @@ class Sender:
         """
         exchange = pending.exchange
         ticket = Ticket(
-            self._accounts.shared.next_arrival(),
+            self._accounts.context.next_arrival(),
             cost=pending.needs.cost,
             is_present=lambda: not is_closed_by_peer(exchange.request.transport),
             request_id=exchange.id,
@@ -112,7 +126,7 @@ class Sender:
                 if refusal is None or self._drain.has_begun:
                     raise
                 return _passed_on(refusal, pending.queue)
-            with closing(slot):
+            with slot:
                 outcome = await self._try(pending, slot, token)
             match outcome:
                 case Withheld():
@@ -136,20 +150,26 @@ class Sender:
 
     async def _slot(self, pending: PendingRequest, ticket: Ticket) -> Slot:
         """Wait for a slot as long as the request may still wait and may still be sent again."""
-        exchange, queue = pending.exchange, pending.queue
+        exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
+        wait = self._wait(exchange, ticket)
         if not ticket.has_joined:
-            queue.admit(ticket, exchange.may_wait)
-        begun, held = self._clock.monotonic(), queue.account.held_seconds()
-        limit = exchange.may_wait
-        if not (ticket.has_joined and exchange.limit):  # else it came back, and may be too late
-            limit = max(0.0, limit)
-        if exchange.attempts:
-            limit = min(limit, self._settings.retry.max_elapsed - (begun - exchange.arrived))
+            waiting.admit(queue, ticket, wait)
+        begun, held = self._clock.monotonic(), queue.held_seconds()
         try:
-            return await queue.slot(ticket, limit)
+            return await waiting.slot(queue, ticket, wait)
         finally:
             exchange.waited += self._clock.monotonic() - begun
-            exchange.held += queue.account.held_seconds() - held
+            exchange.held += queue.held_seconds() - held
+
+    def _wait(self, exchange: Exchange, ticket: Ticket) -> Wait:
+        """Return how long the request waits for a slot; one that comes back may be too late."""
+        now = self._clock.monotonic()
+        until, last = now + exchange.may_wait, inf
+        if exchange.attempts:
+            last = exchange.arrived + self._settings.retry.max_elapsed
+        if until > now or (ticket.has_joined and exchange.limit > 0):
+            return WaitUntil(min(until, last))
+        return OnlyIfFree() if now <= last else WaitUntil(last)
 
     async def _try(
         self, pending: PendingRequest, slot: Slot, token: Token | None
@@ -162,10 +182,10 @@ class Sender:
             response = await self._api.send(
                 _signed(pending.outgoing, token),
                 may_leave=partial(self._may_leave, pending, slot, token),
-                on_sent=slot.sent,
+                on_sent=lambda at: slot.report(Sent(at)),
             )
             self._metrics.answered(
-                pending.queue.account.label,
+                pending.account.label,
                 exchange.route,
                 response.status,
                 self._clock.monotonic() - begun,
@@ -173,12 +193,12 @@ class Sender:
             )
             self._note_skew(response)
             if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-                slot.refused(self._named_wait(response))
+                slot.report(Refused(self._named_wait(response)))
                 return ApiRefusal(await self._read_refusal(response), "rate_limited")
             if not response.is_complete:  # or who reads slowly could have all connections
-                pending.queue.account.take_room()
-                response.on_release(pending.queue.account.make_room)
-            slot.answered()
+                pending.account.take_room()
+                response.on_release(pending.account.make_room)
+            slot.report(Answered())
             if token is not None and response.status in _DENIALS:
                 answer = await self._api.read_short(response, _MAX_KEPT)
                 if answer is not None:
@@ -190,7 +210,7 @@ class Sender:
             exchange.waited, begun = exchange.waited + now - begun, now
             return withheld
         except Unsent as unsent:
-            slot.not_sent()
+            slot.report(NotSent())
             return unsent
         except OutcomeUnknown as unknown:
             raise _outcome_unknown(unknown) from None
@@ -235,7 +255,7 @@ class Sender:
         self, pending: PendingRequest, ticket: Ticket, token: Token | None, refusal: ApiRefusal
     ) -> bool:
         """Tell whether a refused request goes back to the front of its queue, and count it."""
-        exchange, account = pending.exchange, pending.queue.account
+        exchange, account = pending.exchange, pending.account
         wait = pending.queue.predicted_wait(ticket)
         elapsed = self._clock.monotonic() - exchange.arrived
         if wait > exchange.may_wait or not self._patience.may_send_again(
@@ -246,7 +266,7 @@ class Sender:
             case None:
                 return False
             case "rate_limited":
-                goes_back, reason = account.spend_retry(), "rate_limited"
+                goes_back, reason = account.allowance.spend_retry(), "rate_limited"
             case renewal:  # bounded by itself: once a request
                 goes_back = await self._is_renewed(pending, token, renewal)
                 reason = "stale_token"
@@ -281,7 +301,7 @@ class Sender:
         with self._drain.interrupts():
             await self._clock.sleep_until(now + pause)
         exchange.waited += pause
-        self._metrics.retried(pending.queue.account.label, "unreachable")
+        self._metrics.retried(pending.account.label, "unreachable")
 
     @contextmanager
     def _waiting_for_token(self, exchange: Exchange) -> Iterator[None]:
@@ -303,13 +323,13 @@ def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
     return replace(outgoing, fields=[*fields, ("Authorization", f"Bearer {token.value}")])
 
 
-def _passed_on(refusal: ApiRefusal, queue: Queue) -> Answer:
+def _passed_on(refusal: ApiRefusal, queue: AccountQueue) -> Answer:
     """Return the API's own refusal; a 429 says how long the hold still is."""
     answer = refusal.answer
     if answer.status != HTTPStatus.TOO_MANY_REQUESTS:
         return answer
     fields = [field for field in answer.fields if field[0].lower() != "retry-after"]
-    remaining = delay_seconds(queue.account.hold_remaining())
+    remaining = delay_seconds(queue.hold_left())
     return replace(answer, fields=[*fields, ("Retry-After", str(remaining))])
 
 

@@ -1,9 +1,11 @@
 """Which accounts there are, and what is known of them all.
 
 An account is the state of one service account: its queues, its hold, what it has in flight
-(queues.py). It hangs on a client id, whatever that is called in the configuration, and never on a
-token: a refreshed token cannot reset a pace, nor can a reload. Only a token nobody vouches for is
-an account of its own. Accounts nobody configured live in bounded tables.
+(account.py). It belongs to a client id, whatever its name in the configuration, and never to a
+token: neither a refreshed token nor a reload resets a pace. Only a token that belongs to no known
+client id is an account of its own. Accounts that are not configured live in bounded tables.
+
+Invariant: one client id has one account, and so one queue and one pace on each route.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +13,11 @@ from math import inf
 from weakref import WeakValueDictionary
 
 from proxy.clock import Clock
-from proxy.pacing.account import Account, Shared
+from proxy.pacing.account import Account
+from proxy.pacing.context import PacingContext
+from proxy.pacing.slot import Ending
 from proxy.pacing.turns import Alone, Turns
+from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.digests import account_id, store_key
@@ -28,7 +33,7 @@ _STALLED_AFTER = 2.0  # seconds; a busy event loop is late by far less
 class Accounts:
     """All accounts, by key. Keys are configured names, client ids or token hashes."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the parts pacing is made of
         self,
         settings: Settings,
         *,
@@ -36,29 +41,33 @@ class Accounts:
         metrics: Metrics,
         random: Callable[[], float],
         turns: Turns | None = None,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.shared = shared = Shared(
+        self.context = context = PacingContext(
             clock=clock,
             metrics=metrics,
             random=random,
             pacing=settings.pacing,
-            patience=RetryRules(settings.retry),
+            retry_rules=RetryRules(settings.retry),
             started_at=clock.monotonic(),
+            is_draining=is_draining,
             turns=turns or Alone(),
         )
+        self.waiting = Waiting(context)
         self._configured: dict[str, Account] = {}
         self._ids: dict[str, str] = {}
-        self._learned = _Table(shared, settings.identity.max_learned)
-        self._unidentified = _Table(shared, settings.identity.max_unidentified)
+        self._learned = _Table(context, settings.identity.max_learned)
+        self._unidentified = _Table(context, settings.identity.max_unidentified)
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
-        """Obey new settings from now on, the waiters too.
+        """Obey new settings from now on, for all that wait too.
 
-        Lines, holds and last sends belong to a client id, whatever it is called: an account that
-        is renamed, added or removed goes on where it was.
+        Queues, holds and last sends belong to a client id, whatever its name: an account that is
+        renamed, added or removed goes on where it was.
         """
-        self.shared.pacing, self.shared.patience = settings.pacing, RetryRules(settings.retry)
+        self.context.pacing = settings.pacing
+        self.context.retry_rules = RetryRules(settings.retry)
         self._learned.limit = settings.identity.max_learned
         self._unidentified.limit = settings.identity.max_unidentified
         known = {self._ids[name]: account for name, account in self._configured.items()}
@@ -69,9 +78,9 @@ class Accounts:
                 self._ids[wanted.name]
             )
             self._configured[wanted.name] = account
-            account.label, account.own_interval = wanted.name, wanted.interval
+            account.rename(wanted.name, interval=wanted.interval)
         for key, account in known.items():
-            account.label, account.own_interval = OTHER, None
+            account.rename(OTHER, interval=None)
             self._learned.put(key, account)
         paced = {route.name: route.paced for route in settings.routes}
         for account in self.accounts():
@@ -84,15 +93,15 @@ class Accounts:
         return self._configured[name]
 
     def is_configured(self, name: str) -> bool:
-        """Tell whether there is an account of that name."""
+        """True if there is an account of that name."""
         return name in self._configured
 
     def learned(self, key: str) -> Account:
-        """Return the account of that id (see `account_id`), which proved itself some way."""
+        """Return the account of that id (see `account_id`), which is not configured."""
         return self._learned.get(key)
 
     def unidentified(self, token_hash: bytes) -> Account:
-        """Return the account of a token nobody vouches for; a Problem when there are too many."""
+        """Return the account of a token of no known client id, or raise a Problem."""
         return self._unidentified.get(token_hash)
 
     def accounts(self) -> Iterator[Account]:
@@ -102,37 +111,36 @@ class Accounts:
         yield from self._unidentified
 
     def is_stalled(self) -> bool:
-        """Tell whether a slot is long due and was not offered: the accounts is broken."""
-        late = self.shared.clock.monotonic() - _STALLED_AFTER
+        """True if a slot is long due and was not offered: the pacing is broken."""
+        late = self.context.clock.monotonic() - _STALLED_AFTER
         return any(account.offers_at() < late for account in self.accounts())
 
     def states(self) -> tuple[AccountState, ...]:
-        """Return what is known of the accounts now, everyone nobody configured as one."""
-        now = self.shared.clock.monotonic()
+        """Return what is known of the accounts now; those not configured are shown as one."""
+        now = self.context.clock.monotonic()
         return merged(account.state(now) for account in self.accounts())
 
     def drain(self) -> None:
-        """Refuse everybody who waits, and everybody who comes from now on."""
-        self.shared.draining = True
+        """Refuse all that wait; `is_draining` says so to all that come."""
         for account in self.accounts():
-            account.drain()
+            account.end_waits(Ending.DRAINED)
 
 
 class _Table:
-    """A bounded table of accounts that nobody configured.
+    """A bounded table of accounts that are not configured.
 
     An account is dropped only when it is idle: nothing waits, nothing is in flight, its next slot
-    and its hold are past. Then forgetting it changes nothing. A full table is swept for idle
-    accounts at most every `_SWEEP_SECONDS`, whatever the rate of strangers.
+    and its hold are past. Then the drop changes nothing. A full table is swept for idle accounts at
+    most every `_SWEEP_SECONDS`, whatever the rate of strangers.
 
     A request keeps its account also while that is idle: its body is still coming, or it pauses
-    before another try. Until it lets go, a dropped account is found again, or one caller would have
-    two queues on one route.
+    before another try. Until the request ends, a dropped account is found again, or one caller
+    would have two queues on one route.
     """
 
-    def __init__(self, shared: Shared, limit: int) -> None:
+    def __init__(self, context: PacingContext, limit: int) -> None:
         self.limit = limit
-        self._shared = shared
+        self._context = context
         self._kept: dict[str | bytes, Account] = {}
         self._alive: WeakValueDictionary[str | bytes, Account] = WeakValueDictionary()
         self._next_sweep = -inf
@@ -146,24 +154,24 @@ class _Table:
             if len(self._kept) >= self.limit:
                 self._make_room()
             account = self._alive.get(key) or Account(
-                self._shared, store_key(key), OTHER, interval=None
+                self._context, store_key(key), OTHER, interval=None
             )
             self._kept[key] = self._alive[key] = account
         return account
 
     def take(self, key: str | bytes) -> Account:
-        """Return the account of that key for somebody else to keep, a new one if there is none."""
+        """Return the account of that key, a new one if there is none, and keep it no longer."""
         self._kept.pop(key, None)
         return self._alive.pop(key, None) or Account(
-            self._shared, store_key(key), OTHER, interval=None
+            self._context, store_key(key), OTHER, interval=None
         )
 
     def put(self, key: str | bytes, account: Account) -> None:
-        """Keep an account that somebody else kept so far."""
+        """Keep an account that was kept elsewhere so far."""
         self._kept[key] = self._alive[key] = account
 
     def _make_room(self) -> None:
-        now = self._shared.clock.monotonic()
+        now = self._context.clock.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
             self._kept = {
@@ -173,5 +181,5 @@ class _Table:
             raise Problem(
                 "queue-full",
                 "Too many different callers at once.",
-                retry_after=return_after(_SWEEP_SECONDS, jitter=self._shared.random()),
+                retry_after=return_after(_SWEEP_SECONDS, jitter=self._context.random()),
             )

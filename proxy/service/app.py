@@ -70,8 +70,14 @@ class Proxy:
         )
         self.refusals = Refusals()
         self.store, turns = self._connect_store(settings.store, tasks)
+        self.drain = drain = Drain()
         self.accounts = Accounts(
-            settings, clock=clock, metrics=self.metrics, random=random.random, turns=turns
+            settings,
+            clock=clock,
+            metrics=self.metrics,
+            random=random.random,
+            turns=turns,
+            is_draining=lambda: drain.has_begun,
         )
         self.api = Client(settings.upstream, settings.upstream.api_url, clock=clock)
         self.login_server = Client(settings.upstream, settings.upstream.login_url, clock=clock)
@@ -79,7 +85,6 @@ class Proxy:
         if self.store is not None:
             shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
         self.bodies = Bodies(settings.limits)
-        self.drain = Drain()
         self._under_way = 0
         self._pseudonym = f"{PROXY_NAME}-{secrets.token_hex(4)}"
         self._tokens = ManagedTokens(

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 from proxy.admin.snapshot import Snapshots
 from proxy.clock import SystemClock
 from proxy.identity.callers import Identity
-from proxy.pacing.account import Ticket
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.slot import OnlyIfFree, Refused, Sent, Ticket
 from proxy.problems import Problem
 from proxy.rules.state import AccountState
 from proxy.telemetry.metrics import Metrics
@@ -126,13 +126,10 @@ async def test_a_hold_is_counted_while_it_lasts_and_once() -> None:
     b = Bench(clock)
     await clock.advance(10)
     account = b.accounts.configured("london")
-    waiting = asyncio.get_running_loop().create_task(
-        account.queue("exports", paced=True).slot(Ticket(1), 100.0)
-    )
-    await clock.advance(0)
-    slot = waiting.result()
-    slot.sent(clock.monotonic())
-    slot.refused(8.0)
+    queue = account.queue("exports", paced=True)
+    slot = await b.accounts.waiting.slot(queue, Ticket(1), OnlyIfFree())
+    slot.report(Sent(clock.monotonic()))
+    slot.report(Refused(8.0))
 
     def counted() -> float | None:
         return b.registry.get_sample_value("export_proxy_held_seconds_total", {"account": "london"})

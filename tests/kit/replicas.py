@@ -10,13 +10,15 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from proxy.clock import SystemClock
-from proxy.pacing.account import Queue, Slot, Ticket
+from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.slot import Answered, Sent, Slot, Ticket
 from proxy.problems import Problem
 from proxy.settings import Account, Settings
 from proxy.store.connection import Connection
 from proxy.store.turns import SharedTurns
 from proxy.telemetry.metrics import Metrics
+from tests.kit.pacing import wait_of
 from tests.kit.process import until
 
 CLOCK = SystemClock()
@@ -50,6 +52,7 @@ class Replica:
         self._tasks = tasks
         self._settings = settings
         self._listening: asyncio.Task[None] | None = None
+        self._is_draining = False
         metrics = Metrics(self.registry)
         turns: SharedTurns | None = None
         if settings.store.url.get_secret_value() != "memory://":
@@ -59,7 +62,12 @@ class Replica:
             self._listening = spawn(self.connection.run(turns))
         self._turns = turns
         self.accounts = Accounts(
-            settings, clock=CLOCK, metrics=metrics, random=lambda: 0.0, turns=turns
+            settings,
+            clock=CLOCK,
+            metrics=metrics,
+            random=lambda: 0.0,
+            turns=turns,
+            is_draining=lambda: self._is_draining,
         )
 
     @property
@@ -74,29 +82,30 @@ class Replica:
 
     @property
     def is_shared(self) -> bool:
-        return self.accounts.shared.turns.spread == 1
+        return self.accounts.context.turns.spread == 1
 
     def queue(
         self, account: str = "london", route: str = "exports", *, paced: bool = True
-    ) -> Queue:
+    ) -> AccountQueue:
         return self.accounts.configured(account).queue(route, paced=paced)
 
     def ticket(self, cost: float = 1.0) -> Ticket:
-        return Ticket(self.accounts.shared.next_arrival(), cost=cost)
+        return Ticket(self.accounts.context.next_arrival(), cost=cost)
 
-    async def slot(self, queue: Queue, *, limit: float = 60.0, cost: float = 1.0) -> Slot:
+    async def slot(self, queue: AccountQueue, *, limit: float = 60.0, cost: float = 1.0) -> Slot:
         """Wait for a slot, and keep it."""
         ticket = self.ticket(cost)
-        queue.admit(ticket, limit)
-        return await queue.slot(ticket, limit)
+        wait = wait_of(limit, CLOCK.monotonic())
+        self.accounts.waiting.admit(queue, ticket, wait)
+        return await self.accounts.waiting.slot(queue, ticket, wait)
 
     def send(self, slot: Slot, caller: str = "") -> None:
         now = CLOCK.monotonic()
         self.sends.append(Send(now, self.number, caller))
-        slot.sent(now)
+        slot.report(Sent(now))
 
     async def export(
-        self, queue: Queue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+        self, queue: AccountQueue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
     ) -> Problem | None:
         """Be one caller; the refusal, if there was one."""
         try:
@@ -104,11 +113,11 @@ class Replica:
         except Problem as problem:
             return problem
         self.send(slot, caller)
-        slot.answered()
+        slot.report(Answered())
         return None
 
     def caller(
-        self, queue: Queue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
+        self, queue: AccountQueue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
     ) -> asyncio.Task[Problem | None]:
         """Have a caller come, and do not wait for it."""
         return self._tasks.create_task(self.export(queue, caller, limit=limit, cost=cost))
@@ -118,6 +127,7 @@ class Replica:
 
     async def close(self) -> None:
         """End in order."""
+        self._is_draining = True
         self.accounts.drain()
         if self._listening is not None:
             self._listening.cancel()

@@ -16,12 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from proxy.pacing.account import Queue, Slot, Ticket
+from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.slot import Answered as AnsweredReport
+from proxy.pacing.slot import NotSent, Sent, Slot, Ticket
+from proxy.pacing.slot import Refused as RefusedReport
+from proxy.pacing.slot import Unused as UnusedReport
+from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
 from proxy.settings import Account, Pacing, Settings, Upstream
 from proxy.telemetry.metrics import Metrics
 from tests.kit.clock import FakeClock
+from tests.kit.pacing import StallingClock, wait_of
 
 INTERVAL = 0.5
 MAX_IN_FLIGHT = 2
@@ -118,7 +124,7 @@ Step = Arrive | Leave | Vanish | Pass | Stall | SetInterval
 class Caller:
     script: Arrive
     ticket: Ticket
-    queue: Queue
+    queue: AccountQueue
     is_present: bool = True
     is_cancelled: bool = False
     is_waiting: bool = False
@@ -144,13 +150,6 @@ class Silence:
     is_on: bool = False
     until: float = -inf
     probes: set[Caller] = field(default_factory=set)
-
-
-class StallingClock(FakeClock):
-    """A clock that can also run on while the event loop is busy."""
-
-    def stall(self, seconds: float) -> None:
-        self._now += seconds
 
 
 class World:
@@ -180,12 +179,12 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         self.broken: list[str] = []
         # Of each queue: when a try left or failed, its cost, the interval it had to keep before it.
-        self.tries: dict[Queue, list[tuple[float, float, float]]] = {
+        self.tries: dict[AccountQueue, list[tuple[float, float, float]]] = {
             queue: [(self.now, 1.0, 0.0)] for queue in self.queues
         }
-        self.out: dict[Queue, set[Caller]] = {queue: set() for queue in self.queues}
-        self.in_flight = {queue.account: 0 for queue in self.queues}
-        self.silences = {queue.account: Silence() for queue in self.queues}
+        self.out: dict[AccountQueue, set[Caller]] = {queue: set() for queue in self.queues}
+        self.in_flight = {queue.allowance: 0 for queue in self.queues}
+        self.silences = {queue.allowance: Silence() for queue in self.queues}
         self._group = tasks
 
     @property
@@ -214,7 +213,7 @@ class World:
                     self.clock.stall(seconds)
                 case SetInterval(seconds):
                     pacing = Pacing(interval=seconds, max_in_flight=MAX_IN_FLIGHT)
-                    self.accounts.shared.pacing = pacing
+                    self.accounts.context.pacing = pacing
                 case _:
                     assert_never(step)
             if settles:
@@ -223,7 +222,7 @@ class World:
     def arrive(self, script: Arrive) -> None:
         queue = self.queues[script.queue]
         ticket = Ticket(
-            self.accounts.shared.next_arrival(),
+            self.accounts.context.next_arrival(),
             cost=script.cost,
             is_present=lambda: self.judge(caller),
         )
@@ -242,7 +241,7 @@ class World:
         """Judge the offer of a slot, at the moment it is made."""
         if not caller.is_present:
             return False
-        queue, account = caller.queue, caller.queue.account
+        queue, account = caller.queue, caller.queue.allowance
         silence = self.silences[account]
         self.demand("a slot only for who may have one", caller.may_have_a_slot(self.now))
         self.demand("one slot a place in the queue", caller.grants < caller.joins)
@@ -271,13 +270,17 @@ class World:
 
     async def live(self, caller: Caller) -> None:
         try:
-            caller.queue.admit(caller.ticket, caller.script.limit)
+            self.accounts.waiting.admit(
+                caller.queue, caller.ticket, wait_of(caller.script.limit, self.now)
+            )
             for fate in (*caller.script.fates, Answered(0.0)):
                 caller.joins += 1
                 caller.is_waiting = True
                 caller.deadline = self.now + caller.script.limit
                 try:
-                    slot = await caller.queue.slot(caller.ticket, caller.script.limit)
+                    slot = await self.accounts.waiting.slot(
+                        caller.queue, caller.ticket, wait_of(caller.script.limit, self.now)
+                    )
                 finally:
                     caller.is_waiting = False
                 if not await self.attempt(caller, slot, fate):
@@ -293,7 +296,7 @@ class World:
 
     async def attempt(self, caller: Caller, slot: Slot, fate: Fate) -> bool:
         """Use the slot as the script says; tell whether the request comes back."""
-        interval = self.accounts.shared.pacing.interval
+        interval = self.accounts.context.pacing.interval
         try:
             await self.pause(caller.script.connect)
             match fate:
@@ -302,7 +305,7 @@ class World:
                 case Unsent(pause):
                     self.leaves(caller, interval)
                     self.gives_back(caller)
-                    slot.not_sent()
+                    slot.report(NotSent())
                     await self.pause(pause)
                     return True
                 case Lost(after):
@@ -311,22 +314,22 @@ class World:
                 case Answered(after):
                     await self.send(caller, slot, interval, after)
                     self.accepted(caller)
-                    slot.answered()
+                    slot.report(AnsweredReport())
                     return False
                 case Refused(after, named):
                     await self.send(caller, slot, interval, after)
                     self.refused(caller, named)
-                    slot.refused(named)
+                    slot.report(RefusedReport(named))
                     return True
                 case _:
                     assert_never(fate)
         finally:
             self.gives_back(caller)
-            slot.close()
+            slot.report(UnusedReport())
 
     async def send(self, caller: Caller, slot: Slot, interval: float, after: float) -> None:
         self.leaves(caller, interval)
-        slot.sent(self.now)
+        slot.report(Sent(self.now))
         await self.pause(after)
 
     async def pause(self, seconds: float) -> None:
@@ -335,18 +338,18 @@ class World:
 
     def leaves(self, caller: Caller, interval: float) -> None:
         """Note a try that leaves, or fails to; while it does, a longer interval cannot hold it."""
-        kept = min(interval, self.accounts.shared.pacing.interval)
+        kept = min(interval, self.accounts.context.pacing.interval)
         self.tries[caller.queue].append((self.now, caller.ticket.cost, kept))
         self.out[caller.queue].discard(caller)
 
     def accepted(self, caller: Caller) -> None:
-        silence = self.silences[caller.queue.account]
+        silence = self.silences[caller.queue.allowance]
         if caller in silence.probes and self.now >= silence.until:
             silence.is_on = False
         self.gives_back(caller)
 
     def refused(self, caller: Caller, named: float | None) -> None:
-        silence = self.silences[caller.queue.account]
+        silence = self.silences[caller.queue.allowance]
         silence.is_on = True
         silence.until = max(silence.until, self.now + (0.5 if named is None else named))
         self.gives_back(caller)
@@ -354,9 +357,9 @@ class World:
     def gives_back(self, caller: Caller) -> None:
         if caller.has_slot:
             caller.has_slot = False
-            self.in_flight[caller.queue.account] -= 1
+            self.in_flight[caller.queue.allowance] -= 1
             self.out[caller.queue].discard(caller)
-            self.silences[caller.queue.account].probes.discard(caller)
+            self.silences[caller.queue.allowance].probes.discard(caller)
 
     def early_sends(self) -> float:
         """Return what the proxy's own check of the pace has counted."""
@@ -426,7 +429,7 @@ def test_whatever_happens_the_promises_hold(steps: list[tuple[Step, bool]]) -> N
             if caller.is_present and not caller.is_cancelled:
                 assert caller.end in ends(caller)
         assert [queue.depth for queue in world.queues] == [0] * len(world.queues)
-        assert [queue.account.in_flight for queue in world.queues] == [0] * len(world.queues)
+        assert [queue.allowance.in_flight for queue in world.queues] == [0] * len(world.queues)
         assert world.clock.pending == 0
 
     run(script())
@@ -471,39 +474,39 @@ def test_predicted_wait_is_the_wait_that_comes(
     Some requests are sent, some of these refused; they come back, oldest first, then others come.
     """
 
-    async def wait(queue: Queue, ticket: Ticket, clock: FakeClock) -> None:
-        predicted = queue.predicted_wait(ticket)
-        queue.admit(ticket, predicted)
-        joined = clock.monotonic()
-        slot = await queue.slot(ticket, predicted)
+    async def wait(waiting: Waiting, queue: AccountQueue, ticket: Ticket, clock: FakeClock) -> None:
+        predicted, joined = queue.predicted_wait(ticket), clock.monotonic()
+        waiting.admit(queue, ticket, wait_of(predicted, joined))
+        slot = await waiting.slot(queue, ticket, wait_of(predicted, joined))
         assert clock.monotonic() - joined == predicted
-        slot.sent(clock.monotonic())
-        slot.answered()
+        slot.report(Sent(clock.monotonic()))
+        slot.report(AnsweredReport())
 
     async def script() -> None:
         async with asyncio.TaskGroup() as tasks:
             world = World(tasks)
-            world.accounts.shared.pacing = Pacing(interval=INTERVAL)
+            world.accounts.context.pacing = Pacing(interval=INTERVAL)
             queue, clock = world.queues[0], world.clock
+            waiting = world.accounts.waiting
             flying: list[tuple[Ticket, Slot]] = []
             for cost in sent:
-                ticket = Ticket(world.accounts.shared.next_arrival(), cost=cost)
+                ticket = Ticket(world.accounts.context.next_arrival(), cost=cost)
                 await clock.advance(2.0)
-                slot = await queue.slot(ticket, LONG)
-                slot.sent(clock.monotonic())
+                slot = await waiting.slot(queue, ticket, wait_of(LONG, clock.monotonic()))
+                slot.report(Sent(clock.monotonic()))
                 flying.append((ticket, slot))
             await clock.advance(answer)
             for seconds, (_, slot) in zip(named, flying, strict=False):
-                slot.refused(seconds)
+                slot.report(RefusedReport(seconds))
             for _, slot in flying[len(named) :]:
-                slot.answered()
+                slot.report(AnsweredReport())
             for ticket, _ in flying[: len(named)]:
-                tasks.create_task(wait(queue, ticket, clock))
+                tasks.create_task(wait(waiting, queue, ticket, clock))
                 await clock.advance(0)
             for newcomer in newcomers:
                 await clock.advance(newcomer.pause)
-                ticket = Ticket(world.accounts.shared.next_arrival(), cost=newcomer.cost)
-                tasks.create_task(wait(world.queues[newcomer.queue], ticket, clock))
+                ticket = Ticket(world.accounts.context.next_arrival(), cost=newcomer.cost)
+                tasks.create_task(wait(waiting, world.queues[newcomer.queue], ticket, clock))
                 await clock.advance(0)
             await clock.advance(LONG)
 

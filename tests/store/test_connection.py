@@ -12,6 +12,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, generate_latest
 
 from proxy.clock import SystemClock
+from proxy.pacing.slot import Refused
 from proxy.settings import Store
 from proxy.store.connection import Connection, StoreDown
 from proxy.store.issued_tokens import IssuedToken, SharedTokens
@@ -96,8 +97,7 @@ async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
     async with deployed(tmp_path, 2, pacing={"max_queue": 1000}) as (server, (here, there)):
         slot = await here.slot(here.queue())
         here.send(slot)
-        slot.refused(5.0)
-        slot.close()
+        slot.report(Refused(5.0))
         callers = [r.caller(r.queue(), str(n)) for n in range(100) for r in (here, there)]
         await pause(0.3)
         await server.forget_calls()
@@ -170,8 +170,7 @@ async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Pa
         stranger = here.accounts.unidentified(HASH)
         slot = await here.slot(stranger.queue("exports", paced=True))
         here.send(slot)
-        slot.refused(5.0)
-        slot.close()
+        slot.report(Refused(5.0))
         await pause(0.05)
         held = await server.everything()
         keys = [key for key in held if key not in NOBODYS]
@@ -197,7 +196,7 @@ async def test_password_is_told_to_nobody(
                 repr(here.connection),
                 repr(here.store.settings),
                 repr(here.store.redis),
-                repr(here.accounts.shared.turns),
+                repr(here.accounts.context.turns),
                 generate_latest(here.registry).decode(),
             ]
     captured = capfd.readouterr()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from proxy.pacing.slot import Answered, Refused, Unused
 from proxy.problems import Problem
 from tests.kit.process import until
 from tests.kit.redis import redis_server
@@ -114,7 +115,7 @@ async def test_slot_given_back_unused_is_lost_to_nobody(deploy: Deploy) -> None:
         await pause(INTERVAL / 2)
         assert not waiting.done()
         begun = CLOCK.monotonic()
-        unused.close()
+        unused.report(Unused())
         assert await waiting is None
         assert CLOCK.monotonic() - begun < INTERVAL / 2 + stalls.total
 
@@ -129,7 +130,7 @@ async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
         await pause(3.5 * INTERVAL)
         sent = len(times(replicas))
         begun = CLOCK.monotonic()
-        slot.refused(1.5)
+        slot.report(Refused(1.5))
         await until(lambda: _all_hold(replicas))
         known = CLOCK.monotonic()
         assert known - begun <= SLACK + stalls.total
@@ -177,7 +178,7 @@ async def test_room_in_flight_is_each_replica_s_own_and_no_turn_is_kept(deploy: 
             took = CLOCK.monotonic() - begun
             assert took <= (len(others) + 1) * INTERVAL + SLACK + stalls.total
         assert not waits.done()
-        stuck.answered()
+        stuck.report(Answered())
         assert await waits is None
         assert early(times(replicas), INTERVAL) == 0
 
@@ -212,7 +213,7 @@ async def test_longer_interval_governs_those_who_wait_already(deploy: Deploy) ->
         callers = spread(replicas, 5)
         await pause(INTERVAL / 2)
         for replica in replicas:
-            replica.accounts.shared.pacing = replica.accounts.shared.pacing.model_copy(
+            replica.accounts.context.pacing = replica.accounts.context.pacing.model_copy(
                 update={"interval": 2 * INTERVAL}
             )
         sent = len(times(replicas))

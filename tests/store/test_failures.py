@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from proxy.pacing.slot import Answered, Refused, Unused
 from proxy.problems import Problem
 from tests.kit.fault_proxy import BlackHole, Delay, FaultProxy, Pass
 from tests.kit.process import until
@@ -288,8 +289,7 @@ async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: boo
         slot = await here.slot(here.queue())
         here.send(slot)
         begun = CLOCK.monotonic()
-        slot.refused(2.5)
-        slot.close()
+        slot.report(Refused(2.5))
         await pause(2 * INTERVAL)
         await server.flush()
         assert await there.export(there.queue(route="some", paced=paced), "early") is None
@@ -419,7 +419,7 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
         waiting = here.caller(here.queue())
         await are_queued(server, here)
         there.send(slot)
-        slot.answered()
+        slot.report(Answered())
         assert await waiting is None
         words: list[tuple[bytes, bytes]] = []
 
@@ -439,7 +439,7 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
         await server.client.publish(*words[0])
         await pause(3 * INTERVAL)
         assert not waiting.done()
-        slot.close()
+        slot.report(Unused())
         assert await waiting is None
 
 
@@ -497,8 +497,7 @@ async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_pat
         slot = await here.slot(here.queue())
         here.send(slot)
         begun = CLOCK.monotonic()
-        slot.refused(3.0)
-        slot.close()
+        slot.report(Refused(3.0))
         await server.start()
         await all_shared(replicas)
         await server.has_told(here.queue().key, "hold")
@@ -515,8 +514,7 @@ async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
         slot = await here.slot(here.queue(route="api", paced=False))
         here.send(slot)
         begun = CLOCK.monotonic()
-        slot.refused(0.5)
-        slot.close()
+        slot.report(Refused(0.5))
         await server.has_told(here.queue().key, "hold")
         assert await there.export(there.queue(route="api", paced=False)) is None
         assert CLOCK.monotonic() >= begun + 0.5 - 0.01
@@ -552,7 +550,7 @@ async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace
     async with deployed(tmp_path) as (_, replicas):
         here = replicas[0]
         stranger = here.accounts.unidentified(b"of whom?")
-        stranger.may_be_another = True
+        stranger.allowance.may_be_another = True
         line = stranger.queue("exports", paced=True)
         assert await asyncio.gather(*(here.export(line) for _ in range(3))) == [None] * 3
         assert early(times(replicas), INTERVAL * REPLICAS) == 0
@@ -563,9 +561,9 @@ async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -
         here = replicas[0]
         await server.kill()
         await are_alone(replicas)
-        assert here.accounts.shared.turns.spread == REPLICAS
+        assert here.accounts.context.turns.spread == REPLICAS
         here.store.apply(here.store.settings.model_copy(update={"replicas": 5}))
-        assert here.accounts.shared.turns.spread == 5
+        assert here.accounts.context.turns.spread == 5
 
 
 async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_away(

@@ -228,9 +228,9 @@ def test_ten_thousand_tokens_and_paths_add_no_series(metrics: Metrics) -> None:
 
     def meet(number: int) -> None:
         account = accounts.unidentified(f"token-{number}".encode())
-        line = account.queue("exports", paced=True)
+        queue = account.queue("exports", paced=True)
         count_everything(metrics, account.label, request_id=f"/path/{number}")
-        assert line.due() > 0
+        assert queue.pace_due() > 0
 
     meet(0)
     before = series_of(snapshot(metrics, accounts))

@@ -1,0 +1,188 @@
+"""One queue of an account, as callers wait in it and as a store sees it.
+
+A `Queue` knows no account and no clock; here it meets both. This is what pacing hands to a store
+(`SharedQueue` in turns.py) and to callers. Who is sent next is the account's decision, which the
+queue asks for through `Scheduler`.
+"""
+
+from math import inf
+from typing import Protocol
+
+from proxy.pacing.allowance import Allowance
+from proxy.pacing.queue import Queue
+from proxy.pacing.slot import Ending, Slot, Ticket
+from proxy.pacing.turns import Lease
+from proxy.rules.pace import predicted_wait
+
+
+class Scheduler(Protocol):
+    """What a queue asks of its account."""
+
+    def pump(self) -> None:
+        """Offer every slot that is due."""
+        ...
+
+    def grant(self, queue: "AccountQueue", ticket: Ticket, now: float) -> Slot:
+        """Give the slot that is due to that ticket."""
+        ...
+
+
+class AccountQueue:
+    """A queue in its account, as callers wait in it and as a store sees it."""
+
+    __slots__ = ("__weakref__", "_clock", "_turns", "allowance", "queue", "scheduler", "waiters")
+
+    def __init__(
+        self, scheduler: Scheduler, allowance: Allowance, route: str, *, paced: bool
+    ) -> None:
+        context = allowance.context
+        self.scheduler = scheduler
+        self.allowance = allowance
+        self.queue = Queue(route, paced=paced, started_at=context.started_at)
+        self.waiters = self.queue.waiters
+        self._clock = context.clock
+        self._turns = context.turns
+        self._turns.opened(self)
+
+    def __repr__(self) -> str:
+        return f"<AccountQueue {self.allowance.label}/{self.route}: {self.depth} waiting>"
+
+    @property
+    def key(self) -> str:
+        """Name of the account's state in the store."""
+        return self.allowance.key
+
+    @property
+    def route(self) -> str:
+        """The route's name."""
+        return self.queue.route
+
+    @property
+    def paced(self) -> bool:
+        """True if a send needs a lease; a queue without one obeys holds all the same."""
+        return self.queue.paced
+
+    @property
+    def depth(self) -> int:
+        """How many requests wait."""
+        return self.waiters.depth
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two sends on this queue; 0 where the route is not paced."""
+        return self.allowance.interval if self.queue.paced else 0.0
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as it was last granted or lost."""
+        return self.queue.lease
+
+    def apply(self, *, paced: bool) -> None:
+        """Obey a route that is paced from now on, or no longer."""
+        if paced is not self.paced:
+            self.queue.paced = paced
+            self._turns.opened(self)
+
+    # When it is due
+
+    def pace_due(self) -> float:
+        """Return when the pace allows the next send."""
+        return self.queue.pace_due(self.interval * self.allowance.spread)
+
+    def opens_at(self, now: float) -> float:
+        """Return when pace and lease allow the holder of a slot to send."""
+        return self.queue.opens_at(now, self.interval * self.allowance.spread)
+
+    def due(self, now: float) -> float:
+        """Return when the next slot is due: `inf` while one is out that was not used yet."""
+        return self.queue.due(now, self.interval * self.allowance.spread)
+
+    def is_free(self) -> bool:
+        """True if a newcomer could be sent at once."""
+        now = self._clock.monotonic()
+        return not self.depth and max(self.allowance.opens_at(now), self.due(now)) <= now
+
+    def may_be_free(self) -> bool:
+        """True if a newcomer could be sent at once, as far as is known without the store."""
+        now = self._clock.monotonic()
+        due = self.pace_due() if self.queue.sending is None else self.due(now)
+        return not self.depth and max(self.allowance.opens_at(now), due) <= now
+
+    def predicted_wait(self, ticket: Ticket) -> float:
+        """Return the seconds until a request of this arrival number would be sent."""
+        now, interval, spread = self._clock.monotonic(), self.interval, self.allowance.spread
+        due = self.queue.predicted_due(now, interval, spread)
+        return predicted_wait(
+            now=now,
+            due=max(due, self.allowance.hold_until()),
+            cost_ahead=self.queue.cost_ahead(ticket),
+            interval=self.queue.predicted_interval(interval, spread),
+        )
+
+    def held_seconds(self) -> float:
+        """Return the seconds spent on hold so far, those of the present hold included."""
+        return self.allowance.held_seconds()
+
+    def end_waits(self, ending: Ending) -> None:
+        """End every wait without a slot."""
+        for ticket in self.waiters:
+            ticket.end(ending)
+
+    # What the store asks and tells
+
+    def order_lease(self) -> None:
+        """Ask for a lease if a waiter could use it, else give it up."""
+        if self.queue.sending is not None and self.paced:
+            return  # it is being used
+        if self.wants_lease():
+            self._turns.wanted(self)
+        else:
+            self._turns.unused(self)
+
+    def wants_lease(self) -> bool:
+        """True if a waiter could be sent with a lease."""
+        return self.depth > 0 and self.allowance.opens_at(self._clock.monotonic()) < inf
+
+    def pace_left(self) -> float:
+        """Seconds for which the last send of this replica keeps the next one back."""
+        return self.queue.pace_left(self._clock.monotonic(), self.interval)
+
+    def hold_left(self) -> float:
+        """Seconds until the account's hold ends."""
+        return self.allowance.hold_left()
+
+    def lease_granted(self, lease: Lease) -> None:
+        """Send with this lease from now on."""
+        self.queue.lease_granted(lease)
+
+    def lease_lost(self) -> None:
+        """Send nothing until a lease is granted."""
+        self.queue.lease_lost()
+
+    def lease_expected(self, at: float, contenders: int) -> None:
+        """Predict waits from this moment, while that many replicas have waiters on the queue."""
+        self.queue.lease_expected(at, contenders)
+
+    def store_lost(self) -> None:
+        """Send without leases, from the moment at which the next one was expected."""
+        self.queue.store_lost()
+
+    def keep_distance(self, replicas: int) -> None:
+        """Send nothing for an interval, or for `replicas` of them after a send of this replica."""
+        self.queue.keep_distance(self._clock.monotonic(), self.interval, replicas)
+
+    def obey_hold(self, seconds: float) -> None:
+        """Obey a hold of which another replica was told."""
+        self.allowance.obey_hold(seconds)
+        self.scheduler.pump()
+
+    def refuse_waiters(self) -> None:
+        """Refuse all waiters: there is no store to keep the pace."""
+        self.end_waits(Ending.NO_STORE)
+
+    def reevaluate(self) -> None:
+        """Offer what may be sent now; expire a first waiter that only waited to learn that."""
+        self.scheduler.pump()
+        first = self.waiters.first
+        if first is not None and first.undecided_from <= self._clock.monotonic():
+            first.end(Ending.EXPIRED)

@@ -1,0 +1,158 @@
+"""One queue: the waiters of one route of one account, their pace, and their lease.
+
+It knows no account and no clock: moments and the interval are arguments, in monotonic seconds. The
+interval is never kept, so a changed setting governs the very next send. `interval` is that of the
+account, 0 on a route that is not paced; `spread` is the factor by which it grows while replicas
+cannot take turns.
+
+Invariants: while a slot of a paced queue is out, no other is due. The pace counts from the send, or
+from a try that failed, and never from the grant: a slot that is given back unused costs nothing.
+"""
+
+from math import inf
+
+from proxy.pacing.slot import Slot, Ticket
+from proxy.pacing.turns import FREE, NOT_OURS, Lease
+from proxy.pacing.waiters import Waiters
+from proxy.rules.pace import Pace
+from proxy.rules.state import QueueState
+
+
+class Queue:
+    """Waiters of one route, and when the next of them is due."""
+
+    __slots__ = (
+        "_closed_until",
+        "_contenders",
+        "_has_sent",
+        "_last_gap",
+        "_last_sent_at",
+        "_lease_expected_at",
+        "_pace",
+        "_sent_count",
+        "lease",
+        "paced",
+        "route",
+        "sending",
+        "waiters",
+    )
+
+    def __init__(self, route: str, *, paced: bool, started_at: float) -> None:
+        self.route = route
+        self.paced = paced
+        self.waiters = Waiters()
+        self.sending: Slot | None = None  # the slot that is out, on a paced route
+        self.lease = FREE
+        self._lease_expected_at = -inf
+        self._contenders = 1
+        self._pace = Pace(sent_at=started_at)
+        self._has_sent = False  # the first pace is that of the start
+        self._closed_until = -inf
+        self._sent_count = 0
+        self._last_sent_at = -inf
+        self._last_gap: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.route}: {self.waiters.depth} waiting>"
+
+    # When it is due
+
+    def pace_due(self, interval: float) -> float:
+        """Return when the pace allows the next send; `interval` is the spread one."""
+        return max(self._pace.due(interval), self._closed_until) if self.paced else 0.0
+
+    def opens_at(self, now: float, interval: float) -> float:
+        """Return when pace and lease allow the holder of a slot to send."""
+        return max(self.pace_due(interval), self.lease.opens(now))
+
+    def due(self, now: float, interval: float) -> float:
+        """Return when the next slot is due: `inf` while one is out that was not used yet."""
+        if self.paced and self.sending is not None:
+            return inf
+        return self.opens_at(now, interval)
+
+    def pace_left(self, now: float, interval: float) -> float:
+        """Return the seconds for which the last send from here keeps the next one back."""
+        return max(0.0, self._pace.due(interval) - now) if self._has_sent else 0.0
+
+    def predicted_due(self, now: float, interval: float, spread: int) -> float:
+        """Return when a newcomer is due if no ticket waits, as far as can be told."""
+        lease = self.lease.opens(now)
+        due = max(
+            self.pace_due(interval * spread), self._lease_expected_at if lease == inf else lease
+        )
+        return due if self.sending is None else max(due, now) + self.sending.cost * interval
+
+    def predicted_interval(self, interval: float, spread: int) -> float:
+        """Return what lies between two sends from here, replicas and their leases considered."""
+        return interval * max(self._contenders, spread)
+
+    def cost_ahead(self, ticket: Ticket) -> float:
+        """Return the cost of all waiters that go before this ticket."""
+        return self.waiters.cost_before(ticket) if ticket.has_joined else self.waiters.cost
+
+    # What happens to its slot
+
+    def granted(self, slot: Slot) -> None:
+        """Note a slot that is out."""
+        if self.paced:
+            self.sending = slot
+
+    def given_back(self, slot: Slot) -> bool:
+        """Note that a slot is no longer out; True if it was."""
+        if self.sending is not slot:
+            return False
+        self.sending = None
+        return True
+
+    def note_sent(self, at: float) -> None:
+        """Note when a request left, to show it."""
+        self._last_gap = at - self._last_sent_at if self._sent_count else None
+        self._sent_count, self._last_sent_at = self._sent_count + 1, at
+
+    def spend(self, slot: Slot, at: float) -> None:
+        """Keep the distance from a send, or from a try that failed."""
+        self._pace, self._has_sent = Pace(sent_at=at, cost=slot.cost), True
+
+    # What the store says
+
+    def lease_granted(self, lease: Lease) -> None:
+        """Send with this lease from now on."""
+        self.lease = lease
+        self._lease_expected_at = lease.at
+
+    def lease_lost(self) -> None:
+        """Send nothing until a lease is granted."""
+        self.lease = NOT_OURS
+
+    def lease_expected(self, at: float, contenders: int) -> None:
+        """Predict waits from this moment, while that many replicas have waiters on the queue."""
+        self._lease_expected_at = at
+        self._contenders = contenders
+
+    def store_lost(self) -> None:
+        """Send without leases, from the moment at which the next one was expected."""
+        self.lease = Lease(self._lease_expected_at, inf) if self.paced else FREE
+        self._contenders = 1
+
+    def keep_distance(self, now: float, interval: float, replicas: int) -> None:
+        """Send nothing for an interval, or for `replicas` of them after a send from here."""
+        self._closed_until = max(now + interval, self._pace.due(interval * replicas))
+
+    # What can be seen
+
+    def oldest_seconds(self, now: float) -> float:
+        """Return how long the first in the queue has waited."""
+        first = self.waiters.first
+        return 0.0 if first is None else now - first.joined_at
+
+    def state(self, now: float, interval: float) -> QueueState:
+        """Return what is known of the queue."""
+        return QueueState(
+            name=self.route,
+            queue_depth=self.waiters.depth,
+            oldest_seconds=self.oldest_seconds(now),
+            interval=interval,
+            sent=self._sent_count,
+            last_gap_seconds=self._last_gap,
+        )

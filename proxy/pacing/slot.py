@@ -1,0 +1,211 @@
+"""A request's ticket in a queue, the slot it gets, and what is reported of that slot.
+
+A ticket is a place in the order of arrival. A slot is the right to send one request now. Its holder
+asks `may_leave` in the very moment of the send, since connecting takes time in which much happens,
+and reports through one door, `Slot.report`. The account that granted the slot takes the report.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+_A_MOMENT: Final = 0.005  # seconds in which a caller who was there a moment ago still is
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The request's bytes were handed to the transport at that monotonic time."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """The request provably never left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer came that is not a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 429 came that asks for so many seconds without requests (None: it names no usable time)."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """The holder gives the slot back; after another last report this changes nothing."""
+
+
+Report = Sent | NotSent | Answered | Refused | Unused
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """The caller waits until that monotonic time."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyIfFree:
+    """The caller takes a slot that is free now, and does not wait for one."""
+
+
+Wait = WaitUntil | OnlyIfFree
+
+
+class Ending(Enum):
+    """Why a wait ended without a slot, if the caller is still there to be told."""
+
+    EXPIRED = "expired"
+    DRAINED = "drained"
+    NO_STORE = "refused"
+
+
+class Ticket:
+    """A request's place in the order of arrival; it keeps its number when it is sent again.
+
+    `offer` is set while the ticket is in a queue; its result is the slot, or why there is none.
+    `deadline` is the last moment at which a slot is of use. From `undecided_from` on, the ticket
+    only waits to learn from the store whether a slot is free.
+    """
+
+    __slots__ = (
+        "cost",
+        "deadline",
+        "is_present",
+        "joined_at",
+        "number",
+        "offer",
+        "request_id",
+        "undecided_from",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        cost: float = 1.0,
+        is_present: Callable[[], bool] = lambda: True,
+        request_id: str = "",
+    ) -> None:
+        self.number = number
+        self.request_id = request_id
+        self.cost = cost
+        self.is_present = is_present
+        self.joined_at = -inf
+        self.deadline = inf
+        self.undecided_from = inf
+        self.offer: asyncio.Future[Slot | Ending] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.number}: {'waiting' if self.offer else 'not waiting'}>"
+
+    @property
+    def has_joined(self) -> bool:
+        """True if it was in the queue before, and so goes to the front when it comes back."""
+        return self.joined_at > -inf
+
+    def end(self, ending: Ending) -> None:
+        """End the wait without a slot, unless it has ended."""
+        if self.offer is not None and not self.offer.done():
+            self.offer.set_result(ending)
+
+    def __lt__(self, other: "Ticket") -> bool:
+        return self.number < other.number
+
+
+class SlotGranter(Protocol):
+    """What a slot knows of the account that granted it."""
+
+    def may_send(self, slot: "Slot", now: float) -> bool:
+        """True if hold, pace and lease still let the slot's request leave."""
+        ...
+
+    def settle(self, slot: "Slot", report: Report) -> None:
+        """Take what became of the slot."""
+        ...
+
+
+class Slot:
+    """The right to send one request now; report what became of it.
+
+    As a context manager it reports `Unused` at the end. `due_at` is when the slot could be given to
+    this request, `not_before` when the pace allowed it.
+    """
+
+    __slots__ = (
+        "_granted_at",
+        "_granter",
+        "_ticket",
+        "due_at",
+        "is_open",
+        "not_before",
+        "route",
+        "sent_at",
+    )
+
+    def __init__(  # noqa: PLR0913 -- of whom, for whom, and three moments by name
+        self,
+        granter: SlotGranter,
+        route: str,
+        ticket: Ticket,
+        *,
+        at: float,
+        due_at: float,
+        not_before: float,
+    ) -> None:
+        self._granted_at = at
+        self._granter = granter
+        self._ticket = ticket
+        self.is_open = True
+        self.route = route
+        self.due_at = due_at
+        self.not_before = not_before
+        self.sent_at = -inf
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.route}: {'open' if self.is_open else 'closed'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.report(Unused())
+
+    @property
+    def cost(self) -> float:
+        """What a send costs, in intervals."""
+        return self._ticket.cost
+
+    @property
+    def request_id(self) -> str:
+        """Whose slot it is."""
+        return self._ticket.request_id
+
+    def may_leave(self, now: float) -> bool:
+        """True if the slot may still be used.
+
+        Meanwhile the API may have refused another request, the pace may have changed, the lease may
+        have run out, and the caller may have gone or be past the deadline.
+        """
+        return (
+            self._granter.may_send(self, now)
+            and now <= self._ticket.deadline
+            and (now < self._granted_at + _A_MOMENT or self._ticket.is_present())
+        )
+
+    def report(self, report: Report) -> None:
+        """Report what became of the slot."""
+        self._granter.settle(self, report)

@@ -1,0 +1,155 @@
+"""How a request waits for its slot: all that is asynchronous in pacing, and all that is refused.
+
+Theory of operation. `admit` refuses a newcomer who would wait too long, or finds no place. `slot`
+grants a slot that is free at once: no future, no timer, no place in the queue. Else it puts the
+ticket in the queue with an offer (a future) and a timer for the end of the wait, and awaits the
+offer. The account (account.py) sets the offer's result to a slot; a timer, a drain or a lost store
+sets it to an `Ending`. A caller found gone has its offer cancelled.
+
+Whether a slot is free may take a store's answer. So a caller who waits for less time than that
+takes is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
+
+Invariants: every wait ends in exactly one outcome that is counted here. Whatever ends it, the
+ticket leaves the queue and its timer is cancelled; a slot that arrives in the very step in which
+the caller is cancelled is given back.
+"""
+
+import asyncio
+from math import inf
+
+from proxy.pacing.account_queue import AccountQueue
+from proxy.pacing.context import PacingContext
+from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
+from proxy.problems import Problem, draining, store_unavailable
+from proxy.rules.pace import return_after
+
+
+class Waiting:
+    """Admits requests to queues and waits there for them."""
+
+    def __init__(self, context: PacingContext) -> None:
+        self._context = context
+        self._clock = context.clock
+
+    def __repr__(self) -> str:
+        return f"<Waiting: {self._context.arrivals} arrived>"
+
+    def admit(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> None:
+        """Refuse a newcomer who would wait too long, or finds no place in the queue.
+
+        A caller who takes a free slot only is refused if none is free: the prediction does not know
+        when the answers come that must come first.
+        """
+        self._refuse_without_service(queue)
+        if queue.is_free():
+            return
+        limit = _seconds(wait, self._clock.monotonic())
+        predicted = queue.predicted_wait(ticket)
+        has_place = queue.depth < self._context.pacing.max_queue
+        if has_place and predicted <= limit and (limit > 0 or queue.may_be_free()):
+            return
+        self._count(queue, ticket, "refused", 0.0)
+        raise Problem(
+            "queue-full",
+            f"A request sent now would wait {predicted:.1f} s.",
+            retry_after=self._return_after(queue, predicted, limit),
+            fields={"predicted_wait": round(predicted, 3)},
+        )
+
+    async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot:
+        """Wait for a slot, in order of arrival.
+
+        A caller who is cancelled gives place or slot back; one found gone is cancelled. Raises the
+        Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
+        """
+        self._refuse_without_service(queue)
+        now = ticket.joined_at = self._clock.monotonic()
+        if isinstance(wait, WaitUntil) and wait.at < now:
+            self._count(queue, ticket, "expired", 0.0)
+            raise self._expired(queue, 0.0)
+        if queue.is_free() and ticket.is_present():
+            ticket.deadline = wait.at if isinstance(wait, WaitUntil) else inf
+            self._count(queue, ticket, "sent", 0.0)
+            return queue.scheduler.grant(queue, ticket, now)
+        return await self._wait(queue, ticket, wait, now)
+
+    async def _wait(self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float) -> Slot:
+        ends = wait.at if isinstance(wait, WaitUntil) else now
+        known = now + self._context.turns.answer_timeout  # whether a slot is free
+        ticket.deadline = max(ends, known)
+        ticket.undecided_from = ends if ends < known else inf
+        offer: asyncio.Future[Slot | Ending] = asyncio.get_running_loop().create_future()
+        ticket.offer = offer
+        expiry = self._clock.call_at(ticket.deadline, lambda: _expire(queue, offer))
+        queue.waiters.add(ticket)
+        queue.scheduler.pump()
+        try:
+            result = await offer
+            if isinstance(result, Ending):
+                self._count(queue, ticket, result.value)
+                raise self._refusal(queue, result, ends - now)
+        except asyncio.CancelledError:
+            self._abandon(queue, ticket, offer)
+            raise
+        finally:
+            expiry.cancel()
+            queue.waiters.remove(ticket)
+            queue.order_lease()
+        self._count(queue, ticket, "sent")
+        return result
+
+    def _abandon(
+        self, queue: AccountQueue, ticket: Ticket, offer: asyncio.Future[Slot | Ending]
+    ) -> None:
+        """Count a wait whose caller left, and give back what came in the very same step."""
+        result = None if offer.cancelled() else offer.result()
+        self._count(queue, ticket, result.value if isinstance(result, Ending) else "abandoned")
+        if isinstance(result, Slot):
+            result.report(Unused())
+
+    def _refuse_without_service(self, queue: AccountQueue) -> None:
+        if self._context.is_draining():
+            raise draining()
+        if queue.paced and self._context.turns.is_refusing:
+            raise store_unavailable()
+
+    def _refusal(self, queue: AccountQueue, ending: Ending, limit: float) -> Problem:
+        match ending:
+            case Ending.EXPIRED:
+                return self._expired(queue, limit)
+            case Ending.DRAINED:
+                return draining()
+            case Ending.NO_STORE:
+                return store_unavailable()
+
+    def _expired(self, queue: AccountQueue, limit: float) -> Problem:
+        predicted = queue.predicted_wait(Ticket(self._context.next_arrival()))
+        return Problem(
+            "wait-expired",
+            f"No slot came within {limit:.1f} s.",
+            retry_after=self._return_after(queue, predicted, limit),
+        )
+
+    def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
+        excess = predicted - limit if predicted > limit else min(predicted, queue.interval)
+        return return_after(excess, jitter=self._context.random())
+
+    def _count(
+        self, queue: AccountQueue, ticket: Ticket, outcome: str, seconds: float | None = None
+    ) -> None:
+        if seconds is None:
+            seconds = self._clock.monotonic() - ticket.joined_at
+        self._context.metrics.waited(
+            queue.allowance.label, queue.route, outcome, seconds, request_id=ticket.request_id
+        )
+
+
+def _seconds(wait: Wait, now: float) -> float:
+    """Return for how long the caller waits."""
+    return wait.at - now if isinstance(wait, WaitUntil) else 0.0
+
+
+def _expire(queue: AccountQueue, offer: asyncio.Future[Slot | Ending]) -> None:
+    queue.scheduler.pump()  # a slot due at this very moment is still in time
+    if not offer.done():
+        offer.set_result(Ending.EXPIRED)

@@ -1,0 +1,197 @@
+"""Pacing on a clock that stands still: accounts, and callers in front of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from math import inf
+
+from prometheus_client import CollectorRegistry
+
+from proxy.pacing.account import Account
+from proxy.pacing.account_queue import AccountQueue
+from proxy.pacing.accounts import Accounts
+from proxy.pacing.slot import Answered, OnlyIfFree, Sent, Slot, Ticket, Wait, WaitUntil
+from proxy.problems import Problem
+from proxy.settings import Account as AccountSettings
+from proxy.settings import Identity, Pacing, Retry, Settings, Upstream
+from proxy.telemetry.metrics import Metrics
+from tests.kit.clock import FakeClock
+
+UPSTREAM = Upstream(api_url="https://api.example", login_url="https://login.example")
+
+
+class StallingClock(FakeClock):
+    """A clock that can also run on while the event loop is busy."""
+
+    def stall(self, seconds: float) -> None:
+        """Let time pass without any call; what is overdue is called at the next advance."""
+        self._now += seconds
+
+
+class Caller:
+    """Somebody in the queue, or through it."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.slot: Slot | None = None
+        self.problem: Problem | None = None
+        self.got_at = -1.0  # seconds after the start
+        self.is_present = True
+        self.is_prompt = False  # sends as soon as the slot comes, and is answered at once
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def cancel(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+
+    def take(self) -> Slot:
+        """Return the slot this caller was given."""
+        assert self.slot is not None, "no slot came"
+        return self.slot
+
+
+class Bench:
+    """Accounts with their clock, their metrics, and the callers in front of them."""
+
+    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+        self.clock = StallingClock()
+        self.registry = CollectorRegistry()
+        self.jitter = 0.0
+        self.is_draining = False
+        self.accounts = Accounts(
+            settings,
+            clock=self.clock,
+            metrics=Metrics(self.registry),
+            random=lambda: self.jitter,
+            is_draining=lambda: self.is_draining,
+        )
+        self._tasks = tasks
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return self.clock.monotonic()
+
+    async def until(self, seconds: float) -> None:
+        """Advance to that many seconds after the start."""
+        await self.clock.advance(seconds - self.now)
+
+    def account(self, name: str = "london") -> Account:
+        return self.accounts.configured(name)
+
+    def queue(
+        self, route: str = "exports", *, paced: bool = True, account: str = "london"
+    ) -> AccountQueue:
+        return self.account(account).queue(route, paced=paced)
+
+    def ticket(self, *, cost: float = 1.0, is_present: Callable[[], bool] = lambda: True) -> Ticket:
+        return Ticket(self.accounts.context.next_arrival(), cost=cost, is_present=is_present)
+
+    def join(self, queue: AccountQueue, *, limit: float = 1000.0, cost: float = 1.0) -> Caller:
+        """Put a new caller in the queue who keeps the slot until told otherwise."""
+        caller = Caller(self.ticket(cost=cost, is_present=lambda: caller.is_present))
+        return self.rejoin(queue, caller, limit=limit)
+
+    def rejoin(self, queue: AccountQueue, caller: Caller, *, limit: float = 1000.0) -> Caller:
+        """Put a caller in the queue again, with the ticket it has."""
+        caller.task = self._tasks.create_task(self._wait(queue, caller, limit))
+        return caller
+
+    async def _wait(self, queue: AccountQueue, caller: Caller, limit: float) -> None:
+        try:
+            caller.slot = await self.accounts.waiting.slot(
+                queue, caller.ticket, wait_of(limit, self.now)
+            )
+            caller.got_at = self.now
+            if caller.is_prompt:
+                self.use(caller)
+        except Problem as problem:
+            caller.problem = problem
+
+    async def get(self, queue: AccountQueue, *, limit: float = 1000.0, cost: float = 1.0) -> Slot:
+        """Return a slot that is free now."""
+        caller = self.join(queue, limit=limit, cost=cost)
+        await self.clock.advance(0)
+        return caller.take()
+
+    def send(self, slot: Slot) -> Slot:
+        slot.report(Sent(self.clock.monotonic()))
+        return slot
+
+    def use(self, caller: Caller) -> None:
+        """Send and be answered, all at once."""
+        self.send(caller.take()).report(Answered())
+
+    async def all_served(self, callers: list[Caller]) -> list[float]:
+        """Let everybody send as soon as their slot comes; return the seconds of the sends."""
+        for caller in callers:
+            caller.is_prompt = True
+            if caller.slot is not None and not caller.is_waiting and caller.slot.sent_at == -inf:
+                self.use(caller)
+        while any(caller.is_waiting for caller in callers):
+            await self.clock.advance(1.0)
+        return [caller.take().sent_at for caller in callers]
+
+    def admit(self, queue: AccountQueue, limit: float) -> Problem | None:
+        """Return the refusal of a newcomer, or None if it may join the queue."""
+        try:
+            self.accounts.waiting.admit(queue, self.ticket(), wait_of(limit, self.now))
+        except Problem as problem:
+            return problem
+        return None
+
+    def drain(self) -> None:
+        """Begin the end of the proxy."""
+        self.is_draining = True
+        self.accounts.drain()
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"export_proxy_{name}", labels) or 0.0
+
+    def waits(self, outcome: str, route: str = "exports") -> float:
+        """Return how many times in the queue ended so."""
+        labels = {"account": "london", "route": route, "outcome": outcome}
+        return self.counted("queue_wait_seconds_count", **labels)
+
+
+@asynccontextmanager
+async def bench(
+    pacing: Pacing | None = None,
+    *,
+    identity: Identity | None = None,
+    retry: Retry | None = None,
+    warm: bool = True,
+) -> AsyncIterator[Bench]:
+    """Run the pacing of two accounts, `london` and `paris`; at the end nothing may be left over.
+
+    Warm, the first interval has passed: a queue is free at once.
+    """
+    settings = Settings(
+        upstream=UPSTREAM,
+        pacing=pacing or Pacing(),
+        retry=retry or Retry(),
+        identity=identity or Identity(),
+        accounts=(
+            AccountSettings(name="london", client_id="id-1"),
+            AccountSettings(name="paris", client_id="id-2", interval=2.0),
+        ),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        under_test = Bench(settings, tasks)
+        if warm:
+            await under_test.clock.advance(10)
+        yield under_test
+        await under_test.clock.advance(2000)
+        for account in under_test.accounts.accounts():
+            assert account.allowance.in_flight == 0
+            assert [queue.depth for queue in account.queues] == [0] * len(account.queues)
+        assert under_test.clock.pending == 0
+
+
+def wait_of(seconds: float, now: float) -> Wait:
+    """Return the wait of so many seconds from now; 0 takes a slot only if one is free."""
+    return WaitUntil(now + seconds) if seconds else OnlyIfFree()

@@ -1,0 +1,107 @@
+"""A slot between its grant and its send."""
+
+from proxy.pacing.slot import Answered, Refused, Slot, Unused
+from proxy.pacing.turns import FREE
+from tests.kit.pacing import Bench, bench
+
+
+def may_leave(b: Bench, slot: Slot) -> bool:
+    return slot.may_leave(b.now)
+
+
+async def test_slot_may_be_used_as_long_as_nothing_has_changed() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        await b.until(15)
+        assert may_leave(b, slot)
+        b.send(slot).report(Answered())
+
+
+async def test_hold_that_begins_while_somebody_connects_is_for_them_too() -> None:
+    """They come back, in the order in which they came; one goes first when the hold ends."""
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        first = b.send(await b.get(api))
+        others = [b.join(api), b.join(api), b.join(b.queue())]
+        await b.clock.advance(0)
+        first.report(Refused(4.0))
+        for other in others:
+            assert not may_leave(b, other.take())
+        for other in reversed(others):
+            other.take().report(Unused())
+            b.rejoin(b.queue() if other is others[2] else api, other)
+        await b.until(13)
+        assert [other.is_waiting for other in others] == [True] * 3
+        await b.until(15)
+        assert [other.is_waiting for other in others] == [False, True, True]
+        assert may_leave(b, others[0].take())
+        b.use(others[0])
+        await b.all_served(others[1:])
+
+
+async def test_probe_may_leave_once_the_hold_is_over_and_not_if_it_was_prolonged() -> None:
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        first, echo = b.send(await b.get(api)), b.send(await b.get(api))
+        first.report(Refused(2.0))
+        probe = b.join(api)
+        await b.until(12)
+        assert may_leave(b, probe.take())
+        echo.report(Refused(4.0))
+        assert not may_leave(b, probe.take())
+        await b.until(16)
+        assert may_leave(b, probe.take())
+        b.use(probe)
+
+
+async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        await b.until(11)
+        slot = await b.get(b.queue())
+        b.account().allowance.own_interval = 3.0
+        assert not may_leave(b, slot)
+        await b.until(13)
+        assert may_leave(b, slot)
+        slot.report(Unused())
+
+
+async def test_turn_that_runs_out_while_somebody_connects_is_not_used() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        b.queue().lease_lost()
+        assert not may_leave(b, slot)
+        b.queue().lease_granted(FREE)
+        slot.report(Unused())
+
+
+async def test_caller_who_leaves_or_is_late_while_connecting_is_not_sent() -> None:
+    async with bench() as b:
+        gone, late = b.join(b.queue()), b.join(b.queue("api", paced=False), limit=1.0)
+        await b.until(11)
+        assert may_leave(b, gone.take())
+        assert may_leave(b, late.take())
+        gone.is_present = False
+        await b.until(11.5)
+        assert not may_leave(b, gone.take())
+        assert not may_leave(b, late.take())
+        gone.take().report(Unused())
+        late.take().report(Unused())
+
+
+async def test_caller_who_will_not_wait_may_still_connect() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue(), limit=0.0)
+        await b.until(11)
+        assert may_leave(b, slot)
+        slot.report(Unused())
+
+
+async def test_who_comes_back_too_late_gets_no_slot_though_one_is_free() -> None:
+    async with bench() as b:
+        late = b.join(b.queue(), limit=-0.5)
+        await b.clock.advance(0)
+        assert late.slot is None
+        assert late.problem is not None
+        assert (late.problem.name, late.problem.retry_after) == ("wait-expired", 1)
+        assert b.waits("expired") == 1

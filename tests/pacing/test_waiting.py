@@ -1,0 +1,264 @@
+"""How a request waits: admission, prediction, and waits that end without a slot."""
+
+import pytest
+
+from proxy.pacing.slot import Answered, Refused, Unused
+from proxy.settings import Pacing
+from tests.kit.pacing import Caller, bench
+
+# The prediction, and who is admitted
+
+
+async def test_predicted_wait_counts_the_one_who_is_just_leaving() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue(), cost=2.0)
+        assert b.queue().predicted_wait(b.ticket()) == 1.0
+        b.send(slot).report(Answered())
+        assert b.queue().predicted_wait(b.ticket()) == 1.0
+
+
+async def test_predicted_wait_of_a_returning_request_counts_only_who_came_before() -> None:
+    async with bench() as b:
+        older = b.join(b.queue())
+        returning = b.join(b.queue())
+        await b.clock.advance(0)
+        younger = [b.join(b.queue(), cost=9.0) for _ in range(3)]
+        b.use(older)
+        await b.until(10.5)
+        b.send(returning.take()).report(Refused(8.0))
+        b.rejoin(b.queue(), older)
+        await b.clock.advance(0)
+        assert b.queue().predicted_wait(returning.ticket) == 8.0 + 0.5
+        assert b.queue().predicted_wait(b.ticket()) == 8.0 + 0.5 + 13.5
+        b.rejoin(b.queue(), returning)
+        served = await b.all_served([older, returning, *younger])
+        assert served == [18.5, 19.0, 19.5, 24.0, 28.5]
+
+
+async def test_request_that_comes_back_at_the_first_moment_of_the_clock_is_known() -> None:
+    """A monotonic clock counts from nowhere: 0 is a moment like any other."""
+    async with bench(warm=False) as b:
+        returning = b.join(b.queue())
+        await b.clock.advance(0)
+        assert returning.ticket.joined_at == 0.0
+        crowd = [b.join(b.queue(), cost=9.0) for _ in range(3)]
+        await b.until(0.5)
+        b.send(returning.take()).report(Refused(4.0))
+        assert b.queue().predicted_wait(returning.ticket) == 4.0
+        await b.all_served(crowd)
+
+
+async def test_admitted_at_exactly_the_limit_and_served_in_time() -> None:
+    """The slot that is due with the last moment of the wait still counts."""
+    async with bench() as b:
+        queue = b.queue()
+        b.send(await b.get(queue)).report(Answered())
+        callers = []
+        for place in range(1, 11):
+            assert b.admit(queue, 5.0) is None
+            callers.append(b.join(queue, limit=5.0))
+            await b.clock.advance(0)
+            assert queue.depth == place
+        refused = b.admit(queue, 5.0)
+        assert refused is not None
+        assert await b.all_served(callers) == [10.5 + 0.5 * place for place in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "jitter", "retry_after"),
+    [(10.4, 0.0, 1), (10.4, 0.999, 2), (5.5, 0.0, 5), (0.5, 0.0, 10), (0.5, 0.999, 12)],
+)
+async def test_refusal_says_how_long_the_wait_would_be_and_when_to_return(
+    limit: float, jitter: float, retry_after: int
+) -> None:
+    """Whole seconds, after which the wait is within the limit."""
+    async with bench() as b:
+        b.jitter = jitter
+        b.send(await b.get(b.queue(), cost=2.0)).report(Answered())
+        callers = [b.join(b.queue()) for _ in range(19)]
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), limit)
+        assert problem is not None
+        assert (problem.name, problem.status) == ("queue-full", 429)
+        assert problem.fields == {"predicted_wait": 10.5}
+        assert problem.retry_after == retry_after
+        assert b.waits("refused") == 1
+        await b.clock.advance(retry_after)
+        await b.all_served(callers)
+
+
+async def test_line_holds_no_more_than_its_length() -> None:
+    """Its end is no further away than the limit, and yet there is no place."""
+    async with bench(Pacing(max_queue=3)) as b:
+        slot = await b.get(b.queue())
+        callers = [b.join(b.queue()) for _ in range(3)]
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), 1000.0)
+        assert problem is not None
+        assert problem.name == "queue-full"
+        assert problem.fields == {"predicted_wait": 2.0}
+        assert problem.retry_after == 1
+        callers[1].cancel()
+        await b.clock.advance(0)
+        assert b.admit(b.queue(), 1000.0) is None
+        slot.report(Unused())
+        await b.all_served([callers[0], callers[2]])
+
+
+async def test_caller_who_will_not_wait_is_admitted_to_a_free_slot() -> None:
+    async with bench() as b:
+        assert b.admit(b.queue(), 0.0) is None
+        b.send(await b.get(b.queue(), limit=0.0)).report(Answered())
+        await b.clock.advance(0.5)
+        assert b.admit(b.queue(), 0.0) is None
+        b.send(await b.get(b.queue(), limit=0.0)).report(Answered())
+
+
+async def test_caller_who_will_not_wait_is_refused_when_no_slot_is_free() -> None:
+    """For whatever reason: pace, a slot out, room, hold, a probe, somebody who waits."""
+    async with bench(Pacing(max_in_flight=2)) as b:
+        exports, api = b.queue(), b.queue("api", paced=False)
+
+        def refused() -> tuple[str | None, str | None]:
+            problems = (b.admit(queue, 0.0) for queue in (exports, api))
+            paced, unpaced = (problem.name if problem else None for problem in problems)
+            return paced, unpaced
+
+        slot = await b.get(exports)
+        assert refused() == ("queue-full", None)
+        b.send(slot)
+        assert refused() == ("queue-full", None)
+        other = await b.get(api)
+        await b.clock.advance(1)
+        assert refused() == ("queue-full", "queue-full")
+        other.report(Answered())
+        assert refused() == (None, None)
+        slot.report(Refused(2.0))
+        assert refused() == ("queue-full", "queue-full")
+        await b.clock.advance(2)
+        assert refused() == (None, None)
+        probe = await b.get(api)
+        assert refused() == ("queue-full", "queue-full")
+        waiting = b.join(api)
+        await b.clock.advance(0)
+        probe.report(Answered())
+        await b.clock.advance(0)
+        waiting.take().report(Answered())
+        assert refused() == (None, None)
+
+
+async def test_costs_that_do_not_add_up_exactly_keep_nobody_out() -> None:
+    """Rounding errors of those who left are no wait."""
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        callers = [b.join(b.queue(), cost=cost) for cost in (1.1, 2.2, 3.3, 1.7)]
+        await b.clock.advance(0)
+        for caller in callers:
+            caller.cancel()
+        await b.clock.advance(0)
+        slot.report(Unused())
+        assert b.queue().predicted_wait(b.ticket()) == 0.0
+        assert b.admit(b.queue(), 0.0) is None
+
+
+# Waits that end without a slot
+
+
+async def test_wait_expires_at_the_limit_and_no_sooner() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        caller = b.join(b.queue(), limit=3.0)
+        await b.until(12.99)
+        assert caller.is_waiting
+        await b.until(13.0)
+        assert caller.problem is not None
+        assert (caller.problem.name, caller.problem.status) == ("wait-expired", 429)
+        assert caller.problem.retry_after == 1
+        assert b.waits("expired") == 1
+        slot.report(Unused())
+
+
+async def test_expired_wait_says_when_the_hold_that_grew_lets_one_in() -> None:
+    async with bench() as b:
+        slot = b.send(await b.get(b.queue()))
+        caller = b.join(b.queue(), limit=3.0)
+        await b.clock.advance(0)
+        slot.report(Refused(60.0))
+        await b.until(13)
+        assert caller.problem is not None
+        assert caller.problem.retry_after is not None
+        assert 57.0 - 3.0 <= caller.problem.retry_after <= 57.0
+
+
+async def test_expired_wait_leaves_the_place_to_the_others() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        b.join(b.queue(), limit=1.0)
+        next_one = b.join(b.queue())
+        await b.until(12)
+        slot.report(Unused())
+        await b.until(13)
+        assert next_one.got_at == 12.0
+        b.use(next_one)
+
+
+async def test_deadline_that_passes_in_a_stall_of_the_loop_takes_no_slot() -> None:
+    """The slot fell due first, but when it is offered the wait is over."""
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        late, next_one = b.join(b.queue(), limit=1.0), b.join(b.queue())
+        await b.clock.advance(0)
+        b.clock.stall(5.0)
+        await b.clock.advance(0)
+        assert late.problem is not None
+        assert late.problem.name == "wait-expired"
+        assert next_one.got_at == 15.0
+        b.use(next_one)
+
+
+async def test_drain_refuses_those_who_wait_and_those_who_come() -> None:
+    """What has its slot already is sent; nothing else is."""
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        waiting = [b.join(b.queue()), b.join(b.queue("jobs")), b.join(b.queue(account="paris"))]
+        await b.clock.advance(0)
+        b.use(waiting[1])
+        b.use(waiting[2])
+        b.drain()
+        refused = b.admit(b.queue("api", paced=False), 10.0)
+        b.send(slot).report(Refused(0.0))
+        returning = b.rejoin(b.queue(), Caller(b.ticket()))
+        await b.until(20)
+        returning_later = b.rejoin(b.queue(), Caller(b.ticket()))
+        await b.until(21)
+        for problem in (waiting[0].problem, refused, returning.problem, returning_later.problem):
+            assert problem is not None
+            assert (problem.name, problem.status) == ("draining", 503)
+            assert (problem.retry_after, problem.close) == (1, True)
+        assert b.waits("drained") == 1
+
+
+async def test_wait_that_ends_twice_in_one_step_is_counted_once() -> None:
+    """Drained, and gone before it could be told."""
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        caller = b.join(b.queue(), limit=5.0)
+        await b.clock.advance(0)
+        b.drain()
+        b.drain()
+        caller.cancel()
+        slot.report(Unused())
+        await b.until(20)
+        assert (b.waits("drained"), b.waits("abandoned"), b.waits("expired")) == (1, 0, 0)
+
+
+async def test_gone_caller_that_was_not_told_yet_is_not_drained() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        caller = b.join(b.queue())
+        await b.clock.advance(0)
+        caller.cancel()
+        b.drain()
+        slot.report(Unused())
+        await b.clock.advance(0)
+        assert (b.waits("drained"), b.waits("abandoned")) == (0, 1)

@@ -1,0 +1,145 @@
+"""Holds, and the phases of an account: open, held, probing."""
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.rules.hold import Hold, HoldState, hold_after
+
+MOMENTS = st.floats(0, 1e6)
+OPEN = HoldState()
+HELD = HoldState(Hold(5.0, 15.0, 2))
+PROBING = HoldState(Hold(5.0, 15.0, 2), is_probing=True)
+
+
+@pytest.mark.parametrize(("now", "left"), [(9.0, 6.0), (14.5, 0.5), (15.0, 0.0), (99.0, 0.0)])
+def test_what_remains_of_a_hold_is_never_negative(now: float, left: float) -> None:
+    assert Hold(since=5.0, until=15.0).remaining(now) == left
+
+
+@pytest.mark.parametrize(("now", "kept"), [(5.0, 0.0), (9.0, 4.0), (15.0, 10.0), (9999.0, 10.0)])
+def test_silence_kept_ends_with_the_hold(now: float, kept: float) -> None:
+    """However late the probe comes: an account nobody uses is not on hold all night."""
+    assert Hold(since=5.0, until=15.0).kept(now) == kept
+
+
+def test_first_refusal_begins_a_hold() -> None:
+    assert hold_after(None, now=5.0, until=15.0, refusals=1) == Hold(5.0, 15.0, 1)
+
+
+def test_hold_that_would_end_before_it_begins_is_over_at_once() -> None:
+    """Retry-After 0 asks for the normal pace, which may already be past."""
+    assert hold_after(None, now=5.0, until=4.0, refusals=0) == Hold(5.0, 5.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("until", "refusals", "held"),
+    [
+        (12.0, 0, Hold(5.0, 15.0, 2)),
+        (15.0, 2, Hold(5.0, 15.0, 2)),
+        (20.0, 0, Hold(5.0, 20.0, 2)),
+        (12.0, 3, Hold(5.0, 15.0, 3)),
+    ],
+)
+def test_longer_hold_is_never_shortened(until: float, refusals: int, held: Hold) -> None:
+    assert hold_after(Hold(5.0, 15.0, 2), now=6.0, until=until, refusals=refusals) == held
+
+
+def test_silence_between_two_holds_counts_for_neither() -> None:
+    """Ten seconds of silence, an hour without any traffic, ten seconds more: twenty."""
+    renewed = hold_after(Hold(0.0, 10.0), now=3610.0, until=3620.0, refusals=0)
+    assert renewed.kept(3620.0) == 20.0
+    assert renewed.remaining(3610.0) == 10.0
+
+
+@given(st.lists(st.tuples(MOMENTS, MOMENTS, st.integers(0, 9)), min_size=1, max_size=20))
+def test_any_refusals_only_ever_prolong_a_hold(refusals: list[tuple[float, float, int]]) -> None:
+    hold: Hold | None = None
+    for now, until, count in sorted(refusals):
+        before = hold
+        hold = hold_after(before, now=now, until=until, refusals=count)
+        assert hold.until >= max(now, until)
+        assert 0.0 <= hold.kept(now) <= now
+        if before is not None:
+            assert hold.until >= before.until
+            assert hold.refusals >= before.refusals
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "opens"),
+    [(OPEN, 9.0, 9.0), (HELD, 9.0, 15.0), (HELD, 20.0, 15.0), (PROBING, 9.0, inf)],
+)
+def test_slot_is_granted_if_open_or_after_the_hold(
+    state: HoldState, now: float, opens: float
+) -> None:
+    """While a probe is under way none is."""
+    assert state.opens_at(now) == opens
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "is_probe", "may"),
+    [
+        (OPEN, 9.0, False, True),
+        (HELD, 20.0, False, False),
+        (PROBING, 14.9, True, False),
+        (PROBING, 15.0, True, True),
+        (PROBING, 20.0, False, False),
+    ],
+)
+def test_only_the_probe_may_leave_before_its_answer(
+    state: HoldState,
+    now: float,
+    is_probe: bool,  # noqa: FBT001 -- a row of the table
+    may: bool,  # noqa: FBT001 -- likewise
+) -> None:
+    assert state.may_leave(now, is_probe=is_probe) is may
+
+
+def test_slot_granted_on_hold_is_the_probe() -> None:
+    assert (OPEN.granted(), HELD.granted()) == (OPEN, PROBING)
+
+
+@pytest.mark.parametrize("state", [HELD, PROBING])
+def test_refusal_prolongs_the_hold_and_leaves_the_phase(state: HoldState) -> None:
+    refused = state.refused(now=6.0, until=30.0, refusals=1)
+    assert refused == HoldState(Hold(5.0, 30.0, 2), is_probing=state.is_probing)
+
+
+def test_refusal_of_an_open_account_begins_a_hold() -> None:
+    assert OPEN.refused(now=6.0, until=30.0, refusals=1) == HoldState(Hold(6.0, 30.0, 1))
+
+
+@pytest.mark.parametrize(
+    ("state", "is_probe", "refusals"), [(OPEN, False, 1), (HELD, False, 2), (PROBING, True, 3)]
+)
+def test_refusals_count_in_a_row_by_the_probe(
+    state: HoldState,
+    is_probe: bool,  # noqa: FBT001 -- a row of the table
+    refusals: int,
+) -> None:
+    assert state.refusals_after(is_probe=is_probe) == refusals
+
+
+@pytest.mark.parametrize(
+    ("now", "accepted", "after"),
+    [
+        (20.0, True, HoldState(past_seconds=10.0)),
+        (14.0, True, HELD),
+        (20.0, False, HELD),
+    ],
+)
+def test_accepted_probe_opens_the_account_if_the_hold_is_over(
+    now: float,
+    accepted: bool,  # noqa: FBT001 -- a row of the table
+    after: HoldState,
+) -> None:
+    assert PROBING.probe_ended(now, accepted=accepted) == after
+
+
+def test_seconds_on_hold_are_kept_when_it_ends() -> None:
+    opened = PROBING.probe_ended(20.0, accepted=True)
+    assert (opened.held_seconds(99.0), opened.remaining(20.0)) == (10.0, 0.0)
+    again = opened.refused(now=100.0, until=104.0)
+    assert (again.held_seconds(102.0), again.remaining(102.0)) == (12.0, 2.0)
