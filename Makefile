@@ -30,7 +30,7 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 	@$(BIN)/python -m proxy demo
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
-	$(BIN)/pytest $(COVER) --numprocesses 2 --dist loadfile -m "not timed" $(PYTEST_ARGS)
+	$(BIN)/pytest $(COVER) --numprocesses 4 --dist loadfile -m "not timed" $(PYTEST_ARGS)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m timed $(SECOND_TRY) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.timed
 def test_the_command_shows_its_progress_and_that_every_promise_held() -> None:
     """Also that it takes less than 20 s."""
     not_a_terminal = {"FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}

@@ -228,7 +228,7 @@ async def check_panels(server: Prometheus) -> None:
             assert await server.query(expression), (title, expression)
     value = await values_of(server)
     assert value["Waiting"] >= 3
-    assert value["On hold"] == 1
+    assert 1 <= value["On hold"] <= 2  # paris, too, if a stall made one of its exports early
     assert value["Lacking a scope"] == 1
     assert value["Early sends"] == 0
     assert value["Replicas up"] == 1
