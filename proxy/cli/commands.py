@@ -13,6 +13,7 @@ from rich.console import Console
 
 from proxy import __version__, demo
 from proxy.cli import explain, status
+from proxy.cli.admin_client import NoAnswer
 from proxy.clock import SystemClock
 from proxy.service.process import Service
 from proxy.settings import ConfigError, Settings, load, schema
@@ -137,7 +138,7 @@ def show_status(
             _run(lambda: status.watch(url, console, SystemClock()))
         else:
             console.print(status.picture(_run(lambda: status.ask(url))))
-    except status.NoStatus as error:
+    except NoAnswer as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(2) from None
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-import aiohttp
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from yarl import URL
 
+from proxy.cli import admin_client
+from proxy.cli.admin_client import printable
 from proxy.rules.claims import held_scopes, read_claims
 from proxy.settings import Route
 
@@ -153,16 +153,10 @@ def advice(subject: Subject, rows: Sequence[Row], now: float) -> str:  # noqa: P
 async def ask(url: str, account: str, now: float) -> tuple[Subject, Sequence[Route]]:
     """Ask the admin port of a running proxy. Raises `CannotExplain`."""
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
-            session.get(URL(url) / "accounts" / account, allow_redirects=False) as response,
-        ):
-            if response.status != 200:  # noqa: PLR2004
-                raise CannotExplain(f"{url} answers {response.status} for account {account}")
-            answer = await response.json()
+        answer = await admin_client.get(url, "accounts", account)
         return Subject.of_account(answer, now), [Route.model_validate(r) for r in answer["routes"]]
-    except (aiohttp.ClientError, OSError) as error:
-        raise CannotExplain(f"{url} cannot be asked: {type(error).__name__}") from None
+    except admin_client.NoAnswer as error:
+        raise CannotExplain(f"{error}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CannotExplain(f"{url} does not answer like a proxy of this version") from None
 
@@ -176,11 +170,11 @@ def show(subject: Subject, rows: Sequence[Row], now: float, console: Console) ->
             facts[label] = f"{date}, {_ago(at, now)}"
     facts |= {f"{server} clock": f"{by:+.0f} s against ours" for server, by in subject.skew.items()}
     for label, value in facts.items():
-        console.print(Text.assemble((f"{label:<12}", "bold"), _harmless(value)), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<12}", "bold"), printable(value)), soft_wrap=True)
     table = Table("route", "request", "needs", "held")
     for row in rows:
         held = {True: "yes", False: "MISSING", None: "unknown"}[row.is_held]
-        cells = (Text(_harmless(cell)) for cell in (row.route, row.request, row.scope, held))
+        cells = (Text(printable(cell)) for cell in (row.route, row.request, row.scope, held))
         table.add_row(*cells, style="red" if row.is_held is False else "")
     console.print(table)
     console.print(Text(advice(subject, rows, now)), soft_wrap=True)
@@ -193,7 +187,3 @@ def _ago(at: float, now: float) -> str:
 def _span(seconds: float) -> str:
     size, unit = next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
     return f"{seconds / size:.0f} {unit}"
-
-
-def _harmless(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)[:200]

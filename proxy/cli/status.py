@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import aiohttp
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from yarl import URL
 
+from proxy.cli import admin_client
+from proxy.cli.admin_client import NoAnswer, printable
 from proxy.clock import Clock
 
 Account = Mapping[str, Any]
@@ -26,26 +26,11 @@ _UNITS: Final = ((172_800, 86_400, "d"), (5400, 3600, "h"), (100, 60, "min"), (0
 _REFUSALS: Final = 2  # of an account; the page shows more
 
 
-class NoStatus(Exception):
-    """The proxy cannot be asked; the message says why."""
-
-
 async def ask(url: str) -> Status:
-    """Return what a proxy says of itself at its admin port. Raises `NoStatus`."""
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
-            session.get(URL(url) / "status.json", allow_redirects=False) as response,
-        ):
-            if response.status != 200:  # noqa: PLR2004
-                raise NoStatus(f"{url} answers {response.status}")
-            answer = await response.json()
-    except (aiohttp.ClientError, OSError) as error:
-        raise NoStatus(f"{url} cannot be asked: {type(error).__name__}") from None
-    except ValueError:
-        raise NoStatus(f"{url} does not answer like a proxy") from None
-    if not isinstance(answer, dict) or "accounts" not in answer:
-        raise NoStatus(f"{url} does not answer like a proxy")
+    """Return what a proxy says of itself at its admin port. Raises `NoAnswer`."""
+    answer = await admin_client.get(url, "status.json")
+    if "accounts" not in answer:
+        raise NoAnswer(f"{url} does not answer like a proxy")
     return answer
 
 
@@ -56,7 +41,7 @@ async def watch(url: str, console: Console, clock: Clock) -> None:
             begun = clock.monotonic()
             try:
                 live.update(picture(await ask(url)), refresh=True)
-            except NoStatus as trouble:
+            except NoAnswer as trouble:
                 live.update(Text(f"{trouble}; asking again", style="red"), refresh=True)
             await clock.sleep_until(begun + _PERIOD)
 
@@ -66,7 +51,7 @@ def picture(status: Status) -> Group:
     try:
         return Group(_headline(status), _table(status["accounts"]), *_remarks(status))
     except (KeyError, TypeError, AttributeError):
-        raise NoStatus("that proxy is of another version") from None
+        raise NoAnswer("that proxy is of another version") from None
 
 
 def _headline(status: Status) -> Text:
@@ -131,7 +116,7 @@ def _token(token: Mapping[str, Any] | None) -> Text | str:
 
 
 def _badges(account: Account) -> Text:
-    badges = [(_clean(note["title"]), _STYLES[note["level"]]) for note in account["notes"]]
+    badges = [(printable(note["title"]), _STYLES[note["level"]]) for note in account["notes"]]
     return Text(", ").join(Text(*badge) for badge in badges)
 
 
@@ -139,11 +124,11 @@ def _remarks(status: Status) -> list[Text]:
     """Return what to do, and the last refusals, account by account."""
     remarks = []
     for account in status["accounts"]:
-        name, token = (_clean(account["name"]), "bold"), account["token"]
+        name, token = (printable(account["name"]), "bold"), account["token"]
         for note in account["notes"]:
             if note["level"] != "busy":
-                title = (_clean(note["title"]), _STYLES[note["level"]])
-                remarks.append(Text.assemble(name, ": ", title, f" - {_clean(note['advice'])}"))
+                title = (printable(note["title"]), _STYLES[note["level"]])
+                remarks.append(Text.assemble(name, ": ", title, f" - {printable(note['advice'])}"))
         if token is not None and token["missing"]:
             missing, held = _listed(token["missing"]), _listed(token["scopes"] or ())
             wait = token["next_refresh_in"]
@@ -151,15 +136,15 @@ def _remarks(status: Status) -> list[Text]:
             facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
             remarks.append(Text.assemble(name, f": {facts}"))
         for refusal in account["refusals"][:_REFUSALS]:
-            kind = _clean(refusal["type"]).rpartition(":")[2]
+            kind = printable(refusal["type"]).rpartition(":")[2]
             ago = span(max(0.0, status["at"] - refusal["at"]))
-            detail = _clean(refusal["detail"])
+            detail = printable(refusal["detail"])
             remarks.append(Text.assemble(name, f": refused {ago} ago, {kind} - {detail}"))
     return remarks
 
 
 def _listed(scopes: Sequence[str]) -> str:
-    return _clean(", ".join(scopes))
+    return printable(", ".join(scopes))
 
 
 def span(seconds: float) -> str:
@@ -170,9 +155,4 @@ def span(seconds: float) -> str:
 
 
 def _plain(text: str) -> Text:
-    return Text(_clean(text))
-
-
-def _clean(text: str) -> str:
-    """Return what a terminal can show without obeying it."""
-    return "".join(char if char.isprintable() else "?" for char in text)[:400]
+    return Text(printable(text))

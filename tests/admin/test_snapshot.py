@@ -1,8 +1,10 @@
 """The census: all accounts are read in slices, and what is made of them is made one at a time."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -104,6 +106,25 @@ async def test_what_cannot_be_made_fails_for_who_asked_and_for_nobody_else() -> 
     with pytest.raises(LookupError):
         await b.census.make(fail)
     assert await b.names() == ["london", "paris"]
+    b.census.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_interpreters_switch_interval_is_restored(*, fails: bool) -> None:
+    b = Bench(SystemClock())
+    sys.setswitchinterval(0.004)
+    seen = []
+
+    def make(_: Sequence[AccountState]) -> None:
+        seen.append(sys.getswitchinterval())
+        if fails:
+            raise LookupError
+
+    with pytest.raises(LookupError) if fails else nullcontext():
+        await b.census.make(make)
+    assert seen == [pytest.approx(0.0005)]
+    assert sys.getswitchinterval() == pytest.approx(0.004)
+    sys.setswitchinterval(0.005)  # Python's own
     b.census.close()
 
 
