@@ -182,7 +182,7 @@ def test_the_architecture_says_what_lives_in_each_module() -> None:
 
 
 def test_the_page_lists_what_the_admin_port_serves() -> None:
-    parts = ("identity", "accounts", "census", "api", "metrics", "clock")
+    parts = ("identity", "accounts", "census", "api", "metrics", "clock", "is_serving")
     application = Admin(AdminSettings(), **dict.fromkeys(parts, Mock())).application()
     routes = [route for route in application.router.routes() if route.method != "HEAD"]
     served = {f"{one.method} {one.resource.canonical}" for one in routes if one.resource}

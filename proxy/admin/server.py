@@ -44,6 +44,7 @@ class Admin:
         api: Client,
         metrics: Metrics,
         clock: Clock,
+        is_serving: Callable[[], bool],
     ) -> None:
         self._guard = AdminGuard(settings)
         self._identity = identity
@@ -52,7 +53,7 @@ class Admin:
         self._api = api
         self._metrics = metrics
         self._clock = clock
-        self.is_serving = False
+        self._is_serving = is_serving
         self.reload: Callable[[], None] | None = None
         self.routes: Sequence[Route] = ()
 
@@ -135,7 +136,7 @@ class Admin:
         return {key: value for key, value in said.items() if isinstance(value, str)}
 
     def _state(self) -> Literal["serving", "stalled", "not serving"]:
-        if not self.is_serving:
+        if not self._is_serving():
             return "not serving"
         return "stalled" if self._accounts.is_stalled() else "serving"
 

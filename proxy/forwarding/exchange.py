@@ -1,10 +1,16 @@
-"""What is known of one request while it lives."""
+"""What is known of one request while it lives: whose it is, where its time goes, how it ends.
 
-from dataclasses import dataclass
-from typing import Final, Literal
+Other modules spend its time through `spending` and add to its attempts through `attempted`; the
+sums that the log and `Server-Timing` show are made here.
+"""
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Literal, Self, get_args
 
 from aiohttp import web
 
+from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.rules.state import OTHER
 
@@ -12,48 +18,81 @@ _LONGEST_METHOD: Final = 32
 _LONGEST_PATH: Final = 512
 _LONGEST_TEXT: Final = 256
 
+Part = Literal["queue", "token", "pause", "connecting", "upstream"]
+"""What time goes to; `connecting` is that of tries which lost their slot while they connected."""
+
+Attempt = Literal["never left", "refused", "stale token", "answered", "no answer"]
+"""What became of a send, or of a try to send that counts as one."""
+
 
 @dataclass(slots=True)
 class Exchange:
     """One request on its way; times and durations are monotonic seconds.
 
-    `limit` is how long it may wait in all, `waited` how long it has: in line, for a token, between
-    tries. `held` and `token` are the parts of that which a hold and the token took, `upstream` what
-    the API took. `correlation_id` is the API's name for it, `problem` that of our refusal.
+    `limit` is how long it may wait in all, `held` the part of its time in the queue that a hold
+    took. `correlation_id` is the API's name for it, `problem` that of our refusal.
     """
 
     request: web.BaseRequest
     id: str
-    arrived: float
+    clock: Clock
+    arrived: float = field(init=False)
     account: Account | None = None
     route: str = "none"
-    origin: Literal["upstream", "proxy"] = "proxy"
     limit: float = 0.0
-    attempts: int = 0
-    was_renewed: bool = False
-    waited: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
     held: float = 0.0
-    token: float = 0.0
-    upstream: float = 0.0
+    spent: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(get_args(Part), 0.0))
+    origin: Literal["upstream", "proxy"] = "proxy"
     correlation_id: str | None = None
     problem: str | None = None
 
+    def __post_init__(self) -> None:
+        self.arrived = self.clock.monotonic()
+
     @property
     def account_label(self) -> str:
-        """Whose request it is, as ops see it: who proved nothing is among all others."""
+        """Whose request it is, as ops see it; all callers without a proof are one."""
         return self.account.label if self.account else OTHER
+
+    @property
+    def waited(self) -> float:
+        """Seconds it has waited: in the queue, for a token, between tries."""
+        return sum(self.spent.values()) - self.spent["upstream"]
 
     @property
     def may_wait(self) -> float:
         """Seconds it may still wait."""
         return self.limit - self.waited
 
-    def server_timing(self, now: float) -> str:
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it arrived."""
+        return self.clock.monotonic() - self.arrived
+
+    def spending(self, part: Part) -> "Spell":
+        """Count the time that the block takes as spent on `part`."""
+        return Spell(self, part)
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Add what became of a try."""
+        self.attempts = (*self.attempts, attempt)
+
+    def answered_by_api(self, correlation_id: str | None) -> None:
+        """Note that the API's answer goes to the caller."""
+        self.origin, self.correlation_id = "upstream", correlation_id
+
+    def ended_here(self, problem: str | None = None) -> None:
+        """Note that the proxy ended it, with an answer of its own or with none."""
+        self.origin, self.problem = "proxy", problem
+
+    def server_timing(self) -> str:
         """Return where the time went, in ms; the parts sum to the elapsed time."""
-        rest = now - self.arrived - self.held - self.token - self.upstream
+        token, upstream = self.spent["token"], self.spent["upstream"]
+        rest = self.elapsed - self.held - token - upstream
         return (
             f"queue;dur={1000 * rest:.1f}, hold;dur={1000 * self.held:.1f},"
-            f" token;dur={1000 * self.token:.1f}, upstream;dur={1000 * self.upstream:.1f}"
+            f" token;dur={1000 * token:.1f}, upstream;dur={1000 * upstream:.1f}"
         )
 
     def facts(self, *, code: int, seconds: float) -> dict[str, object]:
@@ -70,9 +109,9 @@ class Exchange:
             "seconds": round(seconds, 4),
             "waited": round(self.waited, 4),
             "held": round(self.held, 4),
-            "token": round(self.token, 4),
-            "upstream": round(self.upstream, 4),
-            "attempts": self.attempts,
+            "token": round(self.spent["token"], 4),
+            "upstream": round(self.spent["upstream"], 4),
+            "attempts": len(self.attempts),
             "peer": self.request.remote,
         }
         optional = {
@@ -84,3 +123,22 @@ class Exchange:
         }
         facts.update({name: text[:_LONGEST_TEXT] for name, text in optional.items() if text})
         return facts
+
+
+class Spell:
+    """A block whose time is counted; the block may change what it is spent on."""
+
+    __slots__ = ("_begun", "_exchange", "part")
+
+    def __init__(self, exchange: Exchange, part: Part) -> None:
+        self._exchange = exchange
+        self.part = part
+
+    def __enter__(self) -> Self:
+        self._begun = self._exchange.clock.monotonic()
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._exchange.spent[self.part] += self._exchange.clock.monotonic() - self._begun

@@ -1,4 +1,7 @@
-"""Giving an answer of the API to the caller: bytes unchanged, three fields of ours added."""
+"""What crosses the proxy: requests on their way out, answers on their way back, bytes unchanged.
+
+A request gets one field of ours (Via), an answer three.
+"""
 
 import socket
 import struct
@@ -7,21 +10,37 @@ from collections.abc import Sequence
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
-from proxy.clock import Clock
 from proxy.forwarding.exchange import Exchange
 from proxy.http.client import Client
 from proxy.http.connection import Response
-from proxy.http.messages import Answer, OutcomeUnknown
+from proxy.http.messages import Answer, OutcomeUnknown, Outgoing
 from proxy.http.responses import RelayedResponse
-from proxy.rules.headers import Field
+from proxy.rules.headers import Field, request_fields, via, wire_fields
+from proxy.rules.targets import Target
 
 
 class Relay:
-    """Writes answers to callers."""
+    """Makes requests to the API of those of callers, and writes its answers to callers.
 
-    def __init__(self, *, clock: Clock, pseudonym: str) -> None:
-        self._clock = clock
+    `pseudonym` is the proxy's own name in Via (RFC 9110 section 7.6.3).
+    """
+
+    def __init__(self, api: Client, *, pseudonym: str) -> None:
+        self._api = api
         self._pseudonym = pseudonym
+
+    def outgoing(self, request: web.BaseRequest, target: Target, body: bytes) -> Outgoing:
+        """Return what goes upstream for a request."""
+        headers = request.headers
+        fields = request_fields(wire_fields(request.raw_headers), headers.getall("Connection", ()))
+        fields.append(("Via", via(request.version, self._pseudonym, headers.getall("Via", ()))))
+        return Outgoing(
+            method=request.method,
+            path=target.path,
+            query=target.query or "",
+            fields=fields,
+            body=body,
+        )
 
     async def pass_on(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
         """Give an answer that was read whole to the caller."""
@@ -31,9 +50,7 @@ class Relay:
         await response.write_eof(answer.body)
         return response
 
-    async def stream(
-        self, exchange: Exchange, answer: Response, upstream: Client
-    ) -> web.StreamResponse:
+    async def stream(self, exchange: Exchange, answer: Response) -> web.StreamResponse:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
         if answer.is_complete:
             head, body = answer.head(), answer.read_nowait()
@@ -41,7 +58,7 @@ class Relay:
         try:
             response = self._head(exchange, answer.status, *answer.head())
             await response.prepare(exchange.request)
-            while chunk := await upstream.next_chunk(answer):
+            while chunk := await self._api.next_chunk(answer):
                 await response.write(chunk)
         except OutcomeUnknown:
             abort(exchange.request)
@@ -52,11 +69,10 @@ class Relay:
     def _head(
         self, exchange: Exchange, status: int, reason: str, fields: Sequence[Field]
     ) -> RelayedResponse:
-        exchange.origin = "upstream"
         headers = CIMultiDict(fields)
-        exchange.correlation_id = headers.get("ININ-Correlation-Id")
+        exchange.answered_by_api(headers.get("ININ-Correlation-Id"))
         headers.add("Via", f"1.1 {self._pseudonym}")
-        headers.add("Server-Timing", exchange.server_timing(self._clock.monotonic()))
+        headers.add("Server-Timing", exchange.server_timing())
         headers.setdefault("X-Request-Id", exchange.id)
         return RelayedResponse(status=status, reason=reason, headers=headers)
 

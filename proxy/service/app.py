@@ -19,8 +19,14 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from proxy.admin.server import Admin
 from proxy.admin.snapshot import Snapshots
 from proxy.clock import Clock
+from proxy.forwarding.attempts import Attempts
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.handler import Handler
+from proxy.forwarding.intake import Intake
+from proxy.forwarding.journal import Journal
+from proxy.forwarding.relay import Relay
+from proxy.forwarding.routes import Routes
+from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import Login
 from proxy.http.bodies import Bodies
 from proxy.http.client import Client
@@ -85,6 +91,7 @@ class Proxy:
         if self.store is not None:
             shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
         self.bodies = Bodies(settings.limits)
+        self.is_listening = False
         self._under_way = 0
         self._pseudonym = f"{PROXY_NAME}-{secrets.token_hex(4)}"
         self._tokens = ManagedTokens(
@@ -116,6 +123,7 @@ class Proxy:
             api=self.api,
             metrics=self.metrics,
             clock=clock,
+            is_serving=lambda: self.is_listening and not self.drain.has_begun,
         )
         self.admin.routes = settings.routes
 
@@ -150,7 +158,6 @@ class Proxy:
 
     def begin_drain(self) -> None:
         """Refuse whoever waits or comes from now on; what has been sent goes on."""
-        self.admin.is_serving = False
         self.drain.begin()
         self.accounts.drain()
 
@@ -196,18 +203,36 @@ class Proxy:
 
     def _make_handler(self) -> Handler:
         return Handler(
-            self.settings,
-            clock=self.clock,
-            metrics=self.metrics,
-            accounts=self.accounts,
-            identity=self.identity,
-            bodies=self.bodies,
-            drain=self.drain,
-            api=self.api,
+            intake=Intake(
+                settings=self.settings,
+                pseudonym=self._pseudonym,
+                identity=self.identity,
+                accounts=self.accounts,
+                bodies=self.bodies,
+                drain=self.drain,
+            ),
+            routes=Routes(self.settings, self.metrics),
+            sender=Sender(
+                self.settings,
+                clock=self.clock,
+                metrics=self.metrics,
+                accounts=self.accounts,
+                drain=self.drain,
+                attempts=Attempts(
+                    self.api,
+                    clock=self.clock,
+                    metrics=self.metrics,
+                    max_hold=self.settings.retry.max_retry_after,
+                ),
+            ),
+            relay=Relay(self.api, pseudonym=self._pseudonym),
             login=self._login,
-            pseudonym=self._pseudonym,
-            refusals=self.refusals,
-            may_log=lambda: self.may_log(),  # noqa: PLW0108 -- it may be replaced
+            journal=Journal(
+                clock=self.clock,
+                metrics=self.metrics,
+                refusals=self.refusals,
+                may_log=lambda: self.may_log(),  # noqa: PLW0108 -- it may be replaced
+            ),
         )
 
 
@@ -245,7 +270,7 @@ async def running(
             admin_url = await _listen(stack, admin, "admin", settings.admin)
             public = web.ServerRunner(proxy.server, shutdown_timeout=_LAST_SECONDS / 4)
             url = await _listen(stack, public, "listen", settings.listen, tls=proxy.tls)
-            proxy.admin.is_serving = True
+            proxy.is_listening = True
             yield Running(url, admin_url, proxy)
             await _drain(proxy, public)
     except BaseExceptionGroup as group:

@@ -1,0 +1,65 @@
+"""What the API's refusals mean, and how one is passed on when it is final.
+
+The API did nothing: it asks for no requests for a while (429), or it wants another token (401, or
+403 with the vendor's code for a missing permission).
+"""
+
+import json
+import zlib
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final, Literal
+
+from proxy.http.messages import Answer
+from proxy.rules.refresh import Reason
+from proxy.rules.retry_after import delay_seconds
+
+MAX_REFUSAL: Final = 1_048_576  # bytes of a refusal, read whole since it may have to be passed on
+DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+# The vendor's codes for a permission that is missing; the names stand in the message only.
+_MISSING_PERMISSION: Final = frozenset({"missing.permissions", "missing.any.permissions"})
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRefusal:
+    """An answer by which the API did nothing.
+
+    `reason` is why sending again may help; None where it would not.
+    """
+
+    answer: Answer
+    reason: Literal["rate_limited"] | Reason | None
+
+    def passed_on(self, hold_remaining: float) -> Answer:
+        """Return the answer for the caller; a 429 says for how many seconds the hold lasts."""
+        if self.answer.status != HTTPStatus.TOO_MANY_REQUESTS:
+            return self.answer
+        fields = [field for field in self.answer.fields if field[0].lower() != "retry-after"]
+        fields.append(("Retry-After", str(delay_seconds(hold_remaining))))
+        return replace(self.answer, fields=fields)
+
+
+def denial(answer: Answer) -> ApiRefusal:
+    """Return a 401 or 403 as what it means: another token may help, or not."""
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return ApiRefusal(answer, "unauthorized")
+    lacks_permission = _error_code(answer) in _MISSING_PERMISSION
+    return ApiRefusal(answer, "stale_scope" if lacks_permission else None)
+
+
+def _error_code(answer: Answer) -> str | None:
+    """Read the vendor's error code from a decoded copy of the body."""
+    encodings = [
+        value.lower() for name, value in answer.fields if name.lower() == "content-encoding"
+    ]
+    try:
+        body = answer.body
+        if encodings == ["gzip"]:
+            body = zlib.decompressobj(31).decompress(body, MAX_REFUSAL)
+        elif encodings == ["deflate"]:
+            body = zlib.decompressobj().decompress(body, MAX_REFUSAL)
+        document = json.loads(body)
+    except (ValueError, RecursionError, zlib.error):
+        return None
+    code = document.get("code") if isinstance(document, dict) else None
+    return code if isinstance(code, str) else None

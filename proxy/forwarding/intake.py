@@ -1,0 +1,77 @@
+"""Taking a request in, step by step: its head, its limit, its caller, its body.
+
+Nothing has been sent yet. So all that waits here is refused as soon as the proxy shuts down.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from aiohttp import web
+
+from proxy.forwarding.drain import Drain
+from proxy.http.bodies import Bodies
+from proxy.http.head import check_head
+from proxy.identity import callers
+from proxy.identity.callers import Configured, Identity, Stranger
+from proxy.pacing.account import Account
+from proxy.pacing.accounts import Accounts
+from proxy.problems import draining
+from proxy.rules.prefer import prefer_wait
+from proxy.rules.targets import Target
+from proxy.settings import Settings
+from proxy.tokens.account_token import TokenKeeper
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """Takes requests in, or refuses them with a Problem."""
+
+    settings: Settings
+    pseudonym: str
+    identity: Identity
+    accounts: Accounts
+    bodies: Bodies
+    drain: Drain
+
+    def target(self, request: web.BaseRequest) -> Target:
+        """Check the head and return its target."""
+        return check_head(request, self.pseudonym, max_header=self.settings.limits.max_header)
+
+    def limit(self, request: web.BaseRequest) -> float:
+        """Return the seconds the request may wait in all, as configured or as it prefers."""
+        wish = prefer_wait(request.headers.getall("Prefer", ()))
+        longest = self.settings.pacing.max_wait
+        return longest if wish is None else min(wish, longest)
+
+    def refuse_when_draining(self) -> None:
+        """Refuse a request that comes after the shutdown has begun."""
+        if self.drain.has_begun:
+            raise draining()
+
+    async def account(self, request: web.BaseRequest) -> tuple[Account, TokenKeeper | None]:
+        """Return the caller's account, and the token it is sent on with if that is not its own.
+
+        Raises the Problem `queue-full` when there are too many strangers, or what identity raises.
+        """
+        with self.drain.interrupts():
+            caller = await self.identity.caller(request.headers.getall("Authorization", ()))
+        match caller:
+            case Configured(name):
+                return self.accounts.configured(name), self.identity.tokens.get(name)
+            case callers.Client(account_id):
+                return self.accounts.learned(account_id), None
+            case Stranger(token_hash, sure):
+                account = self.accounts.unidentified(token_hash)
+                account.allowance.may_be_another = not sure
+                return account, None
+            case _:
+                assert_never(caller)
+
+    async def body(self, request: web.BaseRequest) -> bytes:
+        """Return the body; call `release` when it is no longer needed."""
+        with self.drain.interrupts():
+            return await self.bodies.read(request)
+
+    def release(self, body: bytes) -> None:
+        """Note that a body is no longer needed."""
+        self.bodies.release(len(body))

@@ -1,0 +1,65 @@
+"""The record of requests: each opened with an id, and at its end counted and logged."""
+
+import random
+import re
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from proxy.clock import Clock
+from proxy.forwarding.exchange import Exchange
+from proxy.problems import Problem
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.refusals import Refusals
+
+_log = structlog.get_logger(__name__)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Journal:
+    """Keeps the record in metrics, the last refusals and the log; `may_log` bounds its lines."""
+
+    def __init__(
+        self, *, clock: Clock, metrics: Metrics, refusals: Refusals, may_log: Callable[[], bool]
+    ) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._refusals = refusals
+        self._may_log = may_log
+
+    def open(self, request: web.BaseRequest) -> Exchange:
+        """Return the exchange of a request that has just come."""
+        return Exchange(request, _request_id(request), self._clock)
+
+    def refused(self, exchange: Exchange, problem: Problem) -> None:
+        """Note an answer of our own."""
+        exchange.ended_here(problem.name)
+        self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
+
+    def failed(self, exchange: Exchange) -> None:
+        """Log the exception that is being handled, which is a bug."""
+        _log.exception("request failed", request_id=exchange.id)
+
+    def over(self, exchange: Exchange, code: int) -> None:
+        """Count and log a request that is over."""
+        seconds = exchange.elapsed
+        self._metrics.request(
+            account=exchange.account_label,
+            route=exchange.route,
+            method=exchange.request.method,
+            code=code,
+            origin=exchange.origin,
+            seconds=seconds,
+            request_id=exchange.id,
+        )
+        if self._may_log():
+            _log.info("request", **exchange.facts(code=code, seconds=seconds))
+
+
+def _request_id(request: web.BaseRequest) -> str:
+    own = request.headers.get("X-Request-Id", "")
+    if own and _REQUEST_ID.fullmatch(own):
+        return own
+    return f"{random.getrandbits(128):032x}"  # unique, which is all it has to be

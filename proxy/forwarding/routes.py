@@ -1,0 +1,126 @@
+"""The configured routes, ready for matching: which one takes a request, and what it needs there."""
+
+from dataclasses import dataclass
+
+import structlog
+
+from proxy.forwarding.exchange import Exchange
+from proxy.problems import Problem
+from proxy.rules.needs import (
+    ChannelRule,
+    NeedRules,
+    Needs,
+    first_nested,
+    needs_of,
+    read_document,
+)
+from proxy.rules.targets import (
+    LOGIN_PATH,
+    MethodNotAllowed,
+    PathPattern,
+    RouteRule,
+    Target,
+    find_route,
+    strip_prefix,
+)
+from proxy.settings import Route, Settings
+from proxy.telemetry.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardingRoute:
+    """A configured route, made ready for matching."""
+
+    settings: Route
+    rule: RouteRule
+    need_rules: NeedRules
+
+    @classmethod
+    def of(cls, route: Route) -> "ForwardingRoute":
+        """Prepare a configured route."""
+        return cls(
+            settings=route,
+            need_rules=NeedRules(
+                scopes_by_method={
+                    method: frozenset(scopes) for method, scopes in route.require_scopes.items()
+                },
+                channels=tuple(
+                    ChannelRule(
+                        fields=channel.fields,
+                        values=frozenset(value.lower() for value in channel.values),
+                        scopes=frozenset(channel.require_scopes),
+                        cost=channel.cost,
+                    )
+                    for channel in route.channels
+                ),
+                flat_fields=() if route.on_nested == "off" else route.flat_fields,
+            ),
+            rule=RouteRule(
+                name=route.name,
+                patterns=tuple(PathPattern.parse(path) for path in route.paths),
+                methods=None if route.methods == ("*",) else frozenset(route.methods),
+            ),
+        )
+
+
+class Routes:
+    """The routes of one configuration."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._listen = settings.listen
+        self._max_body = settings.limits.max_body
+        self._metrics = metrics
+        self._routes = [ForwardingRoute.of(route) for route in settings.routes]
+        self._rules = [route.rule for route in self._routes]
+
+    def __repr__(self) -> str:
+        return f"<Routes: {', '.join(rule.name for rule in self._rules)}>"
+
+    def token_call(self, target: Target) -> Target | None:
+        """Return the target of a call of the token endpoint; None if it is another request."""
+        stripped = strip_prefix(target, self._listen.login_prefix)
+        return stripped if stripped is not None and stripped.match == LOGIN_PATH else None
+
+    def find(self, exchange: Exchange, target: Target) -> tuple[Target, ForwardingRoute]:
+        """Return the target to forward and the route that takes it; raises the Problem if none."""
+        stripped = strip_prefix(target, self._listen.api_prefix)
+        if stripped is None:
+            raise Problem("not-found", "The path lacks the prefix this proxy is set up with.")
+        match find_route(self._rules, exchange.request.method, stripped.match):
+            case None:
+                raise Problem("not-found", "No route takes this path.")
+            case MethodNotAllowed(allow):
+                raise Problem(
+                    "method-not-allowed",
+                    "The path is known, but not with this method.",
+                    headers={"Allow": ", ".join(allow)},
+                )
+            case int(index):
+                route = self._routes[index]
+        exchange.route = route.settings.name
+        if route.settings.deny:
+            raise Problem("route-denied", "This path is closed to all callers of the proxy.")
+        return stripped, route
+
+    def needs(self, exchange: Exchange, route: ForwardingRoute, body: bytes) -> Needs:
+        """Return what the request needs; a nested field is logged, or refused if so configured."""
+        rules = route.need_rules
+        document = None
+        if rules.look_at_body and body:
+            codings = exchange.request.headers.getall("Content-Encoding", ())
+            document = read_document(body, list(codings), max_size=self._max_body)
+            nested = first_nested(rules.flat_fields, document)
+            if nested is not None:
+                self._metrics.nested_field(exchange.route, nested.field)
+                _log.warning(
+                    "nested field", request_id=exchange.id, route=exchange.route, field=nested.field
+                )
+                if route.settings.on_nested == "reject":
+                    raise Problem(
+                        "nested-field",
+                        f"{nested.field} must be a plain value at the top level of the body.",
+                        fields={"pointer": nested.pointer},
+                    )
+        return needs_of(rules, exchange.request.method, document)
