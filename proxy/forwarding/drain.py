@@ -1,8 +1,8 @@
-"""The waits outside the lines, which the end of the proxy cuts short.
+"""The end of the proxy: it is known in one place, and it cuts short the waits outside the queues.
 
-Whoever waits for a body, for a token or for the time of another try has sent nothing that could
-have been carried out, and is told `draining` at once. The lines do the same for those in them; what
-has been sent is not waited for here.
+A request that waits for its body, for a token or for the time of another try has sent nothing that
+could have been carried out: it is refused with `draining` at once. The queues do the same for those
+in them. Nothing here waits for what has been sent.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from proxy.problems import draining
 
 
 class Drain:
-    """Knows whether the end has begun, and who is to be told."""
+    """Knows if the end has begun, and which waits it interrupts."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -60,6 +60,6 @@ class _Wait:
         self._waits.discard(self)
         if not self._is_interrupted:
             return
-        is_ours = self._task.uncancel() <= self._cancelling  # else somebody else cancelled it, too
+        is_ours = self._task.uncancel() <= self._cancelling  # else another cancelled it, too
         if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
             raise draining() from None
