@@ -19,7 +19,7 @@ from proxy.admin.server import Admin
 from proxy.cli.commands import _cli
 from proxy.rules.refresh import Reason
 from proxy.settings import Account
-from proxy.settings import Admin as AdminSettings
+from tests.kit.proxy import settings_for
 from tools.tables import ROOT, documents, generated
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -182,8 +182,9 @@ def test_the_architecture_says_what_lives_in_each_module() -> None:
 
 
 def test_the_page_lists_what_the_admin_port_serves() -> None:
-    parts = ("identity", "accounts", "census", "api", "metrics", "clock", "is_serving")
-    application = Admin(AdminSettings(), **dict.fromkeys(parts, Mock())).application()
+    parts = ("tokens", "accounts", "snapshots", "api", "metrics", "clock", "is_serving", "reload")
+    settings = settings_for("http://localhost")
+    application = Admin(settings, **dict.fromkeys(parts, Mock())).application()
     routes = [route for route in application.router.routes() if route.method != "HEAD"]
     served = {f"{one.method} {one.resource.canonical}" for one in routes if one.resource}
     table = OPERATIONS.replace("/NAME", "/{name}").partition("## The admin port\n")[2]

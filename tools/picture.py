@@ -17,7 +17,7 @@ import aiohttp
 import structlog
 
 from proxy.clock import SystemClock
-from proxy.service import app
+from proxy.service.lifecycle import running
 from proxy.settings import Admin, Listen, Settings, Upstream
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 
@@ -59,7 +59,7 @@ async def arrivals(*, proxied: bool, someone_else: bool = False) -> list[Dot]:
                 admin=Admin(host=_HOST, port=0),
                 upstream=Upstream(api_url=url, login_url=url),
             )
-            url = (await stack.enter_async_context(app.running(settings, clock))).url
+            url = (await stack.enter_async_context(running(settings, clock))).url
         http = await stack.enter_async_context(aiohttp.ClientSession(url))
         token = await _log_in(http)
         await clock.sleep_until(clock.monotonic() + 1)

@@ -19,7 +19,8 @@ from pydantic.fields import FieldInfo
 from proxy.problems import KINDS, Again
 from proxy.rules.state import AccountState, QueueState, TokenState
 from proxy.settings import DEFAULT_ROUTES, Settings, schema
-from proxy.telemetry.metrics import Metrics, Snapshot
+from proxy.telemetry.live import Snapshot
+from proxy.telemetry.metrics import Metrics
 
 ROOT: Final = Path(__file__).parent.parent
 DOCS: Final = ROOT / "docs"

@@ -1,9 +1,9 @@
 """Who may use the admin port: the checks before any of its handlers.
 
-A browser is the way in: a page of anybody's can point it at loopback. So the Host must be an
-address, localhost or a configured name (DNS rebinding), and nothing that another site asks for is
-answered (Fetch Metadata, https://www.w3.org/TR/fetch-metadata/). Off loopback whatever changes
-something needs the token; without one configured it does not exist.
+Any web page can point a browser at loopback. So the Host must be an address, localhost or a
+configured name (DNS rebinding), and cross-site requests are refused (Fetch Metadata,
+https://www.w3.org/TR/fetch-metadata/). Off loopback each request that changes something needs the
+admin token; without a configured token such requests are answered 404.
 """
 
 import hmac
@@ -34,7 +34,7 @@ class AdminGuard:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer a request that is refused; hand on any other."""
+        """Refuse a request, or pass it to its handler."""
         refusal = self._refusal(request)
         return await handler(request) if refusal is None else refusal
 

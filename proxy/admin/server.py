@@ -12,23 +12,23 @@ from aiohttp import web
 from proxy.admin import status_page
 from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
-from proxy.admin.status_page import Standing
+from proxy.admin.status_page import ProxyStatus
 from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.responses import OwnResponse, problem_response
-from proxy.identity.callers import Identity
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.rules.claims import read_claims
 from proxy.rules.retry_after import delay_seconds
 from proxy.rules.state import AccountState
-from proxy.settings import Admin as AdminSettings
-from proxy.settings import ConfigError, Route
+from proxy.settings import ConfigError, Settings
 from proxy.telemetry.exposition import OPEN_METRICS, TEXT
-from proxy.telemetry.metrics import Metrics, Snapshot
+from proxy.telemetry.live import Snapshot
+from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TooSoon
+from proxy.tokens.managed import ManagedTokens
 
-_CLAIMS: Final = ("iss", "sub", "client_id")  # of a token; the others are nobody's business
+_CLAIMS: Final = ("iss", "sub", "client_id")  # of a token; nothing else of it is shown
 
 
 class Admin:
@@ -36,26 +36,31 @@ class Admin:
 
     def __init__(  # noqa: PLR0913 -- it shows what all of them know
         self,
-        settings: AdminSettings,
+        settings: Settings,
         *,
-        identity: Identity,
+        tokens: ManagedTokens,
         accounts: Accounts,
-        census: Snapshots,
+        snapshots: Snapshots,
         api: Client,
         metrics: Metrics,
         clock: Clock,
         is_serving: Callable[[], bool],
+        reload: Callable[[], None] | None,
     ) -> None:
-        self._guard = AdminGuard(settings)
-        self._identity = identity
+        self._guard = AdminGuard(settings.admin)
+        self._tokens = tokens
         self._accounts = accounts
-        self._census = census
+        self._snapshots = snapshots
         self._api = api
         self._metrics = metrics
         self._clock = clock
         self._is_serving = is_serving
-        self.reload: Callable[[], None] | None = None
-        self.routes: Sequence[Route] = ()
+        self._reload = reload
+        self._routes = settings.routes
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from the next request on; the section `admin` needs a restart."""
+        self._routes = settings.routes
 
     def application(self) -> web.Application:
         """Return the application that serves the port."""
@@ -68,11 +73,11 @@ class Admin:
         application.router.add_get("/status.json", self._serve_status)
         application.router.add_get("/accounts/{name}", self._serve_account)
         application.router.add_post("/accounts/{name}/refresh", self._refresh)
-        application.router.add_post("/-/reload", self._reload)
+        application.router.add_post("/-/reload", self._serve_reload)
         return application
 
     async def _serve_metrics(self, request: web.Request) -> web.StreamResponse:
-        """Answer a scrape: what is live is read on the loop, the text made beside it."""
+        """Answer a scrape: the state is read on the loop, the text is made in a thread."""
         is_open = "application/openmetrics-text" in request.headers.get("Accept", "")
 
         def text(accounts: Sequence[AccountState]) -> bytes:
@@ -86,7 +91,7 @@ class Admin:
 
         connections = self._api.connections()
         is_stalled = self._accounts.is_stalled()
-        body = await self._census.make(text)
+        body = await self._snapshots.make(text)
         return OwnResponse(body=body, headers={"Content-Type": OPEN_METRICS if is_open else TEXT})
 
     async def _serve_health(self, _: web.Request) -> web.StreamResponse:
@@ -102,34 +107,34 @@ class Admin:
         return status_page.page()
 
     async def _serve_status(self, _: web.Request) -> web.StreamResponse:
-        standing = Standing(
+        status = ProxyStatus(
             at=self._clock.wall(),
             state=self._state(),
             store_up=self._metrics.is_store_up,
             clock_skew=dict(self._metrics.skews),
         )
-        body = await self._census.make(lambda states: status_page.document(standing, states))
+        body = await self._snapshots.make(lambda states: status_page.document(status, states))
         return OwnResponse(
             body=body, content_type="application/json", headers={"Cache-Control": "no-store"}
         )
 
     async def _serve_account(self, request: web.Request) -> web.StreamResponse:
-        """Tell what `explain` needs: the token's state and claims, the routes' needs, the skew."""
+        """Answer `explain`: the token's state and claims, the routes' needs, the clock skew."""
         name = request.match_info["name"]
         if not self._accounts.is_configured(name):
             return OwnResponse(text="No such account.\n", status=HTTPStatus.NOT_FOUND)
-        token = self._identity.tokens.get(name)
+        token = self._tokens.by_name.get(name)
         answer = {
             "name": name,
             "token": None if token is None else asdict(token.state()),
             "claims": self._claims(name),
             "clock_skew": self._metrics.skews,
-            "routes": [route.model_dump(mode="json") for route in self.routes],
+            "routes": [route.model_dump(mode="json") for route in self._routes],
         }
         return OwnResponse(text=json.dumps(answer), content_type="application/json")
 
     def _claims(self, name: str) -> dict[str, str]:
-        account = self._identity.tokens.get(name)
+        account = self._tokens.by_name.get(name)
         token = None if account is None else account.current()
         claims = None if token is None else read_claims(token.value)
         said = {} if claims is None else {key: claims.payload.get(key) for key in _CLAIMS}
@@ -142,7 +147,7 @@ class Admin:
 
     async def _refresh(self, request: web.Request) -> web.StreamResponse:
         """Mint a token for an account now."""
-        token = self._identity.tokens.get(request.match_info["name"])
+        token = self._tokens.by_name.get(request.match_info["name"])
         if token is None:
             return OwnResponse(text="No such managed account.\n", status=HTTPStatus.NOT_FOUND)
         try:
@@ -157,12 +162,12 @@ class Admin:
             return problem_response(problem, secrets.token_hex(8))
         return OwnResponse(text=json.dumps(asdict(token.state())), content_type="application/json")
 
-    async def _reload(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_reload(self, _: web.Request) -> web.StreamResponse:
         """Read the configuration again; a bad one is refused with a line per problem."""
-        if self.reload is None:
+        if self._reload is None:
             return OwnResponse(text="No configuration file.\n", status=HTTPStatus.NOT_FOUND)
         try:
-            self.reload()
+            self._reload()
         except ConfigError as error:
             lines = "".join(f"{problem}\n" for problem in error.problems)
             return OwnResponse(text=lines, status=HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -170,5 +175,5 @@ class Admin:
 
 
 async def _drop_server(_: web.Request, response: web.StreamResponse) -> None:
-    """Keep the software's name and version out of the errors it answers itself."""
+    """Remove the name and version of the HTTP library from its own error answers."""
     response.headers.popall("Server", None)

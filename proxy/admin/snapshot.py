@@ -1,7 +1,7 @@
-"""What is known of all accounts at one moment, gathered without holding up the event loop.
+"""The state of all accounts at one moment, read without delaying the event loop.
 
-There may be ten thousand accounts. They live on the loop, so they are read there, some at a time;
-what is made of them is made in a thread of its own, one thing after the other.
+There may be ten thousand accounts. They live on the loop, so they are read there, a hundred at a
+time; a thread makes the answer from them, one answer after the other.
 """
 
 import asyncio
@@ -13,36 +13,36 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from proxy.clock import Clock
-from proxy.identity.callers import Identity
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.rules.state import OTHER, AccountState, merged
 from proxy.telemetry.refusals import Refusals
+from proxy.tokens.managed import ManagedTokens
 
 _AT_A_TIME: Final = 100  # accounts: about a millisecond
-_TURN: Final = 0.0005  # seconds a thread may keep the interpreter while another wants it
+_SWITCH_INTERVAL: Final = 0.0005  # seconds until the thread hands the interpreter to the loop
 
 _T = TypeVar("_T")
 
 
 class Snapshots:
-    """Takes stock of the accounts, one question at a time."""
+    """Takes snapshots of the accounts, one at a time."""
 
     def __init__(
-        self, accounts: Accounts, identity: Identity, refusals: Refusals, *, clock: Clock
+        self, accounts: Accounts, tokens: ManagedTokens, refusals: Refusals, *, clock: Clock
     ) -> None:
         self._accounts = accounts
-        self._identity = identity
+        self._tokens = tokens
         self._refusals = refusals
         self._clock = clock
         self._lock = asyncio.Lock()
-        # Who asked may go away; then what runs goes on, and the next is not begun beside it.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="census")
+        # An operator may leave; then the thread finishes, and the next answer waits for it.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
 
     async def make(self, text: Callable[[Sequence[AccountState]], _T]) -> _T:
-        """Return what `text` makes of the accounts; it is called in another thread.
+        """Return what `text` makes of the accounts; it runs in another thread.
 
-        Everyone nobody configured is shown as one, and is there if there is anything to show.
+        All unconfigured accounts are one, named `other`, present if there is anything to show.
         """
         async with self._lock:
             states = await self._read()
@@ -51,11 +51,11 @@ class Snapshots:
             def in_thread() -> _T:
                 known = merged(states)
                 if OTHER in refusals and all(state.name != OTHER for state in known):
-                    nobody = AccountState(
+                    others = AccountState(
                         name=OTHER, routes=(), in_flight=0, hold_remaining_seconds=0.0
                     )
-                    known = (*known, nobody)
-                with _short_turns():
+                    known = (*known, others)
+                with _frequent_switches():
                     return text(
                         [replace(state, refusals=refusals.get(state.name, ())) for state in known]
                     )
@@ -63,7 +63,7 @@ class Snapshots:
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin no further answer."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _read(self) -> list[AccountState]:
@@ -72,21 +72,21 @@ class Snapshots:
         for start in range(0, len(accounts), _AT_A_TIME):
             now = self._clock.monotonic()
             states += [self._state(one, now) for one in accounts[start : start + _AT_A_TIME]]
-            await self._clock.sleep_until(now)  # whoever is due goes first
+            await self._clock.sleep_until(now)  # timers that are due go first
         return states
 
     def _state(self, account: Account, now: float) -> AccountState:
         account.allowance.count_hold()
         state = account.state(now)
-        token = self._identity.tokens.get(state.name)
+        token = self._tokens.by_name.get(state.name)
         return state if token is None else replace(state, token=token.state())
 
 
 @contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let the event loop have the interpreter soon, every time it asks for it."""
+def _frequent_switches() -> Iterator[None]:
+    """Let the event loop take the interpreter back within half a millisecond."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(_TURN)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What the proxy says of its accounts: /status.json, and the page that shows it to people.
+"""The state of the accounts as JSON, /status.json, and as a page for people, /status.
 
-The page is one file without any other part. Its policy lets a browser run and show exactly what is
-in it, by hash (https://www.w3.org/TR/CSP3/), and ask nobody but this port.
+The page is one file. Its policy allows exactly the script and the style in it, by hash
+(https://www.w3.org/TR/CSP3/), and requests to this port only.
 """
 
 import base64
@@ -25,8 +25,8 @@ _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How the proxy as a whole is; `at` is wall time, skews are theirs minus ours, in seconds."""
+class ProxyStatus:
+    """The proxy as a whole; `at` is wall time, skews are their clock minus ours, in seconds."""
 
     at: float
     state: Literal["serving", "stalled", "not serving"]
@@ -34,13 +34,13 @@ class Standing:
     clock_skew: dict[str, float]
 
 
-def document(standing: Standing, states: Sequence[AccountState]) -> bytes:
+def document(status: ProxyStatus, states: Sequence[AccountState]) -> bytes:
     """Return /status.json."""
     return json.dumps(
         {
             "version": __version__,
-            **_named(standing),
-            "accounts": [_account(state, standing.at) for state in states],
+            **_named(status),
+            "accounts": [_account(state, status.at) for state in states],
         },
         default=_named,
     ).encode()

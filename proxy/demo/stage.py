@@ -14,7 +14,7 @@ from proxy.clock import Clock, SystemClock
 from proxy.demo.callers import HANG_UP_AFTER, QUITTER_PATH, Callers, ServiceAccount
 from proxy.demo.display import Display, Progress, closing_table, open_display, verdict_line
 from proxy.demo.promises import Outcome, judge
-from proxy.service import app
+from proxy.service.lifecycle import running
 from proxy.settings import Admin, Listen, Pacing, Settings, Upstream
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
@@ -51,7 +51,7 @@ async def _play(console: Console, clock: Clock) -> list[Outcome]:
     simulator = _simulator(cast, clock)
     async with (
         simulator.serve(_HOST) as api,
-        app.running(_settings(api.url), clock) as proxy,
+        running(_settings(api.url), clock) as proxy,
         aiohttp.ClientSession(proxy.url) as http,
     ):
         with open_display(console) as display:

@@ -23,6 +23,7 @@ from proxy.http.responses import OwnResponse
 from proxy.identity.callers import Identity
 from proxy.problems import Problem
 from proxy.rules.claims import LONGEST_LIFE
+from proxy.settings import Settings
 from proxy.tokens.account_token import TokenKeeper
 
 _MAX_CALLS: Final = 4
@@ -37,19 +38,20 @@ class _Credentials:
 
 
 class Login:
-    """Answers token calls: from the managed accounts, or from the login server, a few at once.
-
-    `patience`, for how many seconds a call may wait for its turn, may be replaced at any time.
-    """
+    """Answers token calls: from the managed accounts, or from the login server, a few at once."""
 
     def __init__(
-        self, upstream: Client, identity: Identity, *, clock: Clock, patience: float
+        self, settings: Settings, upstream: Client, identity: Identity, *, clock: Clock
     ) -> None:
-        self.patience = patience
+        self.apply(settings)
         self._upstream = upstream
         self._identity = identity
         self._clock = clock
         self._calls = asyncio.Semaphore(_MAX_CALLS)
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from the next call on."""
+        self._max_wait = settings.pacing.max_wait
 
     async def answer(self, call: Outgoing, peer: str) -> Answer | web.Response:
         """Return the login server's answer, read whole, or one of our own.
@@ -76,7 +78,7 @@ class Login:
                 "The client id or secret is wrong.",
                 headers={"WWW-Authenticate": 'Basic realm="export-proxy"'},
             )
-        token = await managed.usable(frozenset(), limit=self.patience)
+        token = await managed.usable(frozenset(), limit=self._max_wait)
         lifetime = token.expires_at - self._clock.monotonic()
         await self._identity.note_issued(token.value, credentials.client_id, lifetime)
         return OwnResponse(
@@ -92,7 +94,7 @@ class Login:
 
     async def _forward(self, call: Outgoing) -> Answer:
         try:
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(self._max_wait):
                 await self._calls.acquire()
         except TimeoutError:
             raise Problem(

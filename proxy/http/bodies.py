@@ -12,8 +12,12 @@ class Bodies:
     """Reads request bodies whole, each and all together bounded in bytes, each in seconds."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.apply(limits)
         self._buffered = 0
+
+    def apply(self, limits: Limits) -> None:
+        """Obey new limits from the next chunk on."""
+        self.limits = limits
 
     async def read(self, request: web.BaseRequest) -> bytes:
         """Return the body; call `release` with its length when it is no longer needed.

@@ -35,8 +35,7 @@ _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; t
 class Server(web.Server):
     """Makes a connection handler for each connection.
 
-    `limits` and `write_timeout` may be replaced at any time; what is open obeys those it was opened
-    under. `write_timeout` is for how many seconds a caller may take nothing of an answer.
+    `write_timeout` is for how many seconds a caller may take nothing of an answer.
     """
 
     def __init__(
@@ -55,9 +54,13 @@ class Server(web.Server):
             auto_decompress=False,
             lingering_time=_LINGERING,
         )
+        self.apply(limits, write_timeout=write_timeout)
+        self._peers: Counter[str] = Counter()
+
+    def apply(self, limits: Limits, *, write_timeout: float) -> None:
+        """Obey new limits from the next connection on."""
         self.limits = limits
         self.write_timeout = write_timeout
-        self._peers: Counter[str] = Counter()
 
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a new connection."""

@@ -1,7 +1,7 @@
 """`export-proxy serve`: the process around the proxy: signals, reloads, log, service manager.
 
-SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once, and what
-was sent stays sent: nothing is sent again on the way out.
+SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once. Nothing
+is sent again on the way out.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from typing import Final
 import structlog
 
 from proxy.clock import Clock, Timer
-from proxy.service.app import Proxy, running
+from proxy.service.app import Proxy
+from proxy.service.lifecycle import running
 from proxy.service.systemd import Notifier, watchdog_pause
 from proxy.settings import ConfigError, Settings, load
 from proxy.telemetry.logs import Sink, logging_to, obey
@@ -48,10 +49,8 @@ class Service:
         with logging_to(self._sink), self._watchdog():
             self._obey_signals()
             settings = fit_descriptors(settings)
-            async with running(settings, self._clock, reload=self._reload) as now:
+            async with running(settings, self._clock, sink=self._sink, reload=self._reload) as now:
                 self._proxy = now.proxy
-                now.proxy.metrics.live.log_lines_dropped = lambda: self._sink.dropped
-                now.proxy.may_log = self._sink.has_room
                 _settle_collector()
                 self._notifier.ready()
                 _log.info("serving", listen=now.url, admin=now.admin_url)
@@ -82,7 +81,7 @@ class Service:
     def _reload(self) -> None:
         """Read the file again and obey it; a bad one raises ConfigError and changes nothing."""
         if self._proxy is None or self._stop.is_set():
-            raise ConfigError(("the proxy is starting or shutting down: nothing is reloaded",))
+            raise ConfigError(("the proxy is starting or shutting down; it does not reload now",))
         self._notifier.reloading(self._clock.monotonic())
         try:
             settings = load(self._config, self._environ)
@@ -95,7 +94,7 @@ class Service:
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
-        """Feed the service manager's watchdog while all is well, the drain included."""
+        """Feed the service manager's watchdog, in the drain too, unless a queue is stalled."""
         pause = watchdog_pause(self._environ, os.getpid())
         timer: Timer | None = None
 
@@ -115,11 +114,11 @@ class Service:
 
 
 def _settle_collector() -> None:
-    """Have the garbage collector leave alone what stays, and look rarely at what comes and goes.
+    """Exempt what was loaded at the start from garbage collection, and collect the rest rarely.
 
-    Reference counts free a request when it is over; only cycles wait for the collector. By default
-    it looks at each 700 objects more, and again and again at all modules and waiting callers. Each
-    look stops everything, so the middle generation is small: 15,000 objects take some 20 ms.
+    Reference counts free a finished request; only cycles wait for the collector. By default it runs
+    after every 700 new objects, and often scans all modules and waiting callers. Each run stops the
+    process, so the middle generation is small: 15,000 objects take some 20 ms.
     """
     gc.collect()
     gc.freeze()
@@ -155,7 +154,7 @@ def fit_descriptors(settings: Settings) -> Settings:
 
 
 def warn_of_plain_http(settings: Settings) -> None:
-    """Warn if managed tokens and secrets would cross a network in clear."""
+    """Warn if managed tokens and secrets would cross a network unencrypted."""
     listen = settings.listen
     is_local = listen.host in {"localhost", "::1"} or listen.host.startswith("127.")
     if listen.tls is None and not is_local and any(a.is_managed for a in settings.accounts):

@@ -1,7 +1,7 @@
-"""Telling the service manager how we are: sd_notify(3) and sd_watchdog_enabled(3).
+"""Messages to the service manager: sd_notify(3) and sd_watchdog_enabled(3).
 
-A datagram to the socket named by `$NOTIFY_SOCKET`. Without one nothing is said, and a service
-manager that does not listen is no reason to fail.
+Each is a datagram to the socket named by `$NOTIFY_SOCKET`. Without that variable nothing is sent; a
+service manager that does not read them is ignored.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ class Notifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def ready(self) -> None:
-        """Say that start-up, or a reload, is over."""
-        self._tell("READY=1")
+        """Report the end of the start, or of a reload."""
+        self._send("READY=1")
 
     def reloading(self, monotonic: float) -> None:
-        """Say that a reload begins; `monotonic` in seconds tells it from an older one."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic * 1e6)}")
+        """Report the begin of a reload; `monotonic` is in seconds, and distinguishes reloads."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic * 1e6)}")
 
     def stopping(self) -> None:
-        """Say that the end has begun."""
-        self._tell("STOPPING=1")
+        """Report the begin of the drain."""
+        self._send("STOPPING=1")
 
     def alive(self) -> None:
         """Feed the watchdog."""
-        self._tell("WATCHDOG=1")
+        self._send("WATCHDOG=1")
 
-    def _tell(self, state: str) -> None:
+    def _send(self, state: str) -> None:
         if not self._address:
             return
         with (
@@ -46,9 +46,9 @@ class Notifier:
 
 
 def watchdog_pause(environ: Mapping[str, str], pid: int) -> float | None:
-    """Return the seconds between two feedings, half of what the watchdog allows; None without one.
+    """Return the seconds between two messages, half of what the watchdog allows; None without one.
 
-    A watchdog that was set for another process is none of ours.
+    A watchdog that was set for another process does not count.
     """
     microseconds = environ.get("WATCHDOG_USEC", "")
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid) or not microseconds.isdecimal():

@@ -4,31 +4,25 @@ Code reports that something happened. Label values come from closed sets: config
 `login`, `none`, known methods. A caller can never add a series, nor break a scrape with a value. A
 caller's request id is in exemplars only, of which each bucket keeps one.
 
-What can be read from live state (depths, holds, connections) is not counted at all: the admin port
-hands a snapshot over before each scrape (`Live.snapshot`).
+What can be read from the live state (depths, holds, connections) is not counted here: see live.py.
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import aiohttp
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.rules.state import OTHER, AccountState
-from proxy.telemetry.exposition import Family, QuickHistogram, Rows, Series, exposition, harmless
+from proxy.rules.state import OTHER
+from proxy.telemetry.exposition import Family, QuickHistogram, Series, exposition
+from proxy.telemetry.live import Live
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
 _LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-
-
-_Rows = Sequence[tuple[tuple[str, ...], float]]
 
 
 def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
@@ -45,11 +39,16 @@ def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
 class Metrics:
     """What the proxy counts, as things that happen.
 
-    `interval` and `longest_wait`, in seconds, are what the times in line are sorted by.
+    `interval` and `longest_wait`, in seconds, choose the buckets of the times in the queue.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, interval: float = 0.5, longest_wait: float = 15.0
+        self,
+        registry: CollectorRegistry,
+        *,
+        interval: float = 0.5,
+        longest_wait: float = 15.0,
+        log_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         def counter(name: str, text: str, *labels: str) -> Series[Counter]:
             family = Family(f"export_proxy_{name}", "counter", text, labels)
@@ -75,7 +74,7 @@ class Metrics:
             return made
 
         self._families: list[Series[Counter] | Series[Gauge] | Series[Histogram]] = []
-        self.live = Live()
+        self.live = Live(log_lines_dropped)
         registry.register(self.live)
         self._requests = counter(
             "requests", "Requests answered.", "account", "route", "method", "code", "origin"
@@ -226,118 +225,6 @@ class Metrics:
     def store_bypassed(self) -> None:
         """Count a send that was decided without the shared store."""
         self._store_bypassed[()].inc()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """What was so at one moment, `taken_at` in seconds since the epoch.
-
-    `connections` to the API are the active and the idle ones.
-    """
-
-    taken_at: float = 0.0
-    accounts: Sequence[AccountState] = ()
-    connections: tuple[int, int] = (0, 0)
-    is_stalled: bool = False
-
-
-class Live(Collector):
-    """What is made from the snapshot that was taken last, and what others count."""
-
-    def __init__(self) -> None:
-        self.snapshot = Snapshot()
-        self.log_lines_dropped: Callable[[], int] = lambda: 0
-
-    def families(self) -> Iterator[Rows]:
-        """Yield what is live; called in the thread of the scrape."""
-        now, accounts = self.snapshot, self.snapshot.accounts
-        tokens = [(one.name, one.token) for one in accounts if one.token is not None]
-        lines = [((one.name, line.name), line) for one in accounts for line in one.routes]
-
-        def gauge(name: str, text: str, *labels: str, rows: _Rows) -> Rows:
-            return Rows(Family(f"export_proxy_{name}", "gauge", text, labels), rows)
-
-        def of_account(name: str, text: str, rows: _Rows) -> Rows:
-            return gauge(name, text, "account", rows=rows)
-
-        def of_line(name: str, text: str, rows: _Rows) -> Rows:
-            return gauge(name, text, "account", "route", rows=rows)
-
-        yield of_line(
-            "queue_depth", "Requests in line.", [(key, line.queue_depth) for key, line in lines]
-        )
-        yield of_line(
-            "queue_oldest_seconds",
-            "How long the first in line has waited.",
-            [(key, line.oldest_seconds) for key, line in lines],
-        )
-        yield of_line(
-            "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
-        )
-        yield of_account(
-            "in_flight",
-            "Sent and not yet answered whole.",
-            [((o.name,), o.in_flight) for o in accounts],
-        )
-        yield of_account(
-            "hold_remaining_seconds",
-            "Silence the API asked for.",
-            [((one.name,), one.hold_remaining_seconds) for one in accounts],
-        )
-        yield of_account(
-            "token_expiry_timestamp_seconds",
-            "When the account's token expires.",
-            [
-                ((name,), now.taken_at + token.expires_in)
-                for name, token in tokens
-                if token.expires_in is not None
-            ],
-        )
-        yield of_account(
-            "token_missing_scopes",
-            "Scopes that were needed and fresh tokens lack.",
-            [((name,), len(token.missing)) for name, token in tokens],
-        )
-        yield of_account(
-            "token_rejected",
-            "1 while the login server refuses the credentials.",
-            [((name,), token.rejected) for name, token in tokens],
-        )
-        active, idle = now.connections
-        yield gauge(
-            "upstream_connections",
-            "Connections to the API.",
-            "state",
-            rows=[(("active",), active), (("idle",), idle)],
-        )
-        yield gauge(
-            "dispatcher_stalled",
-            "1 while a slot is long due and not offered.",
-            rows=[((), now.is_stalled)],
-        )
-        yield Rows(
-            Family(
-                "export_proxy_log_lines_dropped",
-                "counter",
-                "Log lines that were too many, or that nobody read.",
-                (),
-            ),
-            [((), self.log_lines_dropped())],
-        )
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the same for whoever reads the registry."""
-        for family, rows in ((each.family, each.rows) for each in self.families()):
-            is_counter = family.kind == "counter"
-            make = CounterMetricFamily if is_counter else GaugeMetricFamily
-            metric = make(family.name, family.text, labels=family.labels)
-            for values, value in rows:
-                metric.add_metric([harmless(each) for each in values], value)
-            yield metric
-
-    def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering does not collect."""
-        return iter(())
 
 
 def _exemplar(request_id: str) -> dict[str, str] | None:

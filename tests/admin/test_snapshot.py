@@ -1,4 +1,4 @@
-"""The census: all accounts are read in slices, and what is made of them is made one at a time."""
+"""Snapshots: accounts are read in slices, and one answer is made at a time, in a thread."""
 
 import asyncio
 import sys
@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from proxy.admin.snapshot import Snapshots
 from proxy.clock import SystemClock
-from proxy.identity.callers import Identity
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.slot import OnlyIfFree, Refused, Sent, Ticket
 from proxy.problems import Problem
 from proxy.rules.state import AccountState
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
+from proxy.tokens.managed import ManagedTokens
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
 
@@ -26,7 +26,7 @@ MANY = 3000
 
 
 class Bench:
-    """A census over the two configured accounts and any number of strangers."""
+    """Snapshots of two configured accounts and any number of strangers."""
 
     def __init__(self, clock: FakeClock | SystemClock) -> None:
         settings = settings_for(
@@ -39,11 +39,11 @@ class Bench:
         self.accounts = Accounts(
             settings, clock=clock, metrics=Metrics(self.registry), random=lambda: 0.0
         )
-        identity = Mock(spec=Identity, tokens={})
-        self.census = Snapshots(self.accounts, identity, self.refusals, clock=clock)
+        tokens = Mock(spec=ManagedTokens, by_name={})
+        self.snapshots = Snapshots(self.accounts, tokens, self.refusals, clock=clock)
 
     async def names(self) -> list[str]:
-        return await self.census.make(lambda states: [state.name for state in states])
+        return await self.snapshots.make(lambda states: [state.name for state in states])
 
 
 class Pauses(SystemClock):
@@ -64,7 +64,7 @@ async def test_the_loop_goes_on_while_very_many_accounts_are_read() -> None:
         b.accounts.unidentified(f"{number}".encode()).queue("exports", paced=True)
     assert await b.names() == ["london", "paris", "other"]
     assert clock.count >= MANY / 100
-    b.census.close()
+    b.snapshots.close()
 
 
 async def test_one_thing_is_made_after_the_other_and_never_on_the_loop() -> None:
@@ -83,18 +83,18 @@ async def test_one_thing_is_made_after_the_other_and_never_on_the_loop() -> None
         return "made"
 
     loop = asyncio.get_running_loop()
-    first = loop.create_task(b.census.make(slow))
+    first = loop.create_task(b.snapshots.make(slow))
     await asyncio.to_thread(begun.wait, 10)
     begun.clear()
     first.cancel()
     await asyncio.wait([first])
-    second = loop.create_task(b.census.make(slow))
+    second = loop.create_task(b.snapshots.make(slow))
     assert not await asyncio.to_thread(begun.wait, 0.2)
     go_on.set()
     assert await second == "made"
     assert [len(each) for each in overlaps] == [1, 1]
-    assert all(name.startswith("census") for each in overlaps for name in each)
-    b.census.close()
+    assert all(name.startswith("snapshot") for each in overlaps for name in each)
+    b.snapshots.close()
 
 
 async def test_what_cannot_be_made_fails_for_who_asked_and_for_nobody_else() -> None:
@@ -104,9 +104,9 @@ async def test_what_cannot_be_made_fails_for_who_asked_and_for_nobody_else() -> 
         raise LookupError
 
     with pytest.raises(LookupError):
-        await b.census.make(fail)
+        await b.snapshots.make(fail)
     assert await b.names() == ["london", "paris"]
-    b.census.close()
+    b.snapshots.close()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -121,11 +121,11 @@ async def test_the_interpreters_switch_interval_is_restored(*, fails: bool) -> N
             raise LookupError
 
     with pytest.raises(LookupError) if fails else nullcontext():
-        await b.census.make(make)
+        await b.snapshots.make(make)
     assert seen == [pytest.approx(0.0005)]
     assert sys.getswitchinterval() == pytest.approx(0.004)
     sys.setswitchinterval(0.005)  # Python's own
-    b.census.close()
+    b.snapshots.close()
 
 
 async def test_refusals_are_shown_with_their_account_and_those_of_nobody_with_all_others() -> None:
@@ -133,13 +133,13 @@ async def test_refusals_are_shown_with_their_account_and_those_of_nobody_with_al
     b.refusals.note("paris", Problem("route-denied", "One."), at=1.0)
     b.refusals.note("other", Problem("not-found", "Two."), at=2.0)
     b.refusals.note("other", Problem("loop", "Three."), at=3.0)
-    states = await b.census.make(list)
+    states = await b.snapshots.make(list)
     told = {state.name: [refusal.detail for refusal in state.refusals] for state in states}
     assert told == {"london": [], "paris": ["One."], "other": ["Three.", "Two."]}
     b.refusals.keep(["london"])
-    states = await b.census.make(list)
+    states = await b.snapshots.make(list)
     assert [len(state.refusals) for state in states] == [0, 0, 2]
-    b.census.close()
+    b.snapshots.close()
 
 
 async def test_a_hold_is_counted_while_it_lasts_and_once() -> None:
@@ -164,4 +164,4 @@ async def test_a_hold_is_counted_while_it_lasts_and_once() -> None:
     assert await held_after(2.0) == 5.0
     assert await held_after(0.0) == 5.0
     assert await held_after(10.0) == 8.0  # then only the probe's answer is awaited
-    b.census.close()
+    b.snapshots.close()

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from proxy import __version__
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.e2e.hostile import incoming
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST

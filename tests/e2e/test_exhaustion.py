@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.kit.client import RawConnection, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, serving, until

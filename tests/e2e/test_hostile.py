@@ -14,7 +14,7 @@ import jwt
 import pytest
 from jwt.algorithms import RSAAlgorithm
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.e2e.hostile import answers, incoming, tokens
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from proxy.service.app import Running, running
+from proxy.service.lifecycle import Running, running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST

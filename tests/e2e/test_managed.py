@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from proxy.cli import explain
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import Arrival, ClientSpec, SigningKey, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import Response, exchange, parse_response, port_of

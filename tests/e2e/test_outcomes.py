@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from proxy.http.client import Client
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
 from tests.kit.listener import HOST, Listener, reset

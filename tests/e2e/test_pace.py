@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.ledger import furthest_ahead
 from tests.kit.client import READ_SIZE, RawConnection, Response, exchange, parse_response, port_of

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from proxy.identity.callers import Identity
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock

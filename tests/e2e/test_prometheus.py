@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from proxy.clock import SystemClock
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import Response, exchange, parse_response, port_of

@@ -13,7 +13,7 @@ from math import ceil
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for

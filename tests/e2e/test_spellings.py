@@ -13,7 +13,7 @@ from itertools import combinations
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, SigningKey, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import Response, exchange, parse_response, port_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import __version__
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import document_for, serving

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.browser import Page, browsing

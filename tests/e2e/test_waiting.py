@@ -10,7 +10,7 @@ from math import ceil
 
 import pytest
 
-from proxy.service.app import Running
+from proxy.service.lifecycle import Running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.logins import token_from

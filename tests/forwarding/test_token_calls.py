@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from proxy.service.app import Running, running
+from proxy.service.lifecycle import Running, running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from proxy.clock import SystemClock
-from proxy.service.app import Running, running
+from proxy.service.lifecycle import Running, running
 from proxy.settings import Settings
 from tests.kit.client import exchange, parse_response, port_of
 from tests.kit.listener import HOST

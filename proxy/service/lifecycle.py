@@ -1,0 +1,125 @@
+"""A proxy's life: its two ports are opened, it serves, it drains, everything is closed.
+
+The drain: from its begin, requests that wait or arrive are refused; the listen port closes after
+`drain_delay`; requests that were sent get their answer, until two seconds before `drain_timeout`.
+What is unanswered then is given up, and its callers are told so.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from proxy.clock import Clock
+from proxy.http.server import Server, Site
+from proxy.pacing.accounts import Accounts
+from proxy.service.app import Proxy
+from proxy.settings import Admin as AdminSettings
+from proxy.settings import ConfigError, Limits, Listen, Settings
+from proxy.telemetry.logs import Sink
+
+_LAST_SECONDS: Final = 2.0  # of the drain, in which what is unanswered is given up and told so
+_DRAIN_POLL: Final = 0.05
+_BACKLOG: Final = 128
+_ADMIN_CONNECTIONS: Final = 24  # fewer than the descriptors that are kept for it
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A proxy that serves; the URLs have the ports that were really taken."""
+
+    url: str
+    admin_url: str
+    proxy: Proxy
+
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts, with their queues."""
+        return self.proxy.accounts
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings,
+    clock: Clock,
+    *,
+    sink: Sink | None = None,
+    reload: Callable[[], None] | None = None,
+) -> AsyncIterator[Running]:
+    """Run a proxy for as long as the context lasts; at its end it drains.
+
+    The admin port's reload calls `reload`, which raises ConfigError if it cannot; `sink` takes the
+    log. A background task that fails, which would be a bug, ends the proxy.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+            proxy = Proxy(settings, clock, tasks, sink=sink, reload=reload)
+            stack.push_async_callback(proxy.close)
+            if proxy.store is not None:
+                await proxy.store.settled.wait()
+            admin = _AdminRunner(proxy.admin.application(), settings.limits)
+            admin_url = await _listen(stack, admin, "admin", settings.admin)
+            public = web.ServerRunner(proxy.server, shutdown_timeout=_LAST_SECONDS / 4)
+            url = await _listen(stack, public, "listen", settings.listen, tls=proxy.tls)
+            proxy.is_listening = True
+            yield Running(url, admin_url, proxy)
+            await _drain(proxy, public)
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None  # as it was before the task group wrapped it
+
+
+class _AdminRunner(web.AppRunner):
+    """Serves the admin port with the listen port's care, and connections of its own to count."""
+
+    __slots__ = ("_limits",)
+
+    def __init__(self, application: web.Application, limits: Limits) -> None:
+        super().__init__(application, access_log=None, shutdown_timeout=_LAST_SECONDS / 4)
+        self._limits = limits.model_copy(
+            update={
+                "max_connections": _ADMIN_CONNECTIONS,
+                "max_connections_per_peer": _ADMIN_CONNECTIONS,
+            }
+        )
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return Server(made.request_handler, self._limits, request_factory=made.request_factory)
+
+
+async def _drain(proxy: Proxy, public: web.ServerRunner) -> None:
+    """Refuse what waits, deliver what is in flight, and give up what is not answered in time."""
+    limits = proxy.settings.limits
+    begun = proxy.clock.monotonic()
+    deadline = begun + limits.drain_timeout - _LAST_SECONDS
+    proxy.begin_drain()
+    await proxy.clock.sleep_until(begun + limits.drain_delay)
+    for site in list(public.sites):
+        await site.stop()
+    while proxy.under_way and proxy.clock.monotonic() < deadline:
+        await proxy.clock.sleep_until(proxy.clock.monotonic() + _DRAIN_POLL)
+    await proxy.give_up()
+
+
+async def _listen(
+    stack: AsyncExitStack,
+    runner: web.BaseRunner,
+    section: str,
+    at: Listen | AdminSettings,
+    *,
+    tls: ssl.SSLContext | None = None,
+) -> str:
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = Site(runner, at.host, at.port, backlog=_BACKLOG, ssl_context=tls)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError((f"{section}.port: cannot be listened on: {error.strerror}",)) from None
+    return f"{'https' if tls else 'http'}://{at.host}:{runner.addresses[0][1]}"

@@ -1,0 +1,52 @@
+"""What a configuration must meet before the proxy obeys it, at the start and by a reload.
+
+A reload is all or nothing: if the new file asks for what only a restart can change, or names a file
+that cannot be used, the proxy keeps the old configuration.
+"""
+
+from collections.abc import Iterator
+
+from proxy.http.tls import tls_context, verifying_context
+from proxy.settings import ConfigError, Settings
+
+
+def check_start(settings: Settings) -> None:
+    """Raise ConfigError if a file that the settings name cannot be used."""
+    _refuse([*_unusable(settings)])
+
+
+def check_reload(old: Settings, new: Settings) -> None:
+    """Raise ConfigError if a running proxy cannot obey the new settings."""
+    _refuse([*_unreloadable(old, new), *_unusable(new)])
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(tuple(problems))
+
+
+def _unreloadable(old: Settings, new: Settings) -> Iterator[str]:
+    """Yield a line for each change that only a restart can make."""
+    changes = {
+        "listen.host": old.listen.host != new.listen.host,
+        "listen.port": old.listen.port != new.listen.port,
+        "listen.tls": (old.listen.tls is None) != (new.listen.tls is None),
+        "admin": old.admin != new.admin,
+        "store.url": old.store.url != new.store.url,
+    }
+    for key, is_changed in changes.items():
+        if is_changed:
+            yield f"{key}: cannot be changed by a reload; restart instead"
+
+
+def _unusable(settings: Settings) -> Iterator[str]:
+    """Yield a line for each certificate or key that cannot be used."""
+    try:
+        if settings.listen.tls is not None:
+            tls_context(settings.listen.tls)
+    except OSError as error:
+        yield f"listen.tls: cannot be used: {error.strerror or type(error).__name__}"
+    try:
+        verifying_context(settings.upstream.ca_file)
+    except OSError as error:
+        yield f"upstream.ca_file: cannot be used: {error.strerror or type(error).__name__}"

@@ -1,0 +1,128 @@
+"""Metrics that are read from the live state and not counted: depths, holds, tokens, connections.
+
+The admin port takes a snapshot on the event loop and puts it here; the thread of the scrape makes
+the metrics from it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.rules.state import AccountState
+from proxy.telemetry.exposition import Family, Rows, harmless
+
+_Rows = Sequence[tuple[tuple[str, ...], float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The state at one moment, `taken_at` in seconds since the epoch.
+
+    `connections` to the API are the active and the idle ones.
+    """
+
+    taken_at: float = 0.0
+    accounts: Sequence[AccountState] = ()
+    connections: tuple[int, int] = (0, 0)
+    is_stalled: bool = False
+
+
+class Live(Collector):
+    """Gauges made from the latest snapshot, and counters that live elsewhere."""
+
+    def __init__(self, log_lines_dropped: Callable[[], int]) -> None:
+        self.snapshot = Snapshot()
+        self._log_lines_dropped = log_lines_dropped
+
+    def families(self) -> Iterator[Rows]:
+        """Yield each metric; called in the thread of the scrape."""
+        now, accounts = self.snapshot, self.snapshot.accounts
+        tokens = [(one.name, one.token) for one in accounts if one.token is not None]
+        lines = [((one.name, line.name), line) for one in accounts for line in one.routes]
+
+        def gauge(name: str, text: str, *labels: str, rows: _Rows) -> Rows:
+            return Rows(Family(f"export_proxy_{name}", "gauge", text, labels), rows)
+
+        def of_account(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", rows=rows)
+
+        def of_line(name: str, text: str, rows: _Rows) -> Rows:
+            return gauge(name, text, "account", "route", rows=rows)
+
+        yield of_line(
+            "queue_depth", "Requests in line.", [(key, line.queue_depth) for key, line in lines]
+        )
+        yield of_line(
+            "queue_oldest_seconds",
+            "How long the first in line has waited.",
+            [(key, line.oldest_seconds) for key, line in lines],
+        )
+        yield of_line(
+            "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
+        )
+        yield of_account(
+            "in_flight",
+            "Sent and not yet answered whole.",
+            [((o.name,), o.in_flight) for o in accounts],
+        )
+        yield of_account(
+            "hold_remaining_seconds",
+            "Silence the API asked for.",
+            [((one.name,), one.hold_remaining_seconds) for one in accounts],
+        )
+        yield of_account(
+            "token_expiry_timestamp_seconds",
+            "When the account's token expires.",
+            [
+                ((name,), now.taken_at + token.expires_in)
+                for name, token in tokens
+                if token.expires_in is not None
+            ],
+        )
+        yield of_account(
+            "token_missing_scopes",
+            "Scopes that were needed and fresh tokens lack.",
+            [((name,), len(token.missing)) for name, token in tokens],
+        )
+        yield of_account(
+            "token_rejected",
+            "1 while the login server refuses the credentials.",
+            [((name,), token.rejected) for name, token in tokens],
+        )
+        active, idle = now.connections
+        yield gauge(
+            "upstream_connections",
+            "Connections to the API.",
+            "state",
+            rows=[(("active",), active), (("idle",), idle)],
+        )
+        yield gauge(
+            "dispatcher_stalled",
+            "1 while a slot is long due and not offered.",
+            rows=[((), now.is_stalled)],
+        )
+        yield Rows(
+            Family(
+                "export_proxy_log_lines_dropped",
+                "counter",
+                "Log lines that were too many, or that nobody read.",
+                (),
+            ),
+            [((), self._log_lines_dropped())],
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the same for whoever reads the registry."""
+        for family, rows in ((each.family, each.rows) for each in self.families()):
+            is_counter = family.kind == "counter"
+            make = CounterMetricFamily if is_counter else GaugeMetricFamily
+            metric = make(family.name, family.text, labels=family.labels)
+            for values, value in rows:
+                metric.add_metric([harmless(each) for each in values], value)
+            yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        """Describe nothing, so that registering does not collect."""
+        return iter(())
