@@ -20,6 +20,7 @@ from proxy.forwarding.token_calls import Login
 from proxy.http.connection import Response
 from proxy.http.messages import Answer
 from proxy.http.responses import problem_response, token_error_response
+from proxy.identity.whoami import Denied
 from proxy.problems import Problem
 from proxy.rules.targets import Target
 
@@ -68,7 +69,10 @@ class Handler:
             return await self._log_in(exchange, token_call)
         self.intake.refuse_when_draining()
         target, route = self.routes.find(exchange, target)
-        account, managed = await self.intake.account(request)
+        found = await self.intake.account(request)
+        if isinstance(found, Denied):
+            return await self.relay.pass_on(exchange, found.answer)
+        account, managed = found
         exchange.account = account
         body = await self.intake.body(request)
         try:

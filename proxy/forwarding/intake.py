@@ -13,6 +13,7 @@ from proxy.http.bodies import Bodies
 from proxy.http.head import check_head
 from proxy.identity import callers
 from proxy.identity.callers import Configured, Identity, Stranger
+from proxy.identity.whoami import Denied
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.problems import draining
@@ -48,16 +49,25 @@ class Intake:
         if self.drain.has_begun:
             raise draining()
 
-    async def account(self, request: web.BaseRequest) -> tuple[Account, TokenKeeper | None]:
+    async def account(
+        self, request: web.BaseRequest
+    ) -> tuple[Account, TokenKeeper | None] | Denied:
         """Return the caller's account, and the token it is sent on with if that is not its own.
+
+        Or the API's own refusal of the caller's token.
 
         Raises the Problem `queue-full` when there are too many strangers, or what identity raises.
         """
         with self.drain.interrupts():
-            caller = await self.identity.caller(request.headers.getall("Authorization", ()))
+            caller = await self.identity.caller(
+                request.headers.getall("Authorization", ()), peer=request.remote or ""
+            )
         match caller:
-            case Configured(name):
-                return self.accounts.configured(name), self.identity.tokens.get(name)
+            case Configured(name, is_service):
+                managed = self.identity.tokens.get(name) if is_service else None
+                return self.accounts.configured(name), managed
+            case Denied():
+                return caller
             case callers.Client(account_id):
                 return self.accounts.learned(account_id), None
             case Stranger(token_hash, sure):

@@ -5,25 +5,33 @@ is refused, and never passed on. The rules, in this order:
 
 1. a token issued through this proxy: its hash is in the table of issued tokens;
 2. a JWT of the configured issuer, once it is verified;
-3. a caller key of an account.
+3. a caller key of an account;
+4. a token whose client the API names when it is asked (`identity/whoami.py`).
 
-Any other token is a stranger's: it identifies only itself.
+The API's word decides the queue. It brings the managed token only if it proves the service: it
+names no person, and the organization is the account's. Any other token is a stranger's: it
+identifies only itself.
 
 The answer is a value. Which account has which queue is none of this module's business.
 """
 
+import asyncio
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, assert_never
 
 from proxy.clock import Clock
+from proxy.http.client import Client as HttpClient
 from proxy.identity.failed_logins import FailedLogins
-from proxy.identity.issued_tokens import IssuedTokens
+from proxy.identity.issued_tokens import Found, IssuedTokens, Owner
 from proxy.identity.issuer import Issuer
+from proxy.identity.organizations import Organizations
+from proxy.identity.whoami import Denied, Whoami
 from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
+from proxy.rules.token_answers import remaining_life
 from proxy.settings import Settings
 from proxy.store.connection import StoreDown
 from proxy.store.issued_tokens import SharedTokens
@@ -38,9 +46,14 @@ _UNREADABLE_PAUSE: Final = 60.0  # seconds; a person has to mend the file
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A configured account, by its name."""
+    """A configured account, by its name.
+
+    `is_service` is False for a token that belongs in the account's queue, and proves no more: its
+    caller is sent on with it.
+    """
 
     name: str
+    is_service: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +74,43 @@ class Stranger:
     sure: bool
 
 
-Caller = Configured | Client | Stranger
+Caller = Configured | Client | Stranger | Denied
 
 
 class Identity:
     """Knows whom a credential identifies."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the parts it asks, each by name
         self,
         settings: Settings,
         *,
         clock: Clock,
         tokens: ManagedTokens,
         issuer: Issuer,
+        api: HttpClient,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         shared: SharedTokens | None = None,
     ) -> None:
         self._tokens = tokens
         self._issuer = issuer
+        self._clock = clock
         self._issued = IssuedTokens(
             clock=clock,
             limit=settings.identity.max_learned,
             shared=shared,
             secret_of=self._secret_of,
         )
+        self._whoami = Whoami(settings, api, self._issued, clock=clock, spawn=spawn, shared=shared)
+        self._organizations = Organizations(settings, self._whoami, clock=clock)
         self._failed = FailedLogins(clock=clock)
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
         """Obey new settings from now on; the table of issued tokens is kept."""
         self._rules = settings.identity
-        self._issued.limit = settings.identity.max_learned
+        self._issued.apply(settings.identity.max_learned)
+        self._whoami.apply(settings)
+        self._organizations.apply(settings)
         self._names = {account_id(one.client_id): one.name for one in settings.accounts}
         self._keys = {
             bytes.fromhex(key.removeprefix("sha256:")): account.name
@@ -107,8 +127,17 @@ class Identity:
         """Forget which tokens were issued to that client."""
         self._issued.forget(account_id(client_id))
 
-    async def caller(self, authorization: Sequence[str]) -> Caller:
-        """Return whom these Authorization values identify.
+    def close(self) -> None:
+        """Ask the API no more."""
+        self._whoami.close()
+
+    @property
+    def questions_waiting(self) -> int:
+        """How many questions wait for their place, or are under way."""
+        return len(self._whoami)
+
+    async def caller(self, authorization: Sequence[str], *, peer: str) -> Caller:
+        """Return whom these Authorization values, sent from the address `peer`, identify.
 
         Raises the Problem `unauthenticated`, `keys-unavailable` or `store-unavailable`.
         """
@@ -116,16 +145,29 @@ class Identity:
         token_hash = hash_token(token)
         sure = True
         try:
-            account = await self._issued.account_of(token_hash)
+            found = await self._issued.find(token_hash)
         except StoreDown:
-            account, sure = None, False
-        if account is None:
-            account = await self._account_by_jwt(token)
+            found, sure = None, False
+        if found is not None:
+            if found.is_due:
+                self._whoami.ask_again(token, token_hash, peer=peer)
+            return await self._named(found, token)
+        account = await self._account_by_jwt(token)
         if account is not None:
-            name = self._names.get(account)
-            return Client(account) if name is None else Configured(name)
+            return await self._named(Found(Owner(account)), token)
         name = self._keys.get(token_hash)
-        return self._stranger(token_hash, sure=sure) if name is None else Configured(name)
+        if name is not None:
+            return Configured(name)
+        answer = await self._whoami.ask(token, token_hash, peer=peer)
+        match answer:
+            case Owner():
+                return await self._named(Found(answer), token)
+            case Denied():
+                return answer
+            case None:
+                return self._stranger(token_hash, sure=sure)
+            case _:
+                assert_never(answer)
 
     def managed(self, client_id: str) -> TokenKeeper | None:
         """Return the token of the managed account of that client id."""
@@ -153,6 +195,34 @@ class Identity:
     async def note_issued(self, token: str, client_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued, here and in the store."""
         await self._issued.add(token, account_id(client_id), lifetime)
+
+    async def _named(self, found: Found, token: str) -> Caller:
+        """Return whom a token identifies whose owner is known."""
+        owner = found.owner
+        name = self._names.get(owner.account_id)
+        if name is None:
+            if owner.by_api and self._rules.unidentified == "reject":
+                raise unauthenticated("The token's client is not configured here.")
+            return Client(owner.account_id)
+        keeper = self.tokens.get(name)
+        if keeper is None or not owner.by_api:
+            return Configured(name)
+        return Configured(name, await self._is_service(found, token, keeper))
+
+    async def _is_service(self, found: Found, token: str, keeper: TokenKeeper) -> bool:
+        """True if the API's word proves the managed account's service.
+
+        A token that is over proves nothing until the API was asked again: else one that leaked
+        would serve for as long as the API cannot be asked.
+        """
+        owner = found.owner
+        if not owner.organization:
+            return False
+        if found.is_due:
+            remaining = remaining_life(token, self._clock.wall())
+            if remaining is not None and remaining <= 0:
+                return False
+        return await self._organizations.of(owner.account_id, keeper) == owner.organization
 
     def _stranger(self, token_hash: bytes, *, sure: bool) -> Stranger:
         if self._rules.unidentified == "pace":

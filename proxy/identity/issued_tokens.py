@@ -1,24 +1,52 @@
-"""The table of issued tokens: which account each token was issued to.
+"""The table of tokens whose client is known: issued through this proxy, or named by the API.
 
-It holds tokens as hashes and accounts as ids. It is bounded, and an entry ends with its token.
-With a shared store all replicas know what one replica has noted.
+It holds tokens as hashes and accounts as ids, and it is bounded. With a shared store all replicas
+know what one replica has noted.
+
+An entry of a token that was issued here ends with the token. An entry that the API named is *due*
+at its end: it still counts, but the API has to be asked again (`identity/whoami.py`).
+
+A full table makes room in this order: entries past their end; the oldest entry of the same account,
+so that a client that renews its token evicts nobody; the oldest entry of all.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from proxy.clock import Clock
 from proxy.rules.digests import hash_token
-from proxy.store.issued_tokens import Entry, IssuedToken, SharedTokens
+from proxy.store.issued_tokens import BY_API, Entry, IssuedToken, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is noted when it is issued, before it is ever used
 _ASK_SOON: Final = 1.0  # where the store lost what it knew, and may yet be told
 _TELLING: Final = 10.0  # seconds the replicas take to tell it
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a token is.
+
+    `by_api` is True if the API said so; then `organization` is a digest of the organization, and
+    empty unless the token is the client's own service's.
+    """
+
+    account_id: str
+    by_api: bool = False
+    organization: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry of the table; `is_due` if the API has to be asked again."""
+
+    owner: Owner
+    is_due: bool = False
+
+
 class IssuedTokens:
-    """Account ids by token hash.
+    """Owners by token hash.
 
     `secret_of` gives the secret of a managed account's id: entries of the store that name such an
     account count only if they are sealed with it.
@@ -32,42 +60,83 @@ class IssuedTokens:
         shared: SharedTokens | None,
         secret_of: Callable[[str], str | None],
     ) -> None:
-        self.limit = limit
+        self._limit = limit
         self._clock = clock
         self._shared = shared
         self._secret_of = secret_of
-        self._known: dict[bytes, tuple[str, float]] = {}
+        self._known: dict[bytes, tuple[Owner, float]] = {}
         self._unknown: dict[bytes, float] = {}
         self._told_by = -inf
         if shared is not None:
             shared.restore_from(self._entries_again)
 
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def apply(self, limit: int) -> None:
+        """Hold so many entries from now on."""
+        self._limit = limit
+
     async def add(self, token: str, account_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued."""
-        token_hash = hash_token(token)
-        self._keep(token_hash, account_id, lifetime)
-        if self._shared is not None:
-            secret = self._secret_of(account_id)
-            await self._shared.add(IssuedToken(token_hash, account_id, lifetime, secret))
+        await self.add_owner(hash_token(token), Owner(account_id), lifetime)
 
-    async def account_of(self, token_hash: bytes) -> str | None:
-        """Return the id of the account the token was issued to, None if nobody knows.
+    async def add_owner(self, token_hash: bytes, owner: Owner, lifetime: float) -> None:
+        """Remember for `lifetime` seconds whose a token is."""
+        self._keep(token_hash, owner, lifetime)
+        if self._shared is not None:
+            await self._shared.add(self._to_share(token_hash, owner, lifetime))
+
+    async def find(self, token_hash: bytes) -> Found | None:
+        """Return whose the token is, None if nobody knows.
 
         Raises StoreDown if another replica may know, and cannot be asked.
         """
-        account_id, expires = self._known.get(token_hash, (None, 0.0))
+        owner, expires = self._known.get(token_hash, (None, 0.0))
         now = self._clock.monotonic()
-        if account_id is not None and expires > now:
-            return account_id
+        if owner is not None and (expires > now or owner.by_api):
+            return Found(owner, is_due=expires <= now)
         self._known.pop(token_hash, None)
         if self._shared is None or self._unknown.get(token_hash, 0.0) > now:
             return None
-        return await self._ask(token_hash, self._shared)
+        owner = await self.look_up(token_hash)
+        if owner is not None:
+            return Found(owner)
+        if len(self._unknown) >= self._limit:
+            self._unknown.clear()
+        now = self._clock.monotonic()
+        self._unknown[token_hash] = now + (_ASK_SOON if now < self._told_by else _ASK_AGAIN)
+        return None
+
+    async def look_up(self, token_hash: bytes) -> Owner | None:
+        """Return whose the token is by the store, None if it does not know.
+
+        Raises StoreDown if it cannot be asked.
+        """
+        entry = None if self._shared is None else await self._shared.find(token_hash)
+        if entry is None or not self._is_genuine(token_hash, entry):
+            return None
+        by_api = entry.origin.startswith(BY_API)
+        owner = Owner(entry.account_id, by_api, entry.origin.removeprefix(BY_API))
+        self._keep(token_hash, owner, entry.expires - self._clock.wall())
+        return owner
+
+    def postpone(self, token_hash: bytes, seconds: float) -> None:
+        """Let an entry that is due count for some more seconds."""
+        if token_hash in self._known:
+            owner, _ = self._known[token_hash]
+            self._known[token_hash] = (owner, self._clock.monotonic() + seconds)
+
+    def drop(self, token_hash: bytes) -> None:
+        """Forget a token."""
+        self._known.pop(token_hash, None)
 
     def forget(self, account_id: str) -> None:
         """Forget the tokens of an account that is gone, or has a new secret."""
         self._known = {
-            token_hash: known for token_hash, known in self._known.items() if known[0] != account_id
+            token_hash: known
+            for token_hash, known in self._known.items()
+            if known[0].account_id != account_id
         }
 
     def _entries_again(self) -> Iterator[IssuedToken]:
@@ -78,22 +147,14 @@ class IssuedTokens:
 
     def _entries(self) -> Iterator[IssuedToken]:
         now = self._clock.monotonic()
-        for token_hash, (account_id, expires) in self._known.items():
+        for token_hash, (owner, expires) in self._known.items():
             if expires > now:
-                yield IssuedToken(
-                    token_hash, account_id, expires - now, self._secret_of(account_id)
-                )
+                yield self._to_share(token_hash, owner, expires - now)
 
-    async def _ask(self, token_hash: bytes, shared: SharedTokens) -> str | None:
-        entry = await shared.find(token_hash)
-        if entry is None or not self._is_genuine(token_hash, entry):
-            if len(self._unknown) >= self.limit:
-                self._unknown.clear()
-            now = self._clock.monotonic()
-            self._unknown[token_hash] = now + (_ASK_SOON if now < self._told_by else _ASK_AGAIN)
-            return None
-        self._keep(token_hash, entry.account_id, entry.expires - self._clock.wall())
-        return entry.account_id
+    def _to_share(self, token_hash: bytes, owner: Owner, lifetime: float) -> IssuedToken:
+        origin = f"{BY_API}{owner.organization}" if owner.by_api else ""
+        secret = self._secret_of(owner.account_id)
+        return IssuedToken(token_hash, owner.account_id, lifetime, secret, origin)
 
     def _is_genuine(self, token_hash: bytes, entry: Entry) -> bool:
         secret = self._secret_of(entry.account_id)
@@ -101,10 +162,16 @@ class IssuedTokens:
             return not entry.seal
         return entry.is_sealed_by(token_hash, secret)
 
-    def _keep(self, token_hash: bytes, account_id: str, lifetime: float) -> None:
+    def _keep(self, token_hash: bytes, owner: Owner, lifetime: float) -> None:
         now = self._clock.monotonic()
-        if len(self._known) >= self.limit:
-            self._known = {key: value for key, value in self._known.items() if value[1] > now}
-        if len(self._known) >= self.limit:
-            del self._known[next(iter(self._known))]  # the oldest entry
-        self._known[token_hash] = (account_id, now + lifetime)
+        self._known.pop(token_hash, None)
+        if len(self._known) >= self._limit:
+            self._make_room(owner.account_id, now)
+        self._known[token_hash] = (owner, now + lifetime)
+
+    def _make_room(self, account_id: str, now: float) -> None:
+        self._known = {key: value for key, value in self._known.items() if value[1] > now}
+        if len(self._known) < self._limit:
+            return
+        own = (key for key, (owner, _) in self._known.items() if owner.account_id == account_id)
+        del self._known[next(own, None) or next(iter(self._known))]

@@ -5,7 +5,7 @@ types. What PyJWT would let pass is refused here first: oversized tokens, repeat
 that is no number, foreign `typ`. Times are judged by the injected wall clock.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import jwt
 
@@ -13,6 +13,13 @@ from proxy.clock import Clock
 from proxy.identity.signing_keys import ALGORITHMS, SigningKeys
 from proxy.problems import unauthenticated
 from proxy.rules.claims import LONGEST_LIFE, Claims, mentions, read_claims
+from proxy.rules.service_tests import (
+    PRESETS,
+    Condition,
+    ServiceTest,
+    differs_only_in_form,
+    plain,
+)
 from proxy.settings import Identity as IdentitySettings
 
 LEEWAY: Final = 60.0  # seconds, for clocks that differ
@@ -25,6 +32,7 @@ class Verifier:
 
     def __init__(self, settings: IdentitySettings, keys: SigningKeys, *, clock: Clock) -> None:
         self._settings = settings
+        self._test = _service_test(settings)
         self._keys = keys
         self._clock = clock
 
@@ -36,7 +44,15 @@ class Verifier:
         claims = read_claims(token)
         if claims is None and mentions(token, self._settings.issuer or ""):
             raise unauthenticated("The token is malformed.")
-        return claims if claims and claims.payload.get("iss") == self._settings.issuer else None
+        if claims is None:
+            return None
+        issuer, ours = claims.payload.get("iss"), self._settings.issuer or ""
+        if isinstance(issuer, str) and differs_only_in_form(issuer, ours):
+            raise unauthenticated(
+                "The token's issuer differs from the configured one only by case, a trailing slash"
+                " or the scheme; identity.issuer must be written as the issuer writes it."
+            )
+        return claims if issuer == ours else None
 
     async def client_of(self, token: str, claims: Claims) -> str:
         """Return the client id the token proves.
@@ -46,16 +62,19 @@ class Verifier:
         if token.endswith("="):  # RFC 7515 section 2: no padding; a token has one spelling
             raise unauthenticated("The token is malformed.")
         self._check_times(claims)
+        has_audience = self._test.has_audience or "aud" in claims.payload
+        if not has_audience:
+            self._check_scopes(claims)
         key = await self._key(claims)
         try:
             jwt.decode(
                 token,
                 key=key.key,
                 algorithms=[key.algorithm_name],
-                audience=self._settings.audience,
+                audience=self._settings.audience if has_audience else None,
                 issuer=self._settings.issuer,
                 options={
-                    "require": ["exp", "iss", "aud", "sub"],
+                    "require": ["exp", "iss", "sub", *(["aud"] if has_audience else [])],
                     "verify_exp": False,  # checked above, by our clock
                     "verify_iat": False,
                     "verify_nbf": False,
@@ -82,6 +101,16 @@ class Verifier:
         if not is_sane:
             raise unauthenticated("The token's lifetime makes no sense.")
 
+    def _check_scopes(self, claims: Claims) -> None:
+        """Look for the audience among the scopes, where the issuer writes no `aud`.
+
+        A scope of another resource server, or none, is no proof that the token is meant for us.
+        """
+        audience = self._settings.audience or ""
+        named = {scope.rpartition("/")[0] for scope in claims.scopes() or ()}
+        if audience not in {*named, claims.payload.get(self._settings.claim)}:
+            raise unauthenticated("The token is not meant for this audience.")
+
     async def _key(self, claims: Claims) -> jwt.PyJWK:
         header = claims.header
         algorithm, key_id = header.get("alg"), header.get("kid")
@@ -103,10 +132,29 @@ class Verifier:
         return key
 
     def _client_id(self, claims: Claims) -> str:
-        client_id: Any = claims.payload.get(self._settings.claim)
-        subject: Any = claims.payload.get("sub")
-        if not isinstance(client_id, str) or not isinstance(subject, str) or not client_id:
+        client_id = self._test.client_id(claims.payload)
+        if client_id is None or not isinstance(claims.payload.get("sub"), str):
             raise unauthenticated("The token does not name a client.")
-        if client_id != subject:
+        if not self._test.is_service(claims.payload, client_id):
             raise unauthenticated("The token is a user's, not the service account's.")
         return client_id
+
+
+def _service_test(settings: IdentitySettings) -> ServiceTest:
+    test = settings.service_test
+    if test is None:
+        return plain(settings.claim)
+    if isinstance(test, str):
+        return PRESETS[test]
+    conditions = tuple(
+        Condition(
+            claim=one.claim,
+            equals=one.equals,
+            ends_with=one.ends_with,
+            equals_claim=one.equals_claim,
+            absent=one.absent,
+            suffix=one.suffix,
+        )
+        for one in test
+    )
+    return ServiceTest((settings.claim,), (conditions,))

@@ -1,11 +1,22 @@
 """The hashes by which accounts and tokens are known, so that neither is kept or told as it is."""
 
 import hashlib
+import re
+from typing import Final
+
+# RFC 9562 section 4: a UUID is one in either case; other ids are what they are, letter by letter.
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 def account_id(client_id: str) -> str:
     """Return the name by which an account is known without its client id being told."""
-    return hashlib.sha256(client_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    is_uuid = _UUID.fullmatch(client_id) is not None
+    return digest(client_id.lower() if is_uuid else client_id)
+
+
+def digest(text: str) -> str:
+    """Return half of the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_token(token: str) -> bytes:

@@ -103,7 +103,13 @@ class Proxy:
         self._tokens.apply(settings)
         self.issuer = Issuer(settings, clock=clock)
         self.identity = Identity(
-            settings, clock=clock, tokens=self._tokens, issuer=self.issuer, shared=shared
+            settings,
+            clock=clock,
+            tokens=self._tokens,
+            issuer=self.issuer,
+            api=self.api,
+            spawn=tasks.create_task,
+            shared=shared,
         )
         self._login = Login(settings, self.login_server, self.identity, clock=clock)
         self.handler = self._make_handler()
@@ -161,12 +167,14 @@ class Proxy:
     async def give_up(self) -> None:
         """Break off what is still unanswered, and tell its callers."""
         self._tokens.close()
+        self.identity.close()
         for upstream in (self.api, self.login_server, self.issuer):
             await upstream.give_up()
 
     async def close(self) -> None:
         """Close the connections to other servers."""
         self._tokens.close()
+        self.identity.close()
         self.snapshots.close()
         for task in self._forever:
             task.cancel()

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.settings.values import (
+    ApiCall,
     BodySize,
     ClientId,
     Cost,
@@ -216,6 +217,30 @@ class Tokens(Section):
     `pacing.max_wait` above `min_refresh_interval`), or sent anyway."""
 
 
+class ClaimTest(Section):
+    """What one claim of a verified JWT must be: exactly one of four conditions."""
+
+    claim: Filled
+    """The claim."""
+    equals: str | bool | int | None = None
+    """It is this value."""
+    ends_with: Filled | None = None
+    """It is a text that ends with this one."""
+    equals_claim: Filled | None = None
+    """It is a text equal to that claim, with `suffix` behind it."""
+    suffix: str = ""
+    """What follows the other claim's text; only with equals_claim."""
+    absent: Flag = False
+    """It is not there."""
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        given = [self.equals, self.ends_with, self.equals_claim, self.absent or None]
+        if sum(value is not None for value in given) != 1:
+            yield _Conflict(("claim",), "needs one of equals, ends_with, equals_claim and absent")
+        if self.suffix and self.equals_claim is None:
+            yield _Conflict(("suffix",), "needs equals_claim")
+
+
 class Identity(Section):
     """Who callers are; without `issuer` no JWT identifies anybody."""
 
@@ -224,7 +249,7 @@ class Identity(Section):
     max_unidentified: Count = 1000
     """Unknown callers remembered at once; beyond it they get 429."""
     max_learned: Count = 10000
-    """Tokens remembered with the client they were issued to; beyond it the first is forgotten."""
+    """Tokens remembered with their client; beyond it the oldest is forgotten, and asked about."""
     issuer: Filled | None = None
     """Issuer whose JWTs identify their account; only together with jwks_url and audience."""
     jwks_url: Url | None = None
@@ -232,7 +257,18 @@ class Identity(Section):
     audience: Filled | None = None
     """Audience a JWT must name."""
     claim: Filled = "client_id"
-    """Claim that holds the client id; it must equal `sub` too."""
+    """Claim that holds the client id; a preset of service_test names its own."""
+    service_test: (
+        Literal["entra", "keycloak", "auth0", "okta", "cognito"]
+        | Annotated[tuple[ClaimTest, ...], NotEmpty]
+        | None
+    ) = None
+    """Which verified JWTs are a service's and no person's: null is where `sub` equals the claim;
+    else a provider's name, or a list of conditions, which must all hold."""
+    whoami: ApiCall | None = "/api/v2/tokens/me"
+    """Call of the API that names the client of a token nobody else knows; null asks nothing."""
+    whoami_field: Filled = "OAuthClient.id"
+    """Where the client id stands in its answer: names of JSON fields, with dots between."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         trio = {"issuer": self.issuer, "jwks_url": self.jwks_url, "audience": self.audience}
@@ -240,6 +276,8 @@ class Identity(Section):
         if len(missing) < len(trio):
             for key in missing:
                 yield _Conflict((key,), "is required: issuer, jwks_url and audience go together")
+        if self.service_test is not None and self.issuer is None:
+            yield _Conflict(("service_test",), "needs issuer, jwks_url and audience")
 
 
 class Account(Section):
@@ -261,6 +299,8 @@ class Account(Section):
     """`sha256:` and 64 hex digits each: hashes of keys callers may present instead of a token."""
     interval: PositiveSeconds | None = None
     """Seconds between two sends, instead of `pacing.interval`."""
+    organization_id: Filled | None = None
+    """Id of its organization at the API; null asks the API, once, with the account's token."""
 
     @property
     def is_managed(self) -> bool:

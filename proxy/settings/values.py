@@ -175,6 +175,7 @@ KeyHash = Annotated[
     AfterValidator(str.lower),
 ]
 
+ApiCall = Annotated[str, _matching(r"/(?!/)[!-\"$-~]*", "must be a path, like /api/v2/tokens/me")]
 Prefix = Annotated[
     str,
     _matching(

@@ -18,7 +18,7 @@ from proxy.simulator.errors import ApiError
 from proxy.simulator.exports import KEY_HEADER, Exports, family_of, normalise
 from proxy.simulator.ledger import UNATTRIBUTED, Arrival, Ledger
 from proxy.simulator.limiter import Limiter, Pace, Refused
-from proxy.simulator.resources import Answer, Ask, answer
+from proxy.simulator.resources import WHOAMI, Answer, Ask, answer
 from proxy.simulator.settings import SimulatorSettings
 from proxy.simulator.tokens import SigningKey, Token, TokenBook
 
@@ -84,7 +84,10 @@ class ExportApi:
         arrival.status = result.status
         if self.latency > 0:
             await asyncio.sleep(self.latency)
-        return self._render(result, caller.account)
+        response = self._render(result, caller.account)
+        if arrival.path == WHOAMI and "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     def _identify(self, authorization: str | None) -> Caller:
         scheme, _, credentials = (authorization or "").partition(" ")

@@ -5,6 +5,7 @@ are arguments; only `run`, which serves a process of its own, takes the real one
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from proxy.simulator.grants import GrantOrder, Grants
 from proxy.simulator.ledger import AccountReport, Arrival, Counts, summarise
 from proxy.simulator.login_server import LoginServer
 from proxy.simulator.settings import SimulatorSettings
-from proxy.simulator.tokens import SigningKey
+from proxy.simulator.tokens import Mint, SigningKey
 
 _MAX_BODY = 512_000
 """The vendor's `request.bytes.max`."""
@@ -85,6 +86,28 @@ class Simulator:
     def revoke_token(self, token: str) -> None:
         """Answer `credentials.expired` to a token from now on; KeyError if none such is issued."""
         self._books.tokens.revoke(token)
+
+    def mint(
+        self,
+        client_id: str,
+        *,
+        organization: str | None = None,
+        user: str | None = None,
+        opaque: bool = False,
+    ) -> str:
+        """Issue a token past the token endpoint, as a log-in elsewhere gets it."""
+        spec = self._settings.find_client(client_id) or self._settings.any_client_spec
+        order = Mint(
+            client_id=client_id,
+            scopes=self._grants.held(client_id, self._clocks.monotonic()),
+            now=self._clocks.wall(),
+            lifetime=spec.token_lifetime,
+            token_id=secrets.token_urlsafe(32),
+            opaque=opaque or spec.opaque,
+            organization=organization or self._settings.organization,
+            user=user,
+        )
+        return self._books.tokens.mint(order)
 
     def eat_quota(self, client_id: str, seconds: float) -> None:
         """Refuse all of an account's paced arrivals for some seconds, as if others had come."""

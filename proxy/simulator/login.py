@@ -36,9 +36,11 @@ def log_in(
     authorization: str | None,
     body: str,
     find_client: Callable[[str], ClientSpec | None],
+    *,
+    query: str = "",
 ) -> LoggedIn | LoginError:
-    """Judge a token request by its Authorization field and its form-encoded body."""
-    form = read_form(body)
+    """Judge a token request by its Authorization field and its form, in the body or the query."""
+    form = read_form("&".join(part for part in (query, body) if part))
     if form is None:
         return invalid_login("malformed or repeated parameter")
     if "grant_type" not in form:
@@ -69,9 +71,14 @@ def read_credentials(authorization: str | None, form: dict[str, str]) -> Credent
         return Credentials(
             client_id=form["client_id"], secret=form["client_secret"], by_header=False
         )
-    if "client_secret" in form:
+    basic = read_basic(authorization)
+    if basic is None:
+        return invalid_client("malformed credentials", by_header=True)
+    if "client_secret" not in form:
+        return basic
+    if basic.secret:
         return invalid_login("more than one way of client authentication")
-    return read_basic(authorization) or invalid_client("malformed credentials", by_header=True)
+    return Credentials(client_id=basic.client_id, secret=form["client_secret"], by_header=True)
 
 
 def read_basic(authorization: str) -> Credentials | None:

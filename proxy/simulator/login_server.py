@@ -44,6 +44,8 @@ class LoginServer:
         response = self._refuse(result) if isinstance(result, LoginError) else self._mint(result)
         if self.latency > 0:
             await asyncio.sleep(self.latency)
+        if "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, ""):
+            response.enable_compression(web.ContentCoding.gzip)
         return response
 
     async def show_keys(self, _request: web.Request) -> web.Response:
@@ -53,14 +55,17 @@ class LoginServer:
         if self.throttled > 0:
             self.throttled -= 1
             return errors.LOGIN_THROTTLED
-        if request.content_type != _FORM:
+        has_body = bool(request.content_length) or not request.query_string
+        if has_body and request.content_type != _FORM:
             return errors.invalid_login(f"the body must be {_FORM}")
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         try:
             body = (await request.read()).decode()
         except UnicodeDecodeError:
             return errors.invalid_login("the body must be UTF-8")
-        return log_in(authorization, body, self._settings.find_client)
+        return log_in(
+            authorization, body, self._settings.find_client, query=request.rel_url.raw_query_string
+        )
 
     def _mint(self, login: LoggedIn) -> web.Response:
         scopes = self._grants.held(login.client_id, self._clocks.monotonic())
@@ -71,6 +76,7 @@ class LoginServer:
             lifetime=login.spec.token_lifetime,
             token_id=secrets.token_urlsafe(32),
             opaque=login.spec.opaque,
+            organization=self._settings.organization,
         )
         answer: dict[str, object] = {
             "access_token": self._tokens.mint(order),

@@ -15,6 +15,7 @@ from proxy.simulator.grants import required_scope
 from proxy.simulator.tokens import Token
 
 _LISTED = 25
+WHOAMI = "/api/v2/tokens/me"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,22 @@ def _change(export: Export, state: str, exports: AccountExports) -> Answer:
 def _answer_elsewhere(ask: Ask) -> Answer | ApiError:
     if not ask.path.startswith("/api/v2/"):
         return errors.NOT_FOUND
-    if ask.path == "/api/v2/tokens/me":
-        scopes = sorted(ask.token.scopes)
-        return Answer(200, {"OAuthClient": {"id": ask.token.client_id}, "authorizedScope": scopes})
+    if ask.path == WHOAMI:
+        return Answer(200, _token_info(ask.token))
     return Answer(200, {"id": ask.token.client_id, "selfUri": ask.path})
+
+
+def _token_info(token: Token) -> Mapping[str, object]:
+    """Describe a token as the vendor does; a person's names the person."""
+    organization = {"id": token.organization, "name": token.organization}
+    info: dict[str, object] = {
+        "organization": organization,
+        "homeOrganization": organization,
+        "authorizedScope": sorted(token.scopes),
+        "OAuthClient": {
+            "id": token.client_id,
+            "name": token.client_id,
+            "organization": organization,
+        },
+    }
+    return info | ({"user": {"id": token.user}} if token.user else {})

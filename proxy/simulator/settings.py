@@ -38,6 +38,8 @@ class SimulatorSettings:
     """Name the scopes in the token answer. The vendor does not, for this grant."""
     allowed_per_minute: int = 300
     """Only announced, in `inin-ratelimit-allowed`; what is enforced is `interval`."""
+    organization: str = "simulated-organization"
+    """Id of the organization in which the clients work."""
     ledger_size: int = 20_000
     """Arrivals, and exports, remembered per account; older ones are forgotten."""
 

@@ -48,6 +48,8 @@ class Token:
     client_id: str
     scopes: frozenset[str]
     expires_at: float
+    organization: str
+    user: str | None = None
     revoked: bool = False
 
     def is_live(self, now: float) -> bool:
@@ -64,11 +66,14 @@ class Mint:
     lifetime: float
     token_id: str
     opaque: bool
+    organization: str = "simulated-organization"
+    user: str | None = None
+    """The person it is for; None where it is the client's own."""
 
     def claims(self, *, issuer: str, audience: str) -> dict[str, Any]:
         return {
             "iss": issuer,
-            "sub": self.client_id,
+            "sub": self.user or self.client_id,
             "client_id": self.client_id,
             "aud": audience,
             "iat": int(self.now),
@@ -93,6 +98,8 @@ class TokenBook:
             client_id=order.client_id,
             scopes=order.scopes,
             expires_at=order.now + order.lifetime,
+            organization=order.organization,
+            user=order.user,
         )
         return text
 

@@ -3,6 +3,9 @@
 An entry is keyed by the hash of the token and names the account by the hash of its client id. An
 entry for a managed account carries an HMAC of its content under the account's secret, so write
 access to the store is not enough to make a token stand for another account.
+
+Replicas ask the API about a token once: the one that writes the token's question first asks, the
+others wait for its entry, or for its word that the API names nobody.
 """
 
 import asyncio
@@ -11,24 +14,32 @@ import hmac
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from proxy.clock import Clock
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection, StoreDown
 
 _TOKEN: Final = PREFIX + "token:"
+_QUESTION: Final = PREFIX + "question:"
+_STRANGER: Final = "stranger"
 _MAX_DIGITS: Final = 12  # of a date
+BY_API: Final = "api:"
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A token and its account; `lifetime` in seconds, `secret` that of a managed account."""
+    """A token and its account; `lifetime` in seconds, `secret` that of a managed account.
+
+    `origin` is empty for a token that was issued here, else `BY_API` and a digest of the
+    organization whose service the token is.
+    """
 
     token_hash: bytes
     account_id: str
     lifetime: float
     secret: str | None
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +49,11 @@ class Entry:
     account_id: str
     expires: int
     seal: str
+    origin: str = ""
 
     def is_sealed_by(self, token_hash: bytes, secret: str) -> bool:
         """True if the writer of the entry knew the account's secret."""
-        seal = _seal(token_hash, self.account_id, self.expires, secret)
+        seal = _seal(token_hash, self.account_id, self.expires, self.origin, secret)
         return hmac.compare_digest(self.seal.encode(), seal.encode())
 
 
@@ -91,6 +103,38 @@ class SharedTokens:
             self._spawn(self._ask(token_hash, asking))
         return await asyncio.shield(asking)
 
+    async def begin_question(
+        self, token_hash: bytes, asker: str, seconds: float
+    ) -> Literal["ours", "theirs", "stranger"]:
+        """Say that `asker` asks the API about a token; return who really does.
+
+        `stranger`: another replica has asked, and the API names nobody. Raises StoreDown.
+        """
+        key = _QUESTION + token_hash.hex()
+
+        async def exchange() -> bytes | str | None:
+            commands: Any = self._connection.redis.pipeline(transaction=False)
+            commands.set(key, asker, nx=True, px=int(1000 * seconds)).mget([key])
+            *_, (value,) = await commands.execute()
+            return value  # type: ignore[no-any-return]  # redis-py does not say
+
+        value = await self._connection.call(exchange)
+        text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        if text == _STRANGER:
+            return "stranger"
+        return "ours" if text == asker else "theirs"
+
+    async def end_question(self, token_hash: bytes, *, stranger_for: float | None) -> None:
+        """Say that the API was asked; it named nobody if `stranger_for` is in seconds."""
+        key = _QUESTION + token_hash.hex()
+        with suppress(StoreDown):  # the question ends by itself
+            if stranger_for is None:
+                await self._connection.call(lambda: self._connection.redis.delete(key))
+            else:
+                await self._connection.call(
+                    lambda: self._connection.redis.set(key, _STRANGER, px=int(1000 * stranger_for))
+                )
+
     async def _ask(self, token_hash: bytes, asking: "asyncio.Future[Entry | None]") -> None:
         try:
             asking.set_result(await self._read(token_hash))
@@ -109,21 +153,21 @@ class SharedTokens:
         if value is None:
             return None
         text = value if isinstance(value, str) else value.decode("ascii", "replace")
-        account_id, _, rest = text.partition(" ")
-        expires, _, seal = rest.partition(" ")
+        account_id, expires, seal, origin, *_ = (*text.split(" ", 3), "", "", "")
         if not expires.isdecimal() or len(expires) > _MAX_DIGITS:
             return None
-        entry = Entry(account_id, int(expires), seal)
+        entry = Entry(account_id, int(expires), seal, origin)
         return entry if entry.expires > self._clock.wall() else None
 
     async def _write(self, issued: IssuedToken) -> None:
         token_hash, account_id, secret = issued.token_hash, issued.account_id, issued.secret
+        origin = issued.origin
         expires = int(self._clock.wall() + issued.lifetime)
-        seal = "" if secret is None else _seal(token_hash, account_id, expires, secret)
+        seal = "" if secret is None else _seal(token_hash, account_id, expires, origin, secret)
         await self._connection.call(
             lambda: self._connection.redis.set(
                 _TOKEN + token_hash.hex(),
-                f"{account_id} {expires} {seal}",
+                f"{account_id} {expires} {seal}" + (f" {origin}" if origin else ""),
                 ex=max(1, int(issued.lifetime)),
             )
         )
@@ -139,6 +183,7 @@ class SharedTokens:
             self._is_restoring = False
 
 
-def _seal(token_hash: bytes, account_id: str, expires: int, secret: str) -> str:
-    message = f"{token_hash.hex()} {account_id} {expires}".encode()
+def _seal(token_hash: bytes, account_id: str, expires: int, origin: str, secret: str) -> str:
+    said = f"{token_hash.hex()} {account_id} {expires}"
+    message = (f"{said} {origin}" if origin else said).encode()
     return hmac.new(secret.encode(), message, hashlib.sha256).hexdigest()

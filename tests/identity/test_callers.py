@@ -45,44 +45,51 @@ async def identity(clock: FakeClock, **identity: Any) -> AsyncIterator[Identity]
         )
         tokens.apply(settings)
         issuer = Issuer(settings, clock=clock)
-        yield Identity(settings, clock=clock, tokens=tokens, issuer=issuer)
+        yield Identity(
+            settings,
+            clock=clock,
+            tokens=tokens,
+            issuer=issuer,
+            api=upstream,
+            spawn=tasks.create_task,
+        )
         tokens.close()
         await upstream.close()
 
 
 async def test_unknown_token_is_a_stranger() -> None:
     async with identity(FakeClock()) as it:
-        assert await it.caller(["Bearer t"]) == Stranger(hash_token("t"), sure=True)
+        assert await it.caller(["Bearer t"], peer="p") == Stranger(hash_token("t"), sure=True)
 
 
 async def test_issued_token_names_its_client() -> None:
     async with identity(FakeClock()) as it:
         await it.note_issued("t", "berlin-id", 600)
-        assert await it.caller(["Bearer t"]) == Client(account_id("berlin-id"))
+        assert await it.caller(["Bearer t"], peer="p") == Client(account_id("berlin-id"))
 
 
 async def test_issued_token_of_a_configured_client_names_the_account() -> None:
     async with identity(FakeClock()) as it:
         await it.note_issued("t", "london-id", 600)
-        assert await it.caller(["Bearer t"]) == Configured("london")
+        assert await it.caller(["Bearer t"], peer="p") == Configured("london")
 
 
 async def test_key_names_its_account() -> None:
     async with identity(FakeClock()) as it:
-        assert await it.caller(["Bearer a-key"]) == Configured("paris")
+        assert await it.caller(["Bearer a-key"], peer="p") == Configured("paris")
 
 
 async def test_forgotten_client_is_a_stranger() -> None:
     async with identity(FakeClock()) as it:
         await it.note_issued("t", "london-id", 600)
         it.forget("london-id")
-        assert isinstance(await it.caller(["Bearer t"]), Stranger)
+        assert isinstance(await it.caller(["Bearer t"], peer="p"), Stranger)
 
 
 async def test_stranger_is_refused_where_everybody_must_be_known() -> None:
     async with identity(FakeClock(), unidentified="reject") as it:
         with pytest.raises(Problem) as refused:
-            await it.caller(["Bearer t"])
+            await it.caller(["Bearer t"], peer="p")
     assert refused.value.name == "unauthenticated"
 
 

@@ -127,13 +127,11 @@ async def test_the_claim_that_names_the_client_can_be_chosen() -> None:
 
 
 async def test_a_token_of_another_issuer_claims_nothing() -> None:
-    """A prefix, a list and the same in other words are other issuers."""
+    """A prefix, a list and anything else are other issuers."""
     async with bench() as it:
         issuers: list[Any] = [
             "https://other.example/",
-            ISSUER.rstrip("/"),
             ISSUER + "x",
-            ISSUER.upper(),
             [ISSUER],
             {"iss": ISSUER},
             7,
@@ -145,6 +143,55 @@ async def test_a_token_of_another_issuer_claims_nothing() -> None:
         for token in ("opaque", "a.b.c", "", unsigned([ISSUER]).replace(".", "")):
             assert await it.client_of(token) is None
         assert it.server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "issuer", [ISSUER.rstrip("/"), ISSUER.upper(), ISSUER.replace("https", "http")]
+)
+async def test_issuer_written_otherwise_is_refused_with_a_word_on_it(issuer: str) -> None:
+    """It is a slip in the configuration: forwarded, the token would seem to be a stranger's."""
+    async with bench() as it:
+        refusal = await it.refusal(signed(claims(iss=issuer)))
+        assert refusal.status == 401
+        assert "identity.issuer" in refusal.detail
+        assert it.server.connections == 0
+
+
+PROVIDERS: dict[str, dict[str, Any]] = {
+    "entra": claims(client_id=None, azp="client-1", sub="o", oid="o", idtyp="app"),
+    "keycloak": claims(
+        client_id=None, azp="client-1", sub="uuid", preferred_username="service-account-client-1"
+    ),
+    "auth0": claims(client_id=None, azp="client-1", sub="client-1@clients"),
+    "okta": claims(client_id=None, cid="client-1"),
+    "cognito": claims(aud=None, token_use="access", scope=f"{AUDIENCE}/exports"),
+}
+
+
+@pytest.mark.parametrize(("preset", "payload"), PROVIDERS.items(), ids=PROVIDERS.keys())
+async def test_service_token_of_a_provider_proves_its_client(
+    preset: str, payload: dict[str, Any]
+) -> None:
+    async with bench(service_test=preset) as it:
+        assert await it.client_of(signed(payload)) == "client-1"
+        person = {**payload, "sub": "ann", "preferred_username": "ann", "idtyp": "user"}
+        assert (await it.refusal(signed(person))).status == 401
+
+
+@pytest.mark.parametrize("scope", [None, "exports", "other/exports", f"{AUDIENCE}2/exports"])
+async def test_cognito_token_for_another_resource_server_is_refused(scope: str | None) -> None:
+    """It has no audience: the resource server stands in its scopes."""
+    async with bench(service_test="cognito") as it:
+        payload = claims(aud=None, token_use="access", scope=scope)
+        assert (await it.refusal(signed(payload))).status == 401
+
+
+async def test_conditions_of_our_own() -> None:
+    test = [{"claim": "sub", "equals_claim": "azp", "suffix": "@clients"}]
+    async with bench(service_test=test, claim="azp") as it:
+        good = claims(client_id=None, azp="client-1", sub="client-1@clients")
+        assert await it.client_of(signed(good)) == "client-1"
+        assert (await it.refusal(signed({**good, "sub": "client-1"}))).status == 401
 
 
 # Who is not

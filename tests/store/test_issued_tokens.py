@@ -40,7 +40,8 @@ class Replica:
     secrets: dict[str, str]
 
     async def knows(self, token: str = TOKEN) -> str | None:
-        return await self.tokens.account_of(hash_token(token))
+        found = await self.tokens.find(hash_token(token))
+        return None if found is None else found.owner.account_id
 
 
 @asynccontextmanager

@@ -1,0 +1,335 @@
+"""Asks the API whose a token is (`identity.whoami`), within bounds; the rules are pure and apart.
+
+Theory of operation. A request whose token nobody knows becomes a *question*, or joins the one there
+is for its token. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then asked
+in a task of this module, and ends with an `Owner`, which goes into the table of issued tokens, with
+`Denied`, the API's own 401, or with None: the token is a stranger's. What is not an `Owner` is
+remembered here for a while. With a shared store one replica asks, the others wait for its entry.
+
+Invariants. One question a token. A question ends at most `connect_timeout` + 1 s after it began,
+whatever the API does. It carries the token and nothing else of a caller. A question that nobody
+waits for any more, and that is not under way, is given up. Known tokens never come here, so nothing
+here can delay them.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import structlog
+
+from proxy.clock import Clock
+from proxy.http.client import Client
+from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
+from proxy.identity.issued_tokens import IssuedTokens, Owner
+from proxy.rules.codings import coded_fields, decoded
+from proxy.rules.digests import account_id, digest
+from proxy.rules.token_answers import read_document, remaining_life
+from proxy.rules.whoami import (
+    ASK_AGAIN,
+    DENIED_FOR,
+    LONGEST_WAIT,
+    UNDER_WAY,
+    USUAL_LIFE,
+    Named,
+    Pace,
+    Places,
+    Rejected,
+    Switch,
+    Unclear,
+    Verdict,
+    read_answer,
+)
+from proxy.settings import Settings
+from proxy.store.connection import StoreDown
+from proxy.store.issued_tokens import SharedTokens
+
+_log = structlog.get_logger(__name__)
+_MAX_ANSWER: Final = 65_536  # bytes; the vendor's is below 2,000
+_MAX_REMEMBERED: Final = 1000  # tokens; ten questions a second leave some 600 in a minute
+_MORE_THAN_CONNECTING: Final = 1.0  # seconds for the answer, besides the time to connect
+_LOOK_AGAIN: Final = 0.05  # seconds between two looks at what another replica found
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The API's own 401 to a token, for its caller."""
+
+    answer: Answer
+
+
+Outcome = Owner | Denied | None
+
+
+class _Question:
+    """A question about one token; `is_own` for a managed token, `is_again` for an entry due."""
+
+    def __init__(
+        self, token: str, token_hash: bytes, *, deadline: float, is_own: bool, is_again: bool
+    ) -> None:
+        self.token = token
+        self.token_hash = token_hash
+        self.deadline = deadline
+        self.is_own = is_own
+        self.is_again = is_again
+        self.waiters = 0
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def end(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class Whoami:
+    """Asks one API about tokens."""
+
+    def __init__(  # noqa: PLR0913 -- what it needs to know, each by name
+        self,
+        settings: Settings,
+        api: Client,
+        issued: IssuedTokens,
+        *,
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        shared: SharedTokens | None,
+    ) -> None:
+        self._api = api
+        self._issued = issued
+        self._clock = clock
+        self._spawn = spawn
+        self._shared = shared
+        self._me = secrets.token_hex(8)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_pump_due = False
+        self._pace = Pace()
+        self._places: Places[_Question] = Places()
+        self._questions: dict[bytes, _Question] = {}
+        self._about: tuple[str, str | None, str] | None = None
+        self.apply(settings)
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from now on; another API or call is asked anew."""
+        about = (
+            settings.upstream.api_url,
+            settings.identity.whoami,
+            settings.identity.whoami_field,
+        )
+        self._longest = settings.upstream.connect_timeout + _MORE_THAN_CONNECTING
+        if about != self._about:
+            self._about = about
+            _, self._target, self._field = about
+            self._switch = Switch()
+            self._has_named = False
+            self._remembered: dict[bytes, tuple[Denied | None, float]] = {}
+
+    async def ask(
+        self, token: str, token_hash: bytes, *, peer: str, is_own: bool = False
+    ) -> Outcome:
+        """Return whose the token is, the API's refusal, or None if it is a stranger's for now."""
+        now = self._clock.monotonic()
+        remembered, until = self._remembered.get(token_hash, (None, 0.0))
+        if until > now:
+            return remembered
+        question = self._questions.get(token_hash)
+        if question is None:
+            question = self._begin(token, token_hash, peer, is_own=is_own, is_again=False)
+        if question is None:
+            return None
+        question.waiters += 1
+        try:
+            return await asyncio.shield(question.outcome)
+        finally:
+            question.waiters -= 1
+            if not question.waiters:
+                self._give_up(question)
+
+    def ask_again(self, token: str, token_hash: bytes, *, peer: str) -> None:
+        """Ask in the background about a token whose entry is due."""
+        if token_hash not in self._questions:
+            question = self._begin(token, token_hash, peer, is_own=False, is_again=True)
+            if question is not None:
+                question.waiters += 1  # the table, which has no need to hurry
+
+    def close(self) -> None:
+        """End all questions; their callers are strangers."""
+        for task in self._tasks:
+            task.cancel()
+        for question in self._questions.values():
+            question.end(None)
+
+    def _begin(
+        self, token: str, token_hash: bytes, peer: str, *, is_own: bool, is_again: bool
+    ) -> _Question | None:
+        """Let a question wait for its place; None if there is nobody to ask, or no room."""
+        now = self._clock.monotonic()
+        if self._target is None or not self._switch.is_on(now):
+            return None
+        question = _Question(
+            token, token_hash, deadline=now + self._longest, is_own=is_own, is_again=is_again
+        )
+        leaving = self._places.add(peer, question)
+        if leaving is question:
+            return None
+        if leaving is not None:
+            self._end(leaving, None)
+        self._questions[token_hash] = question
+        self._clock.call_at(now + min(LONGEST_WAIT, self._longest), lambda: self._give_up(question))
+        self._pump()
+        return question
+
+    def _give_up(self, question: _Question) -> None:
+        """End a question that is not under way yet."""
+        if self._places.discard(question):
+            self._end(question, None)
+
+    def _end(self, question: _Question, outcome: Outcome) -> None:
+        if self._questions.get(question.token_hash) is question:
+            del self._questions[question.token_hash]
+        question.end(outcome)
+
+    def _pump(self) -> None:
+        """Ask what may be asked now."""
+        now = self._clock.monotonic()
+        while len(self._places) and len(self._tasks) < UNDER_WAY:
+            if not self._switch.is_on(now):
+                self._give_up(next(iter(self._places)))
+                continue
+            if now < self._pace.next_at():
+                self._pump_at(self._pace.next_at())
+                return
+            self._pace.note(now)
+            task = self._spawn(self._run(self._places.pop()))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _pump_at(self, when: float) -> None:
+        def pump() -> None:
+            self._is_pump_due = False
+            self._pump()
+
+        if not self._is_pump_due:
+            self._is_pump_due = True
+            self._clock.call_at(when, pump)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._pump()
+
+    async def _run(self, question: _Question) -> None:
+        outcome: Outcome = None
+        try:
+            outcome = await self._find_out(question)
+        finally:
+            self._end(question, outcome)
+
+    async def _find_out(self, question: _Question) -> Outcome:
+        if self._shared is not None and not question.is_own:
+            who = await self._begin_shared(question, self._shared)
+            if who != "ours":
+                self._pace.take_back()
+                return self._conclude(question, None) if who == "stranger" else who
+        answer = await self._get(question)
+        verdict: Verdict = Unclear()
+        if answer is not None:
+            text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
+            verdict = read_answer(answer.status, read_document(text or b""), self._field)
+        if self._switch.note(verdict, self._clock.monotonic()):
+            _log.warning("the API has no whoami call: it is not asked for ten minutes")
+        outcome = await self._understood(question, verdict, answer)
+        if self._shared is not None and not question.is_own:
+            stranger_for = ASK_AGAIN if outcome is None and not question.is_again else None
+            await self._shared.end_question(question.token_hash, stranger_for=stranger_for)
+        return outcome
+
+    async def _begin_shared(
+        self, question: _Question, shared: SharedTokens
+    ) -> "Owner | Literal['ours', 'stranger']":
+        """Ask, or wait for what the replica that asks finds; ask if that takes too long."""
+        try:
+            while self._clock.monotonic() < question.deadline - _MORE_THAN_CONNECTING:
+                who = await shared.begin_question(question.token_hash, self._me, self._longest)
+                if who == "stranger":
+                    return who
+                owner = await self._issued.look_up(question.token_hash)
+                if owner is not None:
+                    return owner
+                if who == "ours":
+                    return who
+                await self._clock.sleep_until(self._clock.monotonic() + _LOOK_AGAIN)
+        except StoreDown:
+            pass
+        return "ours"
+
+    async def _understood(
+        self, question: _Question, verdict: Verdict, answer: Answer | None
+    ) -> Outcome:
+        match verdict:
+            case Named(client_id, organization):
+                self._has_named = True
+                owner = Owner(
+                    account_id(client_id),
+                    by_api=True,
+                    organization="" if organization is None else digest(organization),
+                )
+                if not question.is_own:
+                    life = self._life_of(question.token)
+                    await self._issued.add_owner(question.token_hash, owner, life)
+                return owner
+            case Rejected() if answer is not None and question.is_again:
+                self._issued.drop(question.token_hash)
+                return self._conclude(question, Denied(answer))
+            case Rejected() if answer is not None and self._has_named:
+                return self._conclude(question, Denied(answer))
+            case _:
+                return self._conclude(question, None)
+
+    def _conclude(self, question: _Question, outcome: Denied | None) -> Denied | None:
+        """Remember that the API names nobody, or denies the token."""
+        if outcome is None and question.is_again:
+            self._issued.postpone(question.token_hash, ASK_AGAIN)
+            return None
+        now = self._clock.monotonic()
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            self._remembered = {
+                key: value for key, value in self._remembered.items() if value[1] > now
+            }
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        until = now + (ASK_AGAIN if outcome is None else DENIED_FOR)
+        self._remembered[question.token_hash] = (outcome, until)
+        return outcome
+
+    def _life_of(self, token: str) -> float:
+        """Return for how long an answer counts: to the token's end, or a while if it names none.
+
+        A token that is over by our clock and not by the API's is asked about again soon.
+        """
+        remaining = remaining_life(token, self._clock.wall())
+        if remaining is None:
+            return USUAL_LIFE
+        return remaining if remaining > 0 else ASK_AGAIN
+
+    async def _get(self, question: _Question) -> Answer | None:
+        """Return the API's answer; None if there is none that can be used."""
+        path, _, query = (self._target or "").partition("?")
+        call = Outgoing(
+            method="GET",
+            path=path,
+            query=query,
+            fields=[
+                ("Authorization", f"Bearer {question.token}"),
+                ("Accept", "application/json"),
+            ],
+            body=b"",
+        )
+        try:
+            async with asyncio.timeout(question.deadline - self._clock.monotonic()):
+                return await self._api.read(await self._api.send(call), _MAX_ANSWER)
+        except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError):
+            return None

@@ -1,0 +1,123 @@
+"""Content codings: the plain text of a body that a server coded without being asked to.
+
+The proxy passes bodies on as they came. Only what it reads itself is decoded here, and never into
+more than `limit` bytes: some hundred bytes can stand for gigabytes.
+
+Obeys RFC 9110 section 8.4.1 (gzip, deflate), RFC 7932 (br) and RFC 8878 (zstd). br and zstd are
+read if a library for them is installed: `brotli` from 1.2, which can bound its output, and
+`compression.zstd` of Python 3.14 or `backports.zstd`.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any, Final
+
+_MAX_CODINGS: Final = 3  # one on top of the other; nobody who means well uses two
+_GZIP: Final = 16 + zlib.MAX_WBITS
+
+
+class _Unreadable(Exception):
+    """The body is not in that coding, is cut short, or is too long."""
+
+
+def decoded(body: bytes, codings: Iterable[str], *, limit: int) -> bytes | None:
+    """Return the body without its codings.
+
+    `codings` holds the values of the `Content-Encoding` fields. None if one of them is unknown, the
+    body is not in it, or it would be longer than `limit` bytes.
+    """
+    names = [name for value in codings for part in value.split(",") if (name := _name(part))]
+    if len(names) > _MAX_CODINGS:
+        return None
+    try:
+        for name in reversed(names):  # the last one was put on last
+            body = _DECODERS[name](body, limit)
+    except (_Unreadable, KeyError):
+        return None
+    return body if len(body) <= limit else None
+
+
+def _name(part: str) -> str:
+    name = part.strip(" \t").lower()
+    return "" if name == "identity" else name.removeprefix("x-")
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """Decode gzip, of which several members may follow each other (RFC 1952 section 2.2)."""
+    text = b""
+    while body:
+        member = zlib.decompressobj(_GZIP)
+        text += _inflated(member, body, limit - len(text))
+        body = member.unused_data
+    return text
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    """Decode deflate: with the header it has by RFC 9110, or without, as many servers send it."""
+    for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        try:
+            return _inflated(zlib.decompressobj(window), body, limit)
+        except _Unreadable:
+            continue
+    raise _Unreadable
+
+
+def _inflated(member: Any, body: bytes, limit: int) -> bytes:
+    try:
+        text: bytes = member.decompress(body, limit + 1)
+    except zlib.error:
+        raise _Unreadable from None
+    if len(text) > limit or not member.eof:
+        raise _Unreadable
+    return text
+
+
+def _library(*names: str) -> Any:
+    for name in names:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def _unbrotli(body: bytes, limit: int) -> bytes:
+    library = _library("brotli", "brotlicffi")
+    if library is None:
+        raise _Unreadable
+    decoder = library.Decompressor()
+    try:
+        text: bytes = decoder.process(body, output_buffer_limit=limit + 1)
+    except (TypeError, library.error):  # TypeError: of a version that cannot bound its output
+        raise _Unreadable from None
+    if len(text) > limit or not decoder.is_finished():
+        raise _Unreadable
+    return text
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    library = _library("compression.zstd", "backports.zstd")
+    if library is None:
+        raise _Unreadable
+    decoder = library.ZstdDecompressor()
+    try:
+        text: bytes = decoder.decompress(body, limit + 1)
+    except (library.ZstdError, EOFError):
+        raise _Unreadable from None
+    if len(text) > limit or not decoder.eof:
+        raise _Unreadable
+    return text
+
+
+_DECODERS: Final[dict[str, Callable[[bytes, int], bytes]]] = {
+    "gzip": _gunzip,
+    "deflate": _inflate,
+    "br": _unbrotli,
+    "zstd": _unzstd,
+}
+
+
+def coded_fields(fields: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the values of the `Content-Encoding` fields."""
+    return [value for name, value in fields if name.lower() == "content-encoding"]

@@ -1,0 +1,191 @@
+"""What a call of the token endpoint says of itself: which client logs in, and with what secret.
+
+RFC 6749 wants a form in the body and credentials in Basic or in the form. Real programs write the
+form into the query, split it between query and body, send JSON, or encode a secret once too often
+or not at all. Here all spellings are read alike. Nothing is decided about whether the secret is
+right.
+
+A spelling that cannot be read with certainty names no client. `mentions` then finds out whether it
+may still name a certain one: such a call must not get past the account it names.
+"""
+
+import base64
+import hmac
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+MAX_FIELDS: Final = 100  # of a form; reading very many would stall the loop
+GRANT: Final = "client_credentials"
+_NAMES: Final = ("grant_type", "client_id", "client_secret")
+_BASIC: Final = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +(.*)", re.DOTALL)
+
+
+class LoginError(Exception):
+    """The call breaks RFC 6749 in a way that is refused; the text is a sentence for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret as it stood on the wire, and as it reads form-decoded."""
+
+    raw: str = field(repr=False)
+    decoded: str = field(repr=False)
+
+    def equals(self, secret: str) -> bool:
+        """Compare in constant time: as it stood, then decoded. Both are always compared."""
+        wanted = secret.encode()
+        is_raw = hmac.compare_digest(self.raw.encode("utf-8", "surrogatepass"), wanted)
+        is_decoded = hmac.compare_digest(self.decoded.encode("utf-8", "surrogatepass"), wanted)
+        return is_raw | is_decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A client that logs in with its own credentials; `client_ids` holds its id's readings.
+
+    The first reading is that of RFC 6749.
+    """
+
+    client_ids: tuple[str, ...]
+    secret: Secret
+
+    @property
+    def client_id(self) -> str:
+        return self.client_ids[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A token call. `login` is None if it is another grant, or not certain who logs in."""
+
+    login: Login | None
+    is_other_grant: bool
+    query: str = field(repr=False)
+    body: bytes = field(repr=False)
+    authorization: Sequence[str] = field(repr=False)
+
+    def mentions(self, client_ids: Iterable[str]) -> bool:
+        """True if the call may name one of these clients, however it is written."""
+        if self.is_other_grant:
+            return False
+        text = _all_text(self.query, self.body, self.authorization)
+        return any(_is_in(text, client_id.strip().lower().encode()) for client_id in client_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A value as it stood, and decoded."""
+
+    raw: str
+    decoded: str
+
+
+def read_call(query: str, body: bytes, authorization: Sequence[str]) -> Call:
+    """Read a token call in whatever spelling. Raises LoginError.
+
+    `body` is without its content coding, `authorization` holds the Authorization values.
+    """
+    fields = [*_form(query), *_body(body)]
+    grants = {pair.decoded for name, pair in fields if name == "grant_type"}
+    basic = _basic(authorization, strict=True)
+    if basic is not None and basic[1].raw and _values(fields, "client_secret"):
+        raise LoginError("Credentials are given both in the header and in the form.")
+    login = _login(fields, basic) if grants == {GRANT} else None
+    return Call(
+        login=login,
+        is_other_grant=len(grants) == 1 and next(iter(grants)).strip().lower() != GRANT,
+        query=query,
+        body=body,
+        authorization=authorization,
+    )
+
+
+def _login(fields: list[tuple[str, _Pair]], basic: tuple[_Pair, _Pair] | None) -> Login | None:
+    ids, secrets = _values(fields, "client_id"), _values(fields, "client_secret")
+    if basic is not None:
+        if basic[0].decoded:
+            ids.append(basic[0])
+        if basic[1].raw:
+            secrets = [basic[1]]
+    if len({pair.decoded for pair in ids}) != 1 or len({pair.decoded for pair in secrets}) != 1:
+        return None
+    client, secret = ids[-1], secrets[-1]
+    if not client.decoded or not secret.decoded:
+        return None
+    readings = tuple(dict.fromkeys((client.decoded, client.raw)))
+    return Login(readings, Secret(secret.raw, secret.decoded))
+
+
+def _values(fields: Iterable[tuple[str, _Pair]], wanted: str) -> list[_Pair]:
+    return [pair for name, pair in fields if name == wanted and pair.raw]
+
+
+def _form(text: str) -> list[tuple[str, _Pair]]:
+    """Return what a form or a query says of a log-in; a value keeps how it stood."""
+    parts = text.split("&", MAX_FIELDS)
+    if len(parts) > MAX_FIELDS:
+        raise LoginError("The form has too many fields.")
+    found = []
+    for part in parts:
+        name, _, raw = part.partition("=")
+        if (name := unquote_plus(name)) in _NAMES:
+            found.append((name, _Pair(raw, unquote_plus(raw))))
+    return found
+
+
+def _body(body: bytes) -> list[tuple[str, _Pair]]:
+    text = body.decode("utf-8", "replace")
+    if not text.lstrip().startswith("{"):
+        return _form(text)
+    try:
+        document = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return []
+    return [
+        (name, _Pair(value, value))
+        for name, value in document[:MAX_FIELDS]
+        if name in _NAMES and isinstance(value, str)
+    ]
+
+
+def _basic(authorization: Sequence[str], *, strict: bool) -> tuple[_Pair, _Pair] | None:
+    """Return the id and the secret of a Basic field, which are form-encoded (RFC 6749 2.3.1).
+
+    Not strictly, missing padding and the other alphabet of base64 are read, too.
+    """
+    match = _BASIC.fullmatch(authorization[0]) if len(authorization) == 1 else None
+    if match is None:
+        return None
+    coded = match[1].strip()
+    if not strict:
+        coded = coded.rstrip("=").replace("-", "+").replace("_", "/")
+        coded += "=" * (-len(coded) % 4)
+    try:
+        text = base64.b64decode(coded, validate=strict).decode(
+            errors="strict" if strict else "replace"
+        )
+    except ValueError:
+        return None
+    client, colon, secret = text.partition(":")
+    if not colon:
+        return None
+    return _Pair(client, unquote_plus(client)), _Pair(secret, unquote_plus(secret))
+
+
+def _all_text(query: str, body: bytes, authorization: Sequence[str]) -> bytes:
+    """Return all that the call says, decoded as far as anybody might, in lower case."""
+    parts = [query.encode("utf-8", "replace"), body]
+    basic = _basic(authorization, strict=False)
+    if basic is not None:
+        parts += [pair.raw.encode("utf-8", "replace") for pair in basic]
+    said = b"\n".join(parts)
+    once = unquote_to_bytes(said.replace(b"+", b" "))
+    return b"\n".join((said, once, unquote_to_bytes(once), said.replace(b"\x00", b""))).lower()
+
+
+def _is_in(text: bytes, client_id: bytes) -> bool:
+    return re.search(rb"(?<![\w.-])" + re.escape(client_id) + rb"(?![\w.-])", text) is not None

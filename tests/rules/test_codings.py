@@ -1,0 +1,91 @@
+"""Bodies that a server coded come out plain, or not at all; never larger than allowed."""
+
+import gzip
+import sys
+import zlib
+
+import pytest
+
+from proxy.rules.codings import decoded
+
+TEXT = b'{"access_token": "t"}' * 3
+
+
+def raw_deflate(data: bytes) -> bytes:
+    coder = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return coder.compress(data) + coder.flush()
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        (TEXT, []),
+        (TEXT, ["identity"]),
+        (gzip.compress(TEXT), ["gzip"]),
+        (gzip.compress(TEXT), ["GZip "]),
+        (gzip.compress(TEXT), ["x-gzip"]),
+        (gzip.compress(TEXT[:10]) + gzip.compress(TEXT[10:]), ["gzip"]),
+        (zlib.compress(TEXT), ["deflate"]),
+        (raw_deflate(TEXT), ["deflate"]),
+        (gzip.compress(zlib.compress(TEXT)), ["deflate, gzip"]),
+        (gzip.compress(zlib.compress(TEXT)), ["deflate", "gzip"]),
+    ],
+    ids=range(10),
+)
+def test_coded_body_reads_as_it_was(body: bytes, codings: list[str]) -> None:
+    assert decoded(body, codings, limit=1000) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        (TEXT, ["gzip"]),
+        (gzip.compress(TEXT)[:-1], ["gzip"]),
+        (gzip.compress(TEXT) + b"x", ["gzip"]),
+        (zlib.compress(TEXT)[:-1], ["deflate"]),
+        (TEXT, ["unknown"]),
+        (TEXT, ["identity, identity, gzip, gzip, gzip, gzip"]),
+        (TEXT, ["br"]),
+        (TEXT, ["zstd"]),
+    ],
+    ids=range(8),
+)
+def test_body_that_cannot_be_read_is_none(body: bytes, codings: list[str]) -> None:
+    assert decoded(body, codings, limit=1000) is None
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate"])
+def test_bomb_is_none(name: str) -> None:
+    plain = bytes(10_000_000)
+    body = gzip.compress(plain) if name == "gzip" else zlib.compress(plain)
+    assert decoded(body, [name], limit=65_536) is None
+    assert decoded(body, [name], limit=len(plain)) == plain
+
+
+def test_plain_body_has_the_same_limit() -> None:
+    assert decoded(TEXT, [], limit=len(TEXT)) == TEXT
+    assert decoded(TEXT, [], limit=len(TEXT) - 1) is None
+
+
+class _Brotli:
+    """A library of the same shape, whose coding is deflate."""
+
+    error = zlib.error
+
+    class Decompressor:
+        def __init__(self) -> None:
+            self._coder = zlib.decompressobj()
+
+        def process(self, data: bytes, *, output_buffer_limit: int) -> bytes:
+            return self._coder.decompress(data, output_buffer_limit)
+
+        def is_finished(self) -> bool:
+            return self._coder.eof
+
+
+def test_brotli_is_read_where_its_library_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "brotli", _Brotli)
+    assert decoded(zlib.compress(TEXT), ["br"], limit=1000) == TEXT
+    assert decoded(zlib.compress(TEXT)[:-1], ["br"], limit=1000) is None
+    assert decoded(zlib.compress(bytes(100_000)), ["br"], limit=1000) is None
+    assert decoded(TEXT, ["br"], limit=1000) is None
