@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from proxy.clock import SystemClock
-from proxy.service.app import Running, running
+from proxy.service.lifecycle import Running, running
 from proxy.simulator.app import Simulator
 from proxy.simulator.settings import ClientSpec, SimulatorSettings
 from tests.kit.client import Response, exchange, parse_response, port_of
@@ -102,6 +102,7 @@ def refusals(simulator: Api, client_id: str = CLIENT) -> int:
 # One queue for all tokens of a client
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("opaque", [False, True], ids=["JWT", "opaque"])
 async def test_twelve_tokens_issued_elsewhere_have_one_pace(opaque: bool) -> None:  # noqa: FBT001
     async with api() as upstream, proxied(upstream.url) as proxy:
@@ -113,6 +114,7 @@ async def test_twelve_tokens_issued_elsewhere_have_one_pace(opaque: bool) -> Non
         assert upstream.questions() == 12
 
 
+@pytest.mark.timed
 @pytest.mark.needs("redis-server")
 async def test_replicas_ask_once_and_share_the_pace(tmp_path: Path) -> None:
     async with redis_server(tmp_path) as redis, api() as upstream:
@@ -296,6 +298,7 @@ async def test_five_times_404_switches_asking_off() -> None:
     assert len(asked) == 5
 
 
+@pytest.mark.timed
 async def test_thousand_tokens_cause_few_questions_and_no_wait_for_a_known_account() -> None:
     accounts = [{"name": "london", "client_id": CLIENT}]
     async with RawUpstream(answering(Reply(500))) as upstream:  # noqa: SIM117 -- it outlives it
@@ -365,3 +368,30 @@ async def test_token_without_an_end_is_asked_about_again_and_a_401_drops_it() ->
 
         await until(is_dropped)
         assert (await call(proxy, token)).body == b'{"a": 1}'
+
+
+async def test_token_that_is_over_brings_no_managed_token_until_the_api_was_asked() -> None:
+    """Its queue stays. Else a token that leaked would serve while the API cannot be asked."""
+    token = signed_token({"sub": CLIENT, "exp": int(time()) + 3})
+    said = json.dumps({"OAuthClient": {"id": CLIENT}, "organization": {"id": "o"}}).encode()
+    grant = b'{"access_token": "managed", "token_type": "bearer", "expires_in": 600}'
+    answers: list[Step] = [Reply(200, (), said)]
+
+    def script(request: RecordedRequest) -> Step:
+        if request.target == b"/oauth/token":
+            return Reply(200, (), grant)
+        if request.target == WHOAMI.encode():
+            return answers.pop(0) if answers else Reply(500)
+        return Reply(202)
+
+    account = {**MANAGED, "organization_id": "o"}
+    async with RawUpstream(script) as upstream, proxied(upstream.url, accounts=[account]) as proxy:
+        await has_token(proxy)
+        assert (await call(proxy, token)).status == 202
+        await asyncio.sleep(3.1)
+        assert (await call(proxy, token)).status == 202
+        labels = [account.label for account in proxy.accounts.accounts() if account.queues]
+        sent = [one for one in upstream.requests if one.target == EXPORTS.encode()]
+    assert labels == ["london"]
+    bearers = [one.values("Authorization")[0] for one in sent]
+    assert bearers == [b"Bearer managed", f"Bearer {token}".encode()]
