@@ -1,4 +1,4 @@
-"""The command line: each command is thin, and says what went wrong in plain words."""
+"""The command line: each command is thin, and says in a sentence what went wrong."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ def show_schema() -> None:
 
 @_cli.command("demo")
 def run_demo() -> None:
-    """Show the pace: simulator, proxy and callers in one process."""
+    """Run simulator, proxy and callers in one process, and show the pace."""
     raise typer.Exit(_run(demo.run))
 
 
@@ -69,7 +69,7 @@ def simulate(
     ] = 0.5,
     opaque: Annotated[bool, typer.Option(help="Issue opaque tokens instead of JWTs.")] = False,
 ) -> None:
-    """Stand in for the export API and its login server; any client may log in."""
+    """Simulate the export API and its login server; any client may log in."""
     settings = SimulatorSettings(
         interval=interval,
         any_client=True,
@@ -92,15 +92,15 @@ def run_explain(
         str, typer.Option(help="The running proxy's admin port.")
     ] = "http://127.0.0.1:9180",
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Judge a token by this configuration.")
+        Path | None, typer.Option(metavar="FILE", help="Use the routes of this configuration.")
     ] = None,
     token_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="The token's file; - is standard input.")
     ] = None,
 ) -> None:
-    """Explain a 403: the scopes a token holds against those needed; it is never shown.
+    """Compare a token's scopes with those each route needs; the token is never printed.
 
-    Exit 0 if nothing is missing, 1 if a scope or a valid token is, 2 if it cannot be told.
+    Exit 0 if nothing is missing, 1 if a scope or a valid token is, 2 if there is no answer.
     """
     source, now = token_file or stdin, SystemClock().wall()
     try:
@@ -128,9 +128,9 @@ def show_status(
     ] = "http://127.0.0.1:9180",
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
 ) -> None:
-    """Show the accounts of a running proxy: who waits, why, and what to do.
+    """Show the accounts of a running proxy: what waits, why, and what to do.
 
-    Exit 0 if it could be asked, 2 if not.
+    Exit 0 if the proxy answered, 2 if not.
     """
     console = Console(highlight=False)
     try:

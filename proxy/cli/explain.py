@@ -1,7 +1,7 @@
-"""Why is this a 403? What a token holds against what the routes need, and what to do about it.
+"""Why is this a 403? The scopes a token holds against those the routes need, and what to do.
 
-A `Subject` is what is known of a token: as the admin port of a running proxy tells it, or of one at
-hand. Judging is pure, `ask` and `show` are the ends. It mints, verifies and prints no token.
+A `Subject` is what is known of a token: from the admin port of a running proxy, or from the token
+itself. `ask` and `show` do I/O, the rest is pure. It mints, verifies and prints no token.
 """
 
 import re
@@ -34,8 +34,8 @@ class CannotExplain(Exception):
 class Subject:
     """What is known of a token. Times are seconds since the epoch, `skew` is theirs minus ours.
 
-    `held` is None where nobody says (opaque tokens). `awaited` are the scopes a managed account's
-    token is renewed for, None for other tokens. `trouble`: why there is no token to judge.
+    `held` is None if the scopes are unknown (opaque tokens). `awaited` are the scopes a managed
+    account's token is renewed for, None for other tokens. `trouble`: why there is no token.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Subject:
 
     @classmethod
     def of_account(cls, answer: Mapping[str, Any], now: float) -> "Subject":
-        """Read what the admin port says of an account."""
+        """Read the admin port's answer about an account."""
         title, token = f"account {answer['name']}", answer["token"]
         skew = {server: float(seconds) for server, seconds in answer["clock_skew"].items()}
         if token is None:
@@ -116,7 +116,7 @@ def _needs(route: Route) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 def is_lacking(subject: Subject, rows: Sequence[Row], now: float) -> bool:
-    """Tell whether a scope, or a valid token at all, is known to be missing."""
+    """True if a scope, or a valid token at all, is known to be missing."""
     has_none = subject.trouble in {"rejected", "absent"}
     is_expired = subject.expires_at is not None and subject.expires_at <= now
     return has_none or is_expired or any(row.is_held is False for row in rows)
@@ -126,11 +126,11 @@ def advice(subject: Subject, rows: Sequence[Row], now: float) -> str:  # noqa: P
     """Return the one sentence that fits best."""
     wait = None if subject.next_refresh_in is None else _span(subject.next_refresh_in)
     if subject.trouble == "rejected":
-        return "The login server rejects the credentials: put the client id or secret right."
+        return "The login server rejects the credentials: correct the client id or secret."
     if subject.trouble == "absent":
-        return f"The login server gives no token; it is asked again in {wait or 'a while'}."
+        return f"The login server gives no token; the proxy asks again in {wait or 'a while'}."
     if subject.trouble == "unmanaged":
-        return "No secret is configured, so callers' own tokens are sent: judge one of those."
+        return "No secret is configured, so callers' own tokens are sent: explain one of those."
     if subject.expires_at is not None and subject.expires_at <= now:
         return f"The token expired {_span(now - subject.expires_at)} ago: get a new one."
     lacked = {row.scope for row in rows if row.is_held is False}
@@ -144,7 +144,7 @@ def advice(subject: Subject, rows: Sequence[Row], now: float) -> str:  # noqa: P
         return f"Was {missing} granted a moment ago? The token was minted {age}; {step}."
     for server, seconds in subject.skew.items():
         if abs(seconds) > _SKEW_THAT_MATTERS:
-            return f"The {server} clock is {seconds:+.0f} s against ours: set the clocks right."
+            return f"The {server} clock is {seconds:+.0f} s against ours: correct the clocks."
     if subject.held is None:
         return "Opaque token: its scopes cannot be read; GET /api/v2/tokens/me shows them."
     return "No scope is missing: a 403 has another reason, such as a role or a division."

@@ -1,6 +1,6 @@
-"""The accounts of a running proxy on a terminal: what its status page shows, from /status.json.
+"""The accounts of a running proxy in a terminal: what its status page shows, from /status.json.
 
-`ask` and `watch` are the ends; `picture` is a pure picture of an answer.
+`ask` and `watch` do I/O; `picture` turns an answer into what is shown, and is pure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _REFUSALS: Final = 2  # of an account; the page shows more
 
 
 async def ask(url: str) -> Status:
-    """Return what a proxy says of itself at its admin port. Raises `NoAnswer`."""
+    """Return the status from a proxy's admin port. Raises `NoAnswer`."""
     answer = await admin_client.get(url, "status.json")
     if "accounts" not in answer:
         raise NoAnswer(f"{url} does not answer like a proxy")
@@ -35,7 +35,7 @@ async def ask(url: str) -> Status:
 
 
 async def watch(url: str, console: Console, clock: Clock) -> None:
-    """Show the status again and again until cancelled; a proxy that is away is asked again."""
+    """Show the status every second until cancelled; ask again if there is no answer."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             begun = clock.monotonic()
@@ -47,7 +47,7 @@ async def watch(url: str, console: Console, clock: Clock) -> None:
 
 
 def picture(status: Status) -> Group:
-    """Return the status as it is shown: a line for the proxy, a table, what is to be known."""
+    """Return the status as shown: one line for the proxy, the accounts, then the remarks."""
     try:
         return Group(_headline(status), _table(status["accounts"]), *_remarks(status))
     except (KeyError, TypeError, AttributeError):
@@ -71,16 +71,16 @@ def _table(accounts: Sequence[Account]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("account", style="bold", overflow="fold")
     table.add_column("route")
-    for heading in ("in line", "oldest", "interval", "last gap", "in flight", "hold", "token"):
+    for heading in ("waiting", "oldest", "interval", "last gap", "in flight", "hold", "token"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for account in accounts:
-        lines = account["routes"] or [None]
-        for index, line in enumerate(lines):
+        queues = account["routes"] or [None]
+        for index, queue in enumerate(queues):
             first = index == 0
             table.add_row(
                 _plain(account["name"]) if first else "",
-                *_cells_of_line(line),
+                *_cells_of_queue(queue),
                 str(account["in_flight"]) if first else "",
                 _hold(account) if first else "",
                 _token(account["token"]) if first else "",
@@ -89,16 +89,16 @@ def _table(accounts: Sequence[Account]) -> Table:
     return table
 
 
-def _cells_of_line(line: Mapping[str, Any] | None) -> tuple[Text | str, ...]:
-    if line is None:
+def _cells_of_queue(queue: Mapping[str, Any] | None) -> tuple[Text | str, ...]:
+    if queue is None:
         return ("-",) * 5
-    gap = line["last_gap_seconds"]
+    gap = queue["last_gap_seconds"]
     return (
-        _plain(line["name"]),
-        str(line["queue_depth"]),
-        span(line["oldest_seconds"]) if line["queue_depth"] else "-",
-        f"{line['interval']:g} s" if line["interval"] else "-",
-        "-" if gap is None or not line["interval"] else span(gap),
+        _plain(queue["name"]),
+        str(queue["queue_depth"]),
+        span(queue["oldest_seconds"]) if queue["queue_depth"] else "-",
+        f"{queue['interval']:g} s" if queue["interval"] else "-",
+        "-" if gap is None or not queue["interval"] else span(gap),
     )
 
 

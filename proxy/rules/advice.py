@@ -1,7 +1,7 @@
-"""What an account's state means, and what to do about it: one table for all who show it.
+"""What an account's state means, and what to do about it: one table for the page and the terminal.
 
-The words are for people who have never seen the code. They hold names from the configuration and
-scopes, and nothing of a caller's.
+The texts are for people who never saw the code. They contain names from the configuration and
+scopes, and nothing that a caller sent.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _RECENT: Final = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing to know of an account: how grave it is, what it is, what to do."""
+    """One thing to know about an account: how grave it is, what it is, what to do."""
 
     level: Level
     title: str
@@ -26,7 +26,7 @@ class Note:
 
 
 def notes_on(state: AccountState, now: float) -> tuple[Note, ...]:
-    """Return what is to be said of an account, the gravest first; `now` is wall time."""
+    """Return the notes on an account, the gravest first; `now` is wall time."""
     return tuple(
         sorted(_notes(state, now), key=lambda note: LEVELS.index(note.level), reverse=True)
     )
@@ -43,21 +43,19 @@ def _notes(state: AccountState, now: float) -> Iterator[Note]:
         yield Note(
             "trouble",
             "on hold",
-            "The API answered 429 and asked for silence; everybody waits, then one request goes"
-            " first. Nothing is to be done at once. If it recurs, find out who else uses this"
-            " account's quota.",
+            "The API answered 429 and named a time to wait. Until then nothing is sent; then one"
+            " request goes first. No action is needed now. If it recurs, find out who else uses"
+            " this account's quota.",
         )
     recent = [refusal for refusal in state.refusals if refusal.at > now - _RECENT]
     if recent:
         yield Note(
             "attention",
             "callers refused",
-            "Requests were refused in the last minute; the last refusals say why.",
+            "Requests were refused in the last minute; the last refusals show the reasons.",
         )
     if any(line.queue_depth for line in state.routes):
-        yield Note(
-            "busy", "in line", "Requests wait for their turn at the pace. That is as it should be."
-        )
+        yield Note("busy", "waiting", "Requests wait to be sent at the pace. This is normal.")
 
 
 def _of_token(state: AccountState) -> Iterator[Note]:
@@ -68,18 +66,18 @@ def _of_token(state: AccountState) -> Iterator[Note]:
         yield Note(
             "trouble",
             "credentials rejected",
-            "The login server refuses the client id or secret: put them right and reload.",
+            "The login server refuses the client id or secret: correct them and reload.",
         )
     elif token.expires_in is None:
         yield Note(
             "trouble",
             "no token",
-            "The login server gives no token and is asked again by itself: see whether it is up.",
+            "The login server gives no token. The proxy asks again by itself: check that it is up.",
         )
     if token.missing:
         yield Note(
             "trouble",
             "scope missing",
-            f"Grant {', '.join(token.missing)} to the client's role, then have a new token minted;"
-            " until it appears, requests that need it are refused.",
+            f"Grant {', '.join(token.missing)} to the client's role, then refresh the account's"
+            " token; until a token carries it, requests that need it are refused.",
         )

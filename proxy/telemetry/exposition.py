@@ -1,9 +1,9 @@
 """Series by their label values, and the text of a scrape.
 
 The library makes several objects of each sample, hundreds of thousands in one scrape of a thousand
-accounts, and whoever waits for the interpreter meanwhile sends late. Here a series keeps its labels
-as text, and a scrape adds the numbers. What it says is what the library would say; its private
-values are read for it, in this file alone (a test holds the two against each other).
+accounts, and requests that wait for the interpreter meanwhile leave late. Here a series keeps its
+labels as text, and a scrape adds the numbers. The text is what the library would write; its private
+values are read for it, in this file alone (a test compares the two).
 
 Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 """

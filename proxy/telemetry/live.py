@@ -40,7 +40,7 @@ class Live(Collector):
         """Yield each metric; called in the thread of the scrape."""
         now, accounts = self.snapshot, self.snapshot.accounts
         tokens = [(one.name, one.token) for one in accounts if one.token is not None]
-        lines = [((one.name, line.name), line) for one in accounts for line in one.routes]
+        queues = [((one.name, queue.name), queue) for one in accounts for queue in one.routes]
 
         def gauge(name: str, text: str, *labels: str, rows: _Rows) -> Rows:
             return Rows(Family(f"export_proxy_{name}", "gauge", text, labels), rows)
@@ -48,28 +48,32 @@ class Live(Collector):
         def of_account(name: str, text: str, rows: _Rows) -> Rows:
             return gauge(name, text, "account", rows=rows)
 
-        def of_line(name: str, text: str, rows: _Rows) -> Rows:
+        def of_queue(name: str, text: str, rows: _Rows) -> Rows:
             return gauge(name, text, "account", "route", rows=rows)
 
-        yield of_line(
-            "queue_depth", "Requests in line.", [(key, line.queue_depth) for key, line in lines]
+        yield of_queue(
+            "queue_depth",
+            "Requests in the queue.",
+            [(key, queue.queue_depth) for key, queue in queues],
         )
-        yield of_line(
+        yield of_queue(
             "queue_oldest_seconds",
-            "How long the first in line has waited.",
-            [(key, line.oldest_seconds) for key, line in lines],
+            "How long the first in the queue has waited.",
+            [(key, queue.oldest_seconds) for key, queue in queues],
         )
-        yield of_line(
-            "interval_seconds", "The pace in force.", [(key, line.interval) for key, line in lines]
+        yield of_queue(
+            "interval_seconds",
+            "Seconds between two sends, as configured now.",
+            [(key, queue.interval) for key, queue in queues],
         )
         yield of_account(
             "in_flight",
-            "Sent and not yet answered whole.",
+            "Sent, and the answer not complete.",
             [((o.name,), o.in_flight) for o in accounts],
         )
         yield of_account(
             "hold_remaining_seconds",
-            "Silence the API asked for.",
+            "Seconds until the hold ends.",
             [((one.name,), one.hold_remaining_seconds) for one in accounts],
         )
         yield of_account(
@@ -100,21 +104,21 @@ class Live(Collector):
         )
         yield gauge(
             "dispatcher_stalled",
-            "1 while a slot is long due and not offered.",
+            "1 while a slot was due more than 2 s ago and was not offered.",
             rows=[((), now.is_stalled)],
         )
         yield Rows(
             Family(
                 "export_proxy_log_lines_dropped",
                 "counter",
-                "Log lines that were too many, or that nobody read.",
+                "Log lines above the limit, or that could not be written.",
                 (),
             ),
             [((), self._log_lines_dropped())],
         )
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the same for whoever reads the registry."""
+        """Yield the same metrics to a reader of the registry."""
         for family, rows in ((each.family, each.rows) for each in self.families()):
             is_counter = family.kind == "counter"
             make = CounterMetricFamily if is_counter else GaugeMetricFamily

@@ -1,12 +1,12 @@
-"""The log: one JSON object a line (or plain text), written beside the event loop.
+"""The log: one JSON object a line (or plain text). Log lines are written off the event loop.
 
-Whoever logs hands an event over and goes on; a thread renders and writes what came, some times a
-second: to wake it for each line would cost more than the line. A pipe nobody reads blocks that
-thread alone: what does not fit is dropped and counted. Lines are bounded a second, in
-all (`max_lines_per_second`) and for each message of a library, which may repeat itself in a loop.
+The code that logs puts an event into a queue and goes on. A thread renders and writes the events, a
+few times a second: waking it for each line would cost more than the line. A full pipe blocks only
+that thread; events that do not fit are dropped and counted. The lines of a second are limited, in
+all (`max_lines_per_second`) and per message of a library, which may repeat itself in a loop.
 
-Nothing is logged that may hold a secret: paths without their query, never a header that could hold
-one, never the `repr` of an error of the HTTP client. Of libraries only warnings and errors are.
+No line may contain a secret: paths are logged without their query; no header that could hold one is
+logged, nor the `repr` of an HTTP client's error. Libraries log warnings and errors only.
 """
 
 import json
@@ -29,7 +29,7 @@ _WAITING_LINES: Final = 10_000
 _REPEATS_PER_SECOND: Final = 3
 _FLUSH_SECONDS: Final = 1.0
 _PAUSE: Final = 0.05  # seconds in which lines gather
-_WHOLE: Final = select.PIPE_BUF  # bytes that a pipe takes in one piece, whoever else writes to it
+_WHOLE: Final = select.PIPE_BUF  # bytes that a pipe takes in one piece, even if others write to it
 _INFORMATIVE: Final = frozenset({"debug", "info"})
 
 Event = MutableMapping[str, Any]
@@ -71,9 +71,9 @@ class Sink:
         self._thread.join(within)
 
     def has_room(self) -> bool:
-        """Tell whether a line of information would be written now; if not, it counts as dropped.
+        """Return True if an info line would be written now; else count it as dropped.
 
-        So that whoever logs much need not put together what nobody will read.
+        A caller asks this before it builds a line that would be dropped.
         """
         if self.settings.level not in _INFORMATIVE:
             return False
@@ -154,7 +154,7 @@ class Sink:
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # whoever shares the pipe with us made it non-blocking
+            except BlockingIOError:  # another process that shares the pipe made it non-blocking
                 writable = select.poll()
                 writable.register(self._descriptor, select.POLLOUT)
                 writable.poll()

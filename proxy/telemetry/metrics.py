@@ -26,7 +26,7 @@ _LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
-    """Return bounds for times in line: at once, around one interval, then on to the longest wait.
+    """Return bounds for times in a queue: none, around one interval, then on to the longest wait.
 
     Seven at most, so that with the one without a bound an account has eight.
     """
@@ -87,7 +87,7 @@ class Metrics:
         )
         self._waits = histogram(
             "queue_wait_seconds",
-            "Time in line, holds included.",
+            "Time in the queue, holds included.",
             "account",
             "route",
             "outcome",
@@ -95,7 +95,7 @@ class Metrics:
         )
         self._lateness = histogram(
             "send_lateness_seconds",
-            "How long after its slot was due a request left.",
+            "Seconds from when a slot was due until its request left.",
             "route",
             buckets=_LATENESS,
         )
@@ -115,7 +115,10 @@ class Metrics:
             "token_refreshes", "Tokens asked for.", "account", "reason", "outcome"
         )
         self._nested = counter(
-            "nested_fields", "Bodies with a field nested that should be flat.", "route", "field"
+            "nested_fields",
+            "Bodies in which a field that should be flat is nested.",
+            "route",
+            "field",
         )
         self._store_bypassed = counter(
             "store_degraded_decisions", "Sends decided without the shared store."
@@ -169,7 +172,7 @@ class Metrics:
     def waited(
         self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""
     ) -> None:
-        """Count a time in line that ended: sent, abandoned, expired, refused or drained."""
+        """Count a time in the queue that ended: sent, abandoned, expired, refused or drained."""
         self._waits[account, route, outcome].observe(seconds, _exemplar(request_id))
 
     def sent(

@@ -2,7 +2,7 @@
 
 Theory of operation. One task, `TokenKeeper.run`, is alone in talking to the login server. It sleeps
 until `Schedule.next_mint` (rules/refresh.py), mints (minting.py), tells the schedule what came, and
-wakes everybody who waits. A request never mints: it asks the schedule for a renewal, wakes the
+wakes all waiters. A request never mints: it asks the schedule for a renewal, wakes the
 task, and waits for the end of a mint or for its own deadline. So a caller who leaves cancels
 nothing, and two hundred who ask at once cause one call.
 
@@ -10,7 +10,7 @@ Invariants:
 - a token past `expires_at`, on the monotonic clock, is never given out;
 - a token the API answered 401 to (`_doubted`) is not given out while another is on its way;
 - each end of a mint, good or bad, wakes every waiter, and so does the end of the task;
-- nothing is minted before `Schedule.not_before`, whoever asks.
+- nothing is minted before `Schedule.not_before`, not even for an operator.
 """
 
 import asyncio

@@ -7,7 +7,7 @@ from proxy.clock import Clock
 
 
 class MintWaiters:
-    """Everybody who waits for the end of one account's next mint."""
+    """The requests that wait for the end of one account's next mint."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class MintWaiters:
                 timer.cancel()
 
     def wake(self, *, has_minted: bool) -> None:
-        """Let everybody go on."""
+        """End all waits."""
         for future in self._futures:
             _settle(future, has_minted=has_minted)
 

@@ -86,7 +86,7 @@ OPAQUE = "Opaque token: its scopes cannot be read; GET /api/v2/tokens/me shows t
         ({"scope": BOTH, "exp": NOW}, "The token expired 0 s ago: get a new one.", True),
         (
             {"scope": BOTH, "iat": NOW + 300},
-            "The issuer clock is +300 s against ours: set the clocks right.",
+            "The issuer clock is +300 s against ours: correct the clocks.",
             False,
         ),
         (
@@ -133,27 +133,27 @@ REJECTED = {"expires_in": None, "scopes": None, "issued_at": None, "rejected": T
         ),
         (
             answer_of({"scopes": [VOICE, DIGITAL]}, clock_skew={"api": 0.4, "login": -90.0}),
-            "The login clock is -90 s against ours: set the clocks right.",
+            "The login clock is -90 s against ours: correct the clocks.",
             False,
         ),
         (
             answer_of(REJECTED),
-            "The login server rejects the credentials: put the client id or secret right.",
+            "The login server rejects the credentials: correct the client id or secret.",
             True,
         ),
         (
             answer_of({**REJECTED, "rejected": False}),
-            "The login server gives no token; it is asked again in 38 s.",
+            "The login server gives no token; the proxy asks again in 38 s.",
             True,
         ),
         (
             answer_of({**REJECTED, "rejected": False, "next_refresh_in": None}),
-            "The login server gives no token; it is asked again in a while.",
+            "The login server gives no token; the proxy asks again in a while.",
             True,
         ),
         (
             answer_of(),
-            "No secret is configured, so callers' own tokens are sent: judge one of those.",
+            "No secret is configured, so callers' own tokens are sent: explain one of those.",
             False,
         ),
     ],

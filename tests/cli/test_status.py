@@ -90,16 +90,16 @@ def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
                 in_flight=2,
                 hold_remaining_seconds=41.7,
                 refusals=[refusal] * 3,
-                notes=[note_of("trouble", "on hold"), note_of("busy", "in line")],
+                notes=[note_of("trouble", "on hold"), note_of("busy", "waiting")],
             )
         )
     )
     assert row_of(text, "london ") == [
         *("london", "exports", "7", "3.2 s", "0.5 s", "0.5 s", "2", "42 s", "-"),
-        "on hold, in line",
+        "on hold, waiting",
     ]
     assert "london: on hold - What to do about on hold." in text
-    assert "What to do about in line" not in text
+    assert "What to do about waiting" not in text
     assert text.count("london: refused 12 s ago, queue-full - Full.") == 2
     assert re.search(r"^ +api +0 +- ", text, re.MULTILINE)
 
