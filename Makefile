@@ -18,7 +18,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
 .PHONY: help install demo test bench check soak fuzz slow docs picture \
-	cluster jmeter audit release-check lint format lock clean
+	cluster jmeter aiohttp audit release-check lint format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -53,6 +53,9 @@ picture: $(INSTALLED) ## run the bursts of docs/pace.svg again, and draw them
 
 jmeter: $(INSTALLED) ## run the JMeter plan at several numbers of threads; JMETER=path/to/jmeter
 	$(BIN)/python -m bench.jmeter $(JMETER)
+
+aiohttp: $(INSTALLED) ## run the tests of the wire with the oldest and the newest aiohttp allowed
+	$(BIN)/python -m tools.aiohttp_versions
 
 audit: $(INSTALLED) build/release/release.lock ## known vulnerabilities of what the program installs
 	$(BIN)/python -m tools.audit build/release/bin/pip-audit
@@ -91,7 +94,7 @@ compile = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-v
 	--output-file requirements/$(1) $(2)
 
 clean: ## remove the environment and everything generated
-	rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis .*_cache
+	rm -rf .venv build dist htmlcov mutants .coverage .coverage.* .hypothesis .*_cache
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): $(LOCKED) pyproject.toml

@@ -27,7 +27,7 @@ from tests.kit.upstream import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 MADE = re.compile(r"(?<![\w./-])/(?=(?:opt|build)\b)")  # folders that the file itself makes
-RUN_WITHIN = 600  # seconds for one line; pip may have to fetch everything
+RUN_WITHIN = 280  # seconds for one line; pip may have to fetch everything
 NO_PROXY = f"http://{HOST}:9"  # the discard port: nobody answers
 
 

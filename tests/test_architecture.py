@@ -1,0 +1,133 @@
+"""The list in docs/architecture.md of the names of aiohttp that it does not export is true."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import aiohttp
+import aiohttp.http
+import aiohttp.typedefs
+import aiohttp.web
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "architecture.md"
+PUBLIC = (aiohttp, aiohttp.http, aiohttp.web, aiohttp.typedefs)
+PUBLIC_NAMES = {module.__name__ for module in PUBLIC} - {"aiohttp"}
+MAY_USE_THEM = re.compile(r"http/\w+\.py|service/lifecycle\.py")
+OWN_PROGRAMS = ("demo", "simulator")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def attributes_of(one: type) -> frozenset[str]:
+    """The private attributes and methods that a class of aiohttp has itself."""
+    names = {name for name in vars(one) if is_private(name)}
+    with suppress(OSError, TypeError):  # compiled
+        names |= set(re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(one)))
+    return frozenset(names)
+
+
+@cache
+def all_attributes() -> frozenset[str]:
+    names: set[str] = set()
+    for found in pkgutil.iter_modules(aiohttp.__path__, "aiohttp."):
+        if not found.name.endswith(("pytest_plugin", "worker")):  # they need more than aiohttp
+            for _, one in inspect.getmembers(importlib.import_module(found.name), inspect.isclass):
+                if one.__module__.startswith("aiohttp."):
+                    names |= attributes_of(one)
+    return frozenset(names)
+
+
+def private_imports(tree: ast.AST) -> Iterator[str]:
+    """Names that aiohttp does not export: with an underscore, or in none of its public modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "aiohttp":
+            for name in (alias.name for alias in node.names):
+                exported = any(name in getattr(module, "__all__", ()) for module in PUBLIC)
+                submodule = node.module == "aiohttp" and hasattr(aiohttp, name)
+                if is_private(name) or not (exported or submodule or node.module in PUBLIC_NAMES):
+                    yield name
+
+
+def private_attributes(tree: ast.AST, module: str) -> Iterator[str]:
+    """Attributes of others by names that aiohttp has, and what a subclass of its classes uses."""
+    text = ast.unparse(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name):
+                yield from inherited(node, getattr(importlib.import_module(module), name, None))
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) if is_private(name) and name in all_attributes():
+                if not re.search(rf"\b(?:self\.{name}\b.* = |def {name}\b)", text):
+                    yield name
+
+
+def inherited(tree: ast.ClassDef, one: object) -> Iterator[str]:
+    bases = one.__mro__ if isinstance(one, type) else ()
+    theirs = [attributes_of(base) for base in bases if base.__module__.startswith("aiohttp.")]
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Attribute(attr=name)
+                | ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+            ) if any(name in names for names in theirs):
+                yield name
+
+
+def uses() -> dict[str, set[str]]:
+    """The private names of aiohttp that each module uses."""
+    found = {}
+    for path in sorted((ROOT / "proxy").rglob("*.py")):
+        place = path.relative_to(ROOT / "proxy")
+        if place.parts[0] not in OWN_PROGRAMS:
+            text = path.read_text(encoding="utf-8")
+            if "aiohttp" not in text:
+                continue
+            tree = ast.parse(text)
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            names = {*private_imports(tree), *private_attributes(tree, module)}
+            if names:
+                found[place.as_posix()] = names
+    return found
+
+
+def listed() -> dict[str, set[str]]:
+    """The rows `| module | names |` of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_/]+\.py)` \| (`.*`) \|$", text, re.MULTILINE)
+    return {module: set(re.findall(r"`(\w+)`", names)) for module, names in rows}
+
+
+def test_private_names_of_aiohttp_are_used_in_one_package() -> None:
+    assert [module for module in uses() if not MAY_USE_THEM.fullmatch(module)] == []
+
+
+def test_the_page_lists_the_private_names_of_aiohttp_that_are_used() -> None:
+    assert listed() == uses()
+
+
+def test_a_private_name_is_noticed_however_it_is_used() -> None:
+    """Imported, exported by no public module, read from another's object, or overridden."""
+    source = """
+from aiohttp.connector import Connection
+from aiohttp.helpers import _EXC_SENTINEL
+from aiohttp import ClientSession
+from aiohttp.http import HttpRequestParser
+session._connector
+self._connector
+class Response(web.Response):
+    def _start(self): ...
+"""
+    tree = ast.parse(source)
+    assert set(private_imports(tree)) == {"Connection", "_EXC_SENTINEL"}
+    assert set(private_attributes(tree, "aiohttp.web_response")) == {"_connector", "_start"}
