@@ -132,6 +132,7 @@ class Account:
         slot = Slot(self, queue.route, ticket, at=now, due_at=min(due, now), not_before=not_before)
         allowance.granted(slot)
         queue.queue.granted(slot)
+        queue.waiters.served(ticket)
         return slot
 
     # What becomes of a slot

@@ -12,7 +12,8 @@ from proxy.pacing.allowance import Allowance
 from proxy.pacing.queue import Queue
 from proxy.pacing.slot import Ending, Slot, Ticket
 from proxy.pacing.turns import Lease
-from proxy.rules.pace import predicted_wait
+from proxy.rules.pace import fits, predicted_wait
+from proxy.rules.returns import Returns
 
 
 class Scheduler(Protocol):
@@ -30,7 +31,16 @@ class Scheduler(Protocol):
 class AccountQueue:
     """A queue in its account, as callers wait in it and as a store sees it."""
 
-    __slots__ = ("__weakref__", "_clock", "_turns", "allowance", "queue", "scheduler", "waiters")
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_turns",
+        "allowance",
+        "queue",
+        "returns",
+        "scheduler",
+        "waiters",
+    )
 
     def __init__(
         self, scheduler: Scheduler, allowance: Allowance, route: str, *, paced: bool
@@ -40,6 +50,7 @@ class AccountQueue:
         self.allowance = allowance
         self.queue = Queue(route, paced=paced, started_at=context.started_at)
         self.waiters = self.queue.waiters
+        self.returns = Returns()
         self._clock = context.clock
         self._turns = context.turns
         self._turns.opened(self)
@@ -118,6 +129,20 @@ class AccountQueue:
             cost_ahead=self.queue.cost_ahead(ticket),
             interval=self.queue.predicted_interval(interval, spread),
         )
+
+    def pushes_out(self, ticket: Ticket) -> bool:
+        """True if a waiter that would be sent in time would not be if this newcomer were admitted.
+
+        With one caller, newcomers come last and delay nobody.
+        """
+        now, interval, spread = self._clock.monotonic(), self.interval, self.allowance.spread
+        due = max(now, self.queue.predicted_due(now, interval, spread), self.allowance.hold_until())
+        step = self.queue.predicted_interval(interval, spread)
+        for deadline, cost in self.waiters.cost_at_deadlines(ticket):
+            wait, left = due - now + cost * step, deadline - now
+            if fits(wait, left) and not fits(wait + ticket.cost * step, left):
+                return True
+        return False
 
     def held_seconds(self) -> float:
         """Return the seconds spent on hold so far, those of the present hold included."""

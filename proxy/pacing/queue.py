@@ -89,7 +89,7 @@ class Queue:
 
     def cost_ahead(self, ticket: Ticket) -> float:
         """Return the cost of all waiters that go before this ticket."""
-        return self.waiters.cost_before(ticket) if ticket.has_joined else self.waiters.cost
+        return self.waiters.cost_before(ticket)
 
     # What happens to its slot
 
@@ -142,9 +142,9 @@ class Queue:
     # What can be seen
 
     def oldest_seconds(self, now: float) -> float:
-        """Return how long the first in the queue has waited."""
-        first = self.waiters.first
-        return 0.0 if first is None else now - first.joined_at
+        """Return how long the oldest waiter has waited."""
+        oldest = self.waiters.oldest
+        return 0.0 if oldest is None else now - oldest.joined_at
 
     def state(self, now: float, interval: float) -> QueueState:
         """Return what is known of the queue."""

@@ -6,7 +6,7 @@ and reports through one door, `Slot.report`. The account that granted the slot t
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
@@ -74,32 +74,42 @@ class Ending(Enum):
 class Ticket:
     """A request's place in the order of arrival; it keeps its number when it is sent again.
 
+    `caller` is whose turn it takes among the callers of the queue, with a `weight` of 1 or more.
+    `has_returned` is true once it comes back after it had a slot.
     `offer` is set while the ticket is in a queue; its result is the slot, or why there is none.
     `deadline` is the last moment at which a slot is of use. From `undecided_from` on, the ticket
     only waits to learn from the store whether a slot is free.
     """
 
     __slots__ = (
+        "caller",
         "cost",
         "deadline",
+        "has_returned",
         "is_present",
         "joined_at",
         "number",
         "offer",
         "request_id",
         "undecided_from",
+        "weight",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- a ticket has that much to say, by name
         self,
         number: int,
         *,
+        caller: Hashable = None,
+        weight: int = 1,
         cost: float = 1.0,
         is_present: Callable[[], bool] = lambda: True,
         request_id: str = "",
     ) -> None:
         self.number = number
         self.request_id = request_id
+        self.caller = caller
+        self.weight = weight
+        self.has_returned = False
         self.cost = cost
         self.is_present = is_present
         self.joined_at = -inf

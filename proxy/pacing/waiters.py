@@ -1,53 +1,133 @@
-"""The tickets of one queue, in the order in which they go: by arrival.
+"""The tickets of one queue, in the order in which they go.
 
-Invariants: the first ticket is always one that waits. `depth` and `cost` count the tickets that
-wait. A ticket that left deeper in the heap stays there until it comes to the front, or until most
-of the heap has left; it keeps neither a caller nor a body alive for longer than that.
+Theory of operation. Callers of one queue take turns: weighted round robin between callers, first
+come first served within one. It is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996).
+Each caller has a virtual time at which its next request starts; a send of cost c moves it on by
+c / weight. The caller with the smallest virtual start goes next. A caller that comes anew starts at
+the virtual time of the queue, that of the last send, so it waits one round at most, whatever the
+others have in line; and it gains nothing by having been away. A request that comes back, because
+the API refused it or it lost its slot, goes before all others: its caller has paid for it.
+
+Invariants: `first` is always a ticket that waits. `depth` and `cost` count the tickets that wait.
+A ticket that left deeper in a heap stays there until it comes to the front, or until most of the
+heap has left. With one caller the order is that of arrival.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import chain
+from math import floor, inf
 from typing import Final
 
 from proxy.pacing.slot import Ticket
 
-_KEPT: Final = 16  # tickets that left and are not worth a new heap
+_KEPT: Final = 16  # tickets, or callers, that left and are not worth tidying up
+_DIGITS: Final = 9  # of virtual times, so that sums of fractions meet where they should
+_ROUNDING: Final = 1e-6
+
+
+class _Line:
+    """The tickets of one caller, by arrival; the first of its heap always waits."""
+
+    __slots__ = ("cost", "depth", "heap", "start", "weight")
+
+    def __init__(self, start: float) -> None:
+        self.heap: list[Ticket] = []
+        self.start = start  # virtual time of the next send
+        self.weight = 1
+        self.cost = 0.0
+        self.depth = 0
+
+    def waiting(self) -> Iterator[Ticket]:
+        """All that wait, in no order."""
+        return (ticket for ticket in self.heap if ticket.offer is not None)
+
+    def add(self, ticket: Ticket) -> None:
+        heapq.heappush(self.heap, ticket)
+        self.weight = ticket.weight
+        self.cost += ticket.cost
+        self.depth += 1
+        if len(self.heap) > 2 * self.depth + _KEPT:
+            self.heap = list(self.waiting())
+            heapq.heapify(self.heap)
+
+    def remove(self, ticket: Ticket) -> None:
+        """Count a ticket out, whose offer is gone."""
+        self.cost -= ticket.cost
+        self.depth -= 1
+        if self.depth == 0:
+            self.cost = 0.0  # sums of fractions leave a rounding error
+            self.heap.clear()
+            return
+        while self.heap[0].offer is None:
+            heapq.heappop(self.heap)
+
+    def cost_until(self, virtual: float) -> float:
+        """Return the cost of the tickets that start at that virtual time or before.
+
+        They are taken to cost what the first one costs.
+        """
+        if not self.depth or self.start > virtual:
+            return 0.0
+        each = self.heap[0].cost
+        rounds = floor((virtual - self.start) * self.weight / each + _ROUNDING) + 1
+        return min(self.cost, rounds * each)
 
 
 class Waiters:
     """Tickets in order; a ticket waits while it has an offer."""
 
-    __slots__ = ("_heap", "cost", "depth")
+    __slots__ = ("_finishes", "_lines", "_ready", "_returned", "_virtual", "cost", "depth")
 
     def __init__(self) -> None:
-        self._heap: list[Ticket] = []
+        self._returned = _Line(-inf)
+        self._lines: dict[Hashable, _Line] = {}
+        self._ready: list[tuple[float, int, Hashable]] = []  # by caller; some are out of date
+        self._finishes: dict[Hashable, float] = {}  # virtual ends of the last sends
+        self._virtual = 0.0
         self.cost = 0.0  # of all that wait, in intervals
         self.depth = 0  # how many wait
 
     def __repr__(self) -> str:
-        return f"<Waiters: {self.depth}>"
+        return f"<Waiters: {self.depth} of {len(self._lines)} callers>"
 
     def __iter__(self) -> Iterator[Ticket]:
         """All that wait, in no order."""
-        return (ticket for ticket in self._heap if ticket.offer is not None)
+        return chain.from_iterable(line.waiting() for line in self._all())
 
     @property
     def first(self) -> Ticket | None:
         """The ticket that goes next."""
-        return self._heap[0] if self._heap else None
+        if self._returned.depth:
+            return self._returned.heap[0]
+        while self._ready:
+            start, _, caller = self._ready[0]
+            line = self._lines.get(caller)
+            if line is not None and line.start == start:
+                return line.heap[0]
+            heapq.heappop(self._ready)
+        return None
 
-    def cost_before(self, ticket: Ticket) -> float:
-        """Return the cost of all that go before this ticket, which comes back to its place."""
-        return sum(other.cost for other in self if other < ticket)
+    @property
+    def oldest(self) -> Ticket | None:
+        """The ticket that has waited longest."""
+        firsts = [line.heap[0] for line in self._all() if line.depth]
+        return min(firsts, key=lambda ticket: ticket.joined_at, default=None)
 
     def add(self, ticket: Ticket) -> None:
         """Take in a ticket, which has an offer."""
-        heapq.heappush(self._heap, ticket)
         self.cost += ticket.cost
         self.depth += 1
-        if len(self._heap) > 2 * self.depth + _KEPT:
-            self._heap = list(self)
-            heapq.heapify(self._heap)
+        if ticket.has_returned:
+            self._returned.add(ticket)
+            return
+        line = self._lines.get(ticket.caller)
+        if line is None:
+            line = self._lines[ticket.caller] = _Line(self._start_of(ticket.caller))
+            line.add(ticket)
+            self._get_ready(ticket.caller, line)
+        else:
+            line.add(ticket)
 
     def remove(self, ticket: Ticket) -> None:
         """Let a ticket go, with its offer; nothing happens if it does not wait."""
@@ -56,12 +136,79 @@ class Waiters:
         ticket.offer = None
         self.cost -= ticket.cost
         self.depth -= 1
+        line = self._returned if ticket.has_returned else self._lines[ticket.caller]
+        line.remove(ticket)
+        if not line.depth and line is not self._returned:
+            del self._lines[ticket.caller]
         if self.depth == 0:
-            self.cost = 0.0  # sums of fractions leave a rounding error
-            self._heap.clear()
-        else:
-            self._drop_departed()
+            self.cost = self._virtual = 0.0
+            self._ready.clear()
+            self._finishes.clear()
 
-    def _drop_departed(self) -> None:
-        while self._heap[0].offer is None:
-            heapq.heappop(self._heap)
+    def served(self, ticket: Ticket) -> None:
+        """Move the caller of a ticket that got a slot on, so that the others come first."""
+        if self.depth == 0 or ticket.has_returned:
+            return
+        line = self._lines.get(ticket.caller)
+        start = self._start_of(ticket.caller) if line is None else line.start
+        finish = round(start + ticket.cost / ticket.weight, _DIGITS)
+        self._virtual = max(self._virtual, start)
+        self._finishes[ticket.caller] = finish
+        if line is not None:
+            line.start = finish
+            self._get_ready(ticket.caller, line)
+        if len(self._finishes) > 2 * len(self._lines) + _KEPT:
+            self._finishes = {
+                caller: end for caller, end in self._finishes.items() if end > self._virtual
+            }
+
+    # What a newcomer would meet
+
+    def cost_before(self, ticket: Ticket) -> float:
+        """Return the cost of all that go before a ticket that is not in the queue."""
+        if ticket.has_joined:
+            return sum(other.cost for other in self._returned.waiting() if other < ticket)
+        own = self._lines.get(ticket.caller)
+        virtual = self._virtual_start(ticket)
+        return self._returned.cost + sum(
+            line.cost if line is own else line.cost_until(virtual) for line in self._lines.values()
+        )
+
+    def cost_at_deadlines(self, ticket: Ticket) -> Iterator[tuple[float, float]]:
+        """Yield for each waiter that a newcomer would delay its deadline, and the cost before it.
+
+        That cost does not count the newcomer.
+        """
+        virtual = self._virtual_start(ticket)
+        own = self._lines.get(ticket.caller)
+        order: list[tuple[float, int, Ticket]] = []
+        for line in self._lines.values():
+            start = line.start
+            for other in sorted(line.waiting()):
+                order.append((start if line is not own else -inf, other.number, other))
+                start = round(start + other.cost / line.weight, _DIGITS)
+        cost = self._returned.cost
+        for start, _, other in sorted(order):
+            if start > virtual:
+                yield other.deadline, cost
+            cost += other.cost
+
+    def _virtual_start(self, ticket: Ticket) -> float:
+        line = self._lines.get(ticket.caller)
+        if line is None:
+            return self._start_of(ticket.caller)
+        return round(line.start + line.cost / line.weight, _DIGITS)
+
+    def _start_of(self, caller: Hashable) -> float:
+        return max(self._virtual, self._finishes.get(caller, -inf))
+
+    def _get_ready(self, caller: Hashable, line: _Line) -> None:
+        heapq.heappush(self._ready, (line.start, line.heap[0].number, caller))
+        if len(self._ready) > 2 * len(self._lines) + _KEPT:
+            self._ready = [
+                (one.start, one.heap[0].number, name) for name, one in self._lines.items()
+            ]
+            heapq.heapify(self._ready)
+
+    def _all(self) -> Iterator[_Line]:
+        return chain((self._returned,), self._lines.values())

@@ -21,7 +21,7 @@ from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.context import PacingContext
 from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
 from proxy.problems import Problem, draining, store_unavailable
-from proxy.rules.pace import return_after
+from proxy.rules.pace import fits, longest_prediction
 
 
 class Waiting:
@@ -46,7 +46,8 @@ class Waiting:
         limit = _seconds(wait, self._clock.monotonic())
         predicted = queue.predicted_wait(ticket)
         has_place = queue.depth < self._context.pacing.max_queue
-        if has_place and predicted <= limit and (limit > 0 or queue.may_be_free()):
+        is_in_time = fits(predicted, limit) and (limit > 0 or queue.may_be_free())
+        if has_place and is_in_time and not queue.pushes_out(ticket):
             return
         self._count(queue, ticket, "refused", 0.0)
         raise Problem(
@@ -63,10 +64,11 @@ class Waiting:
         Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
         """
         self._refuse_without_service(queue)
+        ticket.has_returned = ticket.has_joined
         now = ticket.joined_at = self._clock.monotonic()
         if isinstance(wait, WaitUntil) and wait.at < now:
             self._count(queue, ticket, "expired", 0.0)
-            raise self._expired(queue, 0.0)
+            raise self._expired(queue, ticket, 0.0)
         if queue.is_free() and ticket.is_present():
             ticket.deadline = wait.at if isinstance(wait, WaitUntil) else inf
             self._count(queue, ticket, "sent", 0.0)
@@ -87,7 +89,7 @@ class Waiting:
             result = await offer
             if isinstance(result, Ending):
                 self._count(queue, ticket, result.value)
-                raise self._refusal(queue, result, ends - now)
+                raise self._refusal(queue, ticket, result, ends - now)
         except asyncio.CancelledError:
             self._abandon(queue, ticket, offer)
             raise
@@ -113,17 +115,20 @@ class Waiting:
         if queue.paced and self._context.turns.is_refusing:
             raise store_unavailable()
 
-    def _refusal(self, queue: AccountQueue, ending: Ending, limit: float) -> Problem:
+    def _refusal(
+        self, queue: AccountQueue, ticket: Ticket, ending: Ending, limit: float
+    ) -> Problem:
         match ending:
             case Ending.EXPIRED:
-                return self._expired(queue, limit)
+                return self._expired(queue, ticket, limit)
             case Ending.DRAINED:
                 return draining()
             case Ending.NO_STORE:
                 return store_unavailable()
 
-    def _expired(self, queue: AccountQueue, limit: float) -> Problem:
-        predicted = queue.predicted_wait(Ticket(self._context.next_arrival()))
+    def _expired(self, queue: AccountQueue, ticket: Ticket, limit: float) -> Problem:
+        newcomer = Ticket(self._context.next_arrival(), caller=ticket.caller, weight=ticket.weight)
+        predicted = queue.predicted_wait(newcomer)
         return Problem(
             "wait-expired",
             f"No slot came within {limit:.1f} s.",
@@ -131,8 +136,15 @@ class Waiting:
         )
 
     def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
-        excess = predicted - limit if predicted > limit else min(predicted, queue.interval)
-        return return_after(excess, jitter=self._context.random())
+        excess = predicted - longest_prediction(limit)
+        if excess <= 0:  # the wait was not too long; there was no place, or it came to nothing
+            excess = min(predicted, queue.interval)
+        return queue.returns.retry_after(
+            now=self._clock.monotonic(),
+            excess=excess,
+            interval=queue.interval,
+            jitter=self._context.random(),
+        )
 
     def _count(
         self, queue: AccountQueue, ticket: Ticket, outcome: str, seconds: float | None = None

@@ -7,6 +7,10 @@ not stored, so a changed setting governs the very next send. Arithmetic on monot
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
+
+_DRIFT: Final = 0.03  # of a wait: by how much a pace may be slower than its interval
+_LATENESS: Final = 0.05  # seconds by which one send may be late
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,20 @@ def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float
     summed cost, in intervals, of all requests that go before the newcomer.
     """
     return max(0.0, due - now) + cost_ahead * interval
+
+
+def longest_prediction(limit: float) -> float:
+    """Return the longest predicted wait with which a request is sent within the limit.
+
+    Each send is a little late, and the next one counts from it. So a prediction may be short by a
+    share of it, and by the lateness of the send itself.
+    """
+    return max(0.0, (limit - _LATENESS) / (1 + _DRIFT))
+
+
+def fits(predicted: float, limit: float) -> bool:
+    """True if a request with this predicted wait will be sent within the limit."""
+    return predicted <= longest_prediction(limit)
 
 
 def return_after(excess: float, *, jitter: float) -> int:

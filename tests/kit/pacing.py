@@ -88,13 +88,36 @@ class Bench:
     ) -> AccountQueue:
         return self.account(account).queue(route, paced=paced)
 
-    def ticket(self, *, cost: float = 1.0, is_present: Callable[[], bool] = lambda: True) -> Ticket:
-        return Ticket(self.accounts.context.next_arrival(), cost=cost, is_present=is_present)
+    def ticket(
+        self,
+        *,
+        cost: float = 1.0,
+        is_present: Callable[[], bool] = lambda: True,
+        caller: str = "",
+        weight: int = 1,
+    ) -> Ticket:
+        return Ticket(
+            self.accounts.context.next_arrival(),
+            cost=cost,
+            is_present=is_present,
+            caller=caller,
+            weight=weight,
+        )
 
-    def join(self, queue: AccountQueue, *, limit: float = 1000.0, cost: float = 1.0) -> Caller:
-        """Put a new caller in the queue who keeps the slot until told otherwise."""
-        caller = Caller(self.ticket(cost=cost, is_present=lambda: caller.is_present))
-        return self.rejoin(queue, caller, limit=limit)
+    def join(
+        self,
+        queue: AccountQueue,
+        *,
+        limit: float = 1000.0,
+        cost: float = 1.0,
+        caller: str = "",
+        weight: int = 1,
+    ) -> Caller:
+        """Put a new request in the queue that keeps the slot until told otherwise."""
+        made = Caller(
+            self.ticket(cost=cost, is_present=lambda: made.is_present, caller=caller, weight=weight)
+        )
+        return self.rejoin(queue, made, limit=limit)
 
     def rejoin(self, queue: AccountQueue, caller: Caller, *, limit: float = 1000.0) -> Caller:
         """Put a caller in the queue again, with the ticket it has."""
@@ -136,10 +159,10 @@ class Bench:
             await self.clock.advance(1.0)
         return [caller.take().sent_at for caller in callers]
 
-    def admit(self, queue: AccountQueue, limit: float) -> Problem | None:
+    def admit(self, queue: AccountQueue, limit: float, *, caller: str = "") -> Problem | None:
         """Return the refusal of a newcomer, or None if it may join the queue."""
         try:
-            self.accounts.waiting.admit(queue, self.ticket(), wait_of(limit, self.now))
+            self.accounts.waiting.admit(queue, self.ticket(caller=caller), wait_of(limit, self.now))
         except Problem as problem:
             return problem
         return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 import weakref
 
 import pytest
@@ -10,9 +11,9 @@ from proxy.pacing.slot import Ticket
 from proxy.pacing.waiters import Waiters
 
 
-def ticket(number: int, *, cost: float = 1.0) -> Ticket:
+def ticket(number: int, *, cost: float = 1.0, caller: str = "", weight: int = 1) -> Ticket:
     """Return a ticket with an offer; call it while a loop runs."""
-    made = Ticket(number, cost=cost, is_present=lambda: number >= 0)
+    made = Ticket(number, cost=cost, is_present=lambda: number >= 0, caller=caller, weight=weight)
     made.offer = asyncio.get_running_loop().create_future()
     return made
 
@@ -45,7 +46,7 @@ async def test_depth_and_cost_count_those_that_wait() -> None:
         waiters.add(one)
     assert waiters.depth == 3
     assert waiters.cost == pytest.approx(6.6)
-    assert waiters.cost_before(Ticket(1)) == 1.1
+    assert waiters.cost_before(Ticket(4, caller="")) == pytest.approx(6.6)
     for one in tickets:
         waiters.remove(one)
         waiters.remove(one)
@@ -65,3 +66,136 @@ async def test_crowd_that_left_is_not_kept_behind_one_that_waits() -> None:
     waiters.add(ticket(1000))
     gc.collect()
     assert sum(reference() is not None for reference in alive) <= 18
+
+
+# Turns between callers
+
+
+def serve(waiters: Waiters) -> Ticket:
+    """Give the next ticket its slot."""
+    first = waiters.first
+    assert first is not None
+    waiters.remove(first)
+    waiters.served(first)
+    return first
+
+
+def serve_all(waiters: Waiters) -> str:
+    """Return the callers in the order in which they are served."""
+    order = ""
+    while waiters.first is not None:
+        order += str(serve(waiters).caller)
+    return order
+
+
+async def test_callers_take_turns_and_each_goes_by_arrival() -> None:
+    waiters = Waiters()
+    for number, caller in enumerate("aaaabbc"):
+        waiters.add(ticket(number, caller=caller))
+    served = [serve(waiters) for _ in range(7)]
+    assert "".join(str(one.caller) for one in served) == "abcabaa"
+    of_a = [one.number for one in served if one.caller == "a"]
+    assert of_a == sorted(of_a)
+
+
+async def test_newcomer_waits_one_round_at_most() -> None:
+    waiters = Waiters()
+    for number in range(300):
+        waiters.add(ticket(number, caller="ab"[number % 2]))
+    for _ in range(101):
+        serve(waiters)
+    waiters.add(ticket(300, caller="c"))
+    assert "c" in "".join(str(serve(waiters).caller) for _ in range(3))
+
+
+async def test_weights_share_the_slots() -> None:
+    waiters = Waiters()
+    for number in range(400):
+        caller = "ab"[number % 2]
+        waiters.add(ticket(number, caller=caller, weight=3 if caller == "a" else 1))
+    order = "".join(str(serve(waiters).caller) for _ in range(200))
+    assert abs(order.count("a") - 150) <= 1
+
+
+async def test_a_heavy_request_counts_for_as_much_as_it_costs() -> None:
+    waiters = Waiters()
+    for number in range(80):
+        caller = "ab"[number % 2]
+        waiters.add(ticket(number, caller=caller, cost=3.0 if caller == "a" else 1.0))
+    order = "".join(str(serve(waiters).caller) for _ in range(40))
+    assert abs(order.count("b") - 30) <= 1
+
+
+async def test_caller_that_was_away_gains_nothing_by_it() -> None:
+    """And one that comes back for each single request does not get every slot."""
+    waiters = Waiters()
+    for number in range(20):
+        waiters.add(ticket(number, caller="a"))
+    for _ in range(10):
+        serve(waiters)
+    waiters.add(ticket(20, caller="b"))
+    order = ""
+    for number in range(21, 29):
+        served = serve(waiters)
+        order += str(served.caller)
+        if served.caller == "b":
+            waiters.add(ticket(number, caller="b"))
+    assert "bb" not in order
+    assert order.count("a") >= 4
+
+
+async def test_request_that_comes_back_goes_before_all_callers() -> None:
+    waiters = Waiters()
+    for number, caller in enumerate("abab"):
+        waiters.add(ticket(number, caller=caller))
+    again = serve(waiters)
+    again.has_returned = True
+    again.offer = asyncio.get_running_loop().create_future()
+    waiters.add(again)
+    assert waiters.first is again
+    assert serve_all(waiters) == "abab"
+
+
+async def test_cost_before_a_newcomer_is_that_of_the_tickets_that_go_before_it() -> None:
+    """For any mix of callers, weights and times, with costs of one."""
+    for seed in range(200):
+        chance = random.Random(seed)  # noqa: S311 -- no secret
+        waiters = Waiters()
+        weights = {caller: chance.choice([1, 1, 2, 5]) for caller in "abcd"}
+        for number in range(chance.randrange(30)):
+            caller = chance.choice("abc")
+            waiters.add(ticket(number, caller=caller, weight=weights[caller]))
+        for _ in range(chance.randrange(10)):
+            if waiters.first is not None:
+                serve(waiters)
+        newcomer = chance.choice("abcd")
+        made = ticket(100, caller=newcomer, weight=weights[newcomer])
+        predicted = waiters.cost_before(made)
+        waiters.add(made)
+        before = 0
+        while serve(waiters) is not made:
+            before += 1
+        assert predicted == before, seed
+
+
+async def test_a_newcomer_delays_the_tickets_behind_it() -> None:
+    waiters = Waiters()
+    tickets = [ticket(number, caller=caller) for number, caller in enumerate("aaab")]
+    for one in tickets:
+        one.deadline = 10.0 + one.number
+        waiters.add(one)
+    delayed = list(waiters.cost_at_deadlines(Ticket(9, caller="c")))
+    assert delayed == [(11.0, 2.0), (12.0, 3.0)]
+    assert list(waiters.cost_at_deadlines(Ticket(9, caller="a"))) == []
+    assert list(waiters.cost_at_deadlines(Ticket(9, caller="b"))) == [(12.0, 3.0)]
+
+
+async def test_oldest_is_the_one_that_joined_first() -> None:
+    waiters = Waiters()
+    for number, (caller, joined) in enumerate([("a", 3.0), ("b", 1.0), ("b", 2.0)]):
+        one = ticket(number, caller=caller)
+        one.joined_at = joined
+        waiters.add(one)
+    oldest = waiters.oldest
+    assert oldest is not None
+    assert oldest.joined_at == 1.0

@@ -48,32 +48,28 @@ async def test_request_that_comes_back_at_the_first_moment_of_the_clock_is_known
         await b.all_served(crowd)
 
 
-async def test_admitted_at_exactly_the_limit_and_served_in_time() -> None:
-    """The slot that is due with the last moment of the wait still counts."""
+async def test_a_wait_that_a_late_send_would_make_too_long_is_refused() -> None:
+    """Nine waits of 0.5 to 4.5 s fit into 5 s. The tenth would end with the last moment."""
     async with bench() as b:
         queue = b.queue()
         b.send(await b.get(queue)).report(Answered())
         callers = []
-        for place in range(1, 11):
+        for place in range(1, 10):
             assert b.admit(queue, 5.0) is None
             callers.append(b.join(queue, limit=5.0))
             await b.clock.advance(0)
             assert queue.depth == place
         refused = b.admit(queue, 5.0)
         assert refused is not None
-        assert await b.all_served(callers) == [10.5 + 0.5 * place for place in range(10)]
+        assert await b.all_served(callers) == [10.5 + 0.5 * place for place in range(9)]
 
 
-@pytest.mark.parametrize(
-    ("limit", "jitter", "retry_after"),
-    [(10.4, 0.0, 1), (10.4, 0.999, 2), (5.5, 0.0, 5), (0.5, 0.0, 10), (0.5, 0.999, 12)],
-)
+@pytest.mark.parametrize(("limit", "retry_after"), [(10.4, 1), (5.5, 6), (0.5, 11), (0.0, 11)])
 async def test_refusal_says_how_long_the_wait_would_be_and_when_to_return(
-    limit: float, jitter: float, retry_after: int
+    limit: float, retry_after: int
 ) -> None:
     """Whole seconds, after which the wait is within the limit."""
     async with bench() as b:
-        b.jitter = jitter
         b.send(await b.get(b.queue(), cost=2.0)).report(Answered())
         callers = [b.join(b.queue()) for _ in range(19)]
         await b.clock.advance(0)
@@ -83,8 +79,43 @@ async def test_refusal_says_how_long_the_wait_would_be_and_when_to_return(
         assert problem.fields == {"predicted_wait": 10.5}
         assert problem.retry_after == retry_after
         assert b.waits("refused") == 1
-        await b.clock.advance(retry_after)
         await b.all_served(callers)
+
+
+async def test_refused_callers_are_told_different_moments() -> None:
+    """One interval apart, so that they return at the pace at which the queue empties."""
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        callers = [b.join(b.queue()) for _ in range(30)]
+        await b.clock.advance(0)
+        refused = [b.admit(b.queue(), 15.0) for _ in range(8)]
+        assert [problem.retry_after for problem in refused if problem] == [1, 2, 2, 3, 3, 4, 4, 5]
+        await b.all_served(callers)
+
+
+async def test_newcomer_that_would_push_an_admitted_waiter_out_is_refused() -> None:
+    """A batch that fills its limit keeps its promise; a person is admitted once there is room."""
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        batch = [b.join(b.queue(), limit=5.0, caller="batch") for _ in range(9)]
+        await b.clock.advance(0)
+        assert b.admit(b.queue(), 5.0, caller="person") is not None
+        await b.clock.advance(0.5)
+        b.use(batch[0])
+        batch[-1].cancel()
+        await b.clock.advance(0)
+        assert b.admit(b.queue(), 5.0, caller="person") is None
+        await b.all_served(batch[1:-1])
+
+
+async def test_waiter_that_is_late_anyway_keeps_nobody_out() -> None:
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        late = [b.join(b.queue(), limit=0.6, caller="batch") for _ in range(3)]
+        await b.clock.advance(0)
+        assert b.admit(b.queue(), 5.0, caller="person") is None
+        await b.clock.advance(0.5)
+        b.use(late[0])
 
 
 async def test_line_holds_no_more_than_its_length() -> None:
