@@ -189,7 +189,9 @@ class Account:
         """Take back the room a slot had in flight, once, and let the next request have it."""
         if slot.is_open:
             slot.is_open = False
-            self._queues[slot.route].queue.given_back(slot)
+            queue = self._queues[slot.route].queue
+            queue.given_back(slot)
+            queue.ended(slot, self._context.clock.monotonic(), accepted=accepted)
             self.allowance.ended(slot, accepted=accepted)
             self.pump()
 

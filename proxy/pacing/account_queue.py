@@ -120,29 +120,42 @@ class AccountQueue:
         return not self.depth and max(self.allowance.opens_at(now), due) <= now
 
     def predicted_wait(self, ticket: Ticket) -> float:
-        """Return the seconds until a request of this arrival number would be sent."""
-        now, interval, spread = self._clock.monotonic(), self.interval, self.allowance.spread
-        due = self.queue.predicted_due(now, interval, spread)
-        return predicted_wait(
-            now=now,
-            due=max(due, self.allowance.hold_until()),
-            cost_ahead=self.queue.cost_ahead(ticket),
-            interval=self.queue.predicted_interval(interval, spread),
-        )
+        """Return the seconds until a request with this ticket would be sent."""
+        return self._wait_behind(self.queue.cost_ahead(ticket), self._clock.monotonic())
 
     def pushes_out(self, ticket: Ticket) -> bool:
         """True if a waiter that would be sent in time would not be if this newcomer were admitted.
 
         With one caller, newcomers come last and delay nobody.
         """
-        now, interval, spread = self._clock.monotonic(), self.interval, self.allowance.spread
-        due = max(now, self.queue.predicted_due(now, interval, spread), self.allowance.hold_until())
-        step = self.queue.predicted_interval(interval, spread)
-        for deadline, cost in self.waiters.cost_at_deadlines(ticket):
-            wait, left = due - now + cost * step, deadline - now
-            if fits(wait, left) and not fits(wait + ticket.cost * step, left):
-                return True
-        return False
+        now = self._clock.monotonic()
+        return any(
+            fits(self._wait_behind(cost, now), deadline - now)
+            and not fits(self._wait_behind(cost + ticket.cost, now), deadline - now)
+            for deadline, cost in self.waiters.cost_at_deadlines(ticket)
+        )
+
+    def _wait_behind(self, cost: float, now: float) -> float:
+        """Return the wait behind requests of that cost, in intervals.
+
+        The pace and the hold bound it, and so does room in flight, which answers make: it comes as
+        slowly as they do.
+        """
+        allowance, queue = self.allowance, self.queue
+        interval, spread = self.interval, allowance.spread
+        due = max(queue.predicted_due(now, interval, spread), allowance.hold_until())
+        by_pace = predicted_wait(
+            now=now,
+            due=due,
+            cost_ahead=cost,
+            interval=queue.predicted_interval(interval, spread),
+        )
+        in_flight = allowance.context.pacing.max_in_flight
+        without_room = max(0.0, cost + 1 + allowance.in_flight - in_flight)
+        by_room = max(0.0, allowance.hold_until() - now) + without_room * (
+            queue.answer_seconds(now) / in_flight
+        )
+        return max(by_pace, by_room)
 
     def held_seconds(self) -> float:
         """Return the seconds spent on hold so far, those of the present hold included."""

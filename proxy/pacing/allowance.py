@@ -47,9 +47,13 @@ class Allowance:
 
     def opens_at(self, now: float) -> float:
         """Return when the account may send at all: `inf` while an answer must come first."""
-        if self.in_flight >= self.context.pacing.max_in_flight:
+        if not self.has_room():
             return inf
         return self._holding.state.opens_at(now)
+
+    def has_room(self) -> bool:
+        """True if one more request may be in flight."""
+        return self.in_flight < self.context.pacing.max_in_flight
 
     def may_leave(self, slot: Slot, now: float) -> bool:
         """True if no hold keeps that slot's request from leaving."""

@@ -10,6 +10,7 @@ from a try that failed, and never from the grant: a slot that is given back unus
 """
 
 from math import inf
+from typing import Final
 
 from proxy.pacing.slot import Slot, Ticket
 from proxy.pacing.turns import FREE, NOT_OURS, Lease
@@ -17,11 +18,14 @@ from proxy.pacing.waiters import Waiters
 from proxy.rules.pace import Pace
 from proxy.rules.state import QueueState
 
+_SMOOTHING: Final = 0.25  # how much of the average answer time the last answer is
+
 
 class Queue:
     """Waiters of one route, and when the next of them is due."""
 
     __slots__ = (
+        "_answer_seconds",
         "_closed_until",
         "_contenders",
         "_has_sent",
@@ -30,6 +34,7 @@ class Queue:
         "_lease_expected_at",
         "_pace",
         "_sent_count",
+        "_unanswered",
         "lease",
         "paced",
         "route",
@@ -51,6 +56,8 @@ class Queue:
         self._sent_count = 0
         self._last_sent_at = -inf
         self._last_gap: float | None = None
+        self._answer_seconds = 0.0  # a moving average
+        self._unanswered: dict[Slot, None] = {}  # in the order in which they were granted
 
     def __repr__(self) -> str:
         return f"<Queue {self.route}: {self.waiters.depth} waiting>"
@@ -87,6 +94,11 @@ class Queue:
         """Return what lies between two sends from here, replicas and their leases considered."""
         return interval * max(self._contenders, spread)
 
+    def answer_seconds(self, now: float) -> float:
+        """Return how long answers take: of late, or as long as the oldest request has waited."""
+        oldest = next(iter(self._unanswered), None)
+        return max(self._answer_seconds, 0.0 if oldest is None else now - oldest.granted_at)
+
     def cost_ahead(self, ticket: Ticket) -> float:
         """Return the cost of all waiters that go before this ticket."""
         return self.waiters.cost_before(ticket)
@@ -95,8 +107,17 @@ class Queue:
 
     def granted(self, slot: Slot) -> None:
         """Note a slot that is out."""
+        self._unanswered[slot] = None
         if self.paced:
             self.sending = slot
+
+    def ended(self, slot: Slot, now: float, *, accepted: bool) -> None:
+        """Note that a slot is over; how long an answer took that is no refusal is remembered."""
+        self._unanswered.pop(slot, None)
+        if accepted and slot.sent_at > -inf:
+            seconds = now - slot.sent_at
+            part = _SMOOTHING if self._answer_seconds else 1.0
+            self._answer_seconds += part * (seconds - self._answer_seconds)
 
     def given_back(self, slot: Slot) -> bool:
         """Note that a slot is no longer out; True if it was."""

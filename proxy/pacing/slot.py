@@ -154,10 +154,10 @@ class Slot:
     """
 
     __slots__ = (
-        "_granted_at",
         "_granter",
         "_ticket",
         "due_at",
+        "granted_at",
         "is_open",
         "not_before",
         "route",
@@ -174,7 +174,7 @@ class Slot:
         due_at: float,
         not_before: float,
     ) -> None:
-        self._granted_at = at
+        self.granted_at = at
         self._granter = granter
         self._ticket = ticket
         self.is_open = True
@@ -213,7 +213,7 @@ class Slot:
         return (
             self._granter.may_send(self, now)
             and now <= self._ticket.deadline
-            and (now < self._granted_at + _A_MOMENT or self._ticket.is_present())
+            and (now < self.granted_at + _A_MOMENT or self._ticket.is_present())
         )
 
     def report(self, report: Report) -> None:
