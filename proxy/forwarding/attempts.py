@@ -3,6 +3,7 @@
 What may follow, another attempt or the answer to the caller, is decided in sending.py.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -25,13 +26,23 @@ from proxy.tokens.token import Token
 
 
 @dataclass(frozen=True, slots=True)
+class QueueCaller:
+    """Who takes turns in a queue: a caller key, else a credential and an address."""
+
+    id: Hashable
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class PendingRequest:
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
-    `managed` is the account's own token, sent in the place of the caller's credential.
+    `caller` takes turns with the other callers of the account. `managed` is the account's own
+    token, sent in the place of the caller's credential.
     """
 
     exchange: Exchange
+    caller: QueueCaller
     account: Account
     queue: AccountQueue
     outgoing: Outgoing
@@ -58,6 +69,7 @@ class Attempts:
         """Send once, and report what became of it, to the slot and to the exchange."""
         exchange = pending.exchange
         attempt: Attempt | None = "no answer"
+        begun = self._clock.monotonic()
         try:
             with exchange.spending("upstream") as spell:
                 outcome = await self._send(pending, slot, token)
@@ -75,7 +87,7 @@ class Attempts:
                         attempt = "stale token"
         finally:
             if attempt is not None:
-                exchange.attempted(attempt)
+                exchange.attempted(attempt, begun=begun)
         return outcome
 
     async def _send(

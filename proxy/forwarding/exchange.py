@@ -30,13 +30,15 @@ class Exchange:
     """One request on its way; times and durations are monotonic seconds.
 
     `limit` is how long it may wait in all, `held` the part of its time in the queue that a hold
-    took. `correlation_id` is the API's name for it, `problem` that of our refusal.
+    took. `first_sent` is when its first try began. `correlation_id` is the API's name for it,
+    `problem` that of our refusal.
     """
 
     request: web.BaseRequest
     id: str
     clock: Clock
     arrived: float = field(init=False)
+    first_sent: float | None = None
     account: Account | None = None
     route: str = "none"
     limit: float = 0.0
@@ -74,8 +76,15 @@ class Exchange:
         """Count the time that the block takes as spent on `part`."""
         return Spell(self, part)
 
-    def attempted(self, attempt: Attempt) -> None:
-        """Add what became of a try."""
+    @property
+    def since_first_send(self) -> float:
+        """Seconds since the first try to send it, 0 before that."""
+        return 0.0 if self.first_sent is None else self.clock.monotonic() - self.first_sent
+
+    def attempted(self, attempt: Attempt, *, begun: float) -> None:
+        """Add what became of a try that began at that moment."""
+        if self.first_sent is None:
+            self.first_sent = begun
         self.attempts = (*self.attempts, attempt)
 
     def answered_by_api(self, correlation_id: str | None) -> None:

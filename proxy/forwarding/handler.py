@@ -69,21 +69,21 @@ class Handler:
             return await self._log_in(exchange, token_call)
         self.intake.refuse_when_draining()
         target, route = self.routes.find(exchange, target)
-        found = await self.intake.account(request)
+        found = await self.intake.identify(request)
         if isinstance(found, Denied):
             return await self.relay.pass_on(exchange, found.answer)
-        account, managed = found
-        exchange.account = account
+        account = exchange.account = found.account
         body = await self.intake.body(request)
         try:
             answer = await self.sender.send(
                 PendingRequest(
                     exchange,
+                    caller=found.caller,
                     account=account,
                     queue=account.queue(exchange.route, paced=route.settings.paced),
                     outgoing=self.relay.outgoing(request, target, body),
                     needs=self.routes.needs(exchange, route, body),
-                    managed=managed,
+                    managed=found.managed,
                 )
             )
         finally:

@@ -3,16 +3,18 @@
 Nothing has been sent yet. So all that waits here is refused as soon as the proxy shuts down.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from aiohttp import web
 
+from proxy.forwarding.attempts import QueueCaller
 from proxy.forwarding.drain import Drain
 from proxy.http.bodies import Bodies
 from proxy.http.head import check_head
 from proxy.identity import callers
-from proxy.identity.callers import Configured, Identity, Stranger
+from proxy.identity.callers import Caller, Configured, Identity, Stranger
 from proxy.identity.whoami import Denied
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
@@ -21,6 +23,18 @@ from proxy.rules.prefer import prefer_wait
 from proxy.rules.targets import Target
 from proxy.settings import Settings
 from proxy.tokens.account_token import TokenKeeper
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Whose request it is, and as whom it takes turns.
+
+    `managed` is the account's own token, if the request is sent on with that one.
+    """
+
+    account: Account
+    managed: TokenKeeper | None
+    caller: QueueCaller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,33 +63,37 @@ class Intake:
         if self.drain.has_begun:
             raise draining()
 
-    async def account(
-        self, request: web.BaseRequest
-    ) -> tuple[Account, TokenKeeper | None] | Denied:
-        """Return the caller's account, and the token it is sent on with if that is not its own.
-
-        Or the API's own refusal of the caller's token.
+    async def identify(self, request: web.BaseRequest) -> Identified | Denied:
+        """Return whose request it is, or the API's own refusal of the caller's token.
 
         Raises the Problem `queue-full` when there are too many strangers, or what identity raises.
         """
         with self.drain.interrupts():
-            caller = await self.identity.caller(
-                request.headers.getall("Authorization", ()), peer=request.remote or ""
-            )
+            authorization: Sequence[str] = request.headers.getall("Authorization", ())
+            caller = await self.identity.caller(authorization, peer=request.remote or "")
+        managed: TokenKeeper | None = None
         match caller:
-            case Configured(name, is_service):
-                managed = self.identity.tokens.get(name) if is_service else None
-                return self.accounts.configured(name), managed
             case Denied():
                 return caller
+            case Configured(name, is_service):
+                account = self.accounts.configured(name)
+                managed = self.identity.tokens.get(name) if is_service else None
             case callers.Client(account_id):
-                return self.accounts.learned(account_id), None
+                account = self.accounts.learned(account_id)
             case Stranger(token_hash, sure):
                 account = self.accounts.unidentified(token_hash)
                 account.allowance.may_be_another = not sure
-                return account, None
             case _:
                 assert_never(caller)
+        return Identified(account, managed, self._turn_of(caller, authorization[0], request.remote))
+
+    def _turn_of(self, caller: Caller, credential: str, address: str | None) -> QueueCaller:
+        """Return as whom a request takes turns: its key, else its credential and address."""
+        if self.settings.pacing.fairness == "none":
+            return QueueCaller(None)
+        if isinstance(caller, Configured) and caller.key is not None:
+            return QueueCaller(caller.key, caller.key.weight)
+        return QueueCaller((hash(credential), address))
 
     async def body(self, request: web.BaseRequest) -> bytes:
         """Return the body; call `release` when it is no longer needed."""

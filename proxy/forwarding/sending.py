@@ -60,6 +60,8 @@ class Sender:
             cost=pending.needs.cost,
             is_present=lambda: not is_closed_by_peer(exchange.request.transport),
             request_id=exchange.id,
+            caller=pending.caller.id,
+            weight=pending.caller.weight,
         )
         refusal: ApiRefusal | None = None
         while True:
@@ -109,8 +111,8 @@ class Sender:
         """Return how long the request waits for a slot; one that comes back may be too late."""
         now = self._clock.monotonic()
         until, last = now + exchange.may_wait, inf
-        if exchange.attempts:
-            last = exchange.arrived + self._settings.retry.max_elapsed
+        if exchange.first_sent is not None:
+            last = exchange.first_sent + self._settings.retry.max_elapsed
         if until > now or (ticket.has_joined and exchange.limit > 0):
             return WaitUntil(min(until, last))
         return OnlyIfFree() if now <= last else WaitUntil(last)
@@ -122,7 +124,7 @@ class Sender:
         exchange, account = pending.exchange, pending.account
         wait = pending.queue.predicted_wait(ticket)
         if wait > exchange.may_wait or not self._rules.may_send_again(
-            attempts=len(exchange.attempts), elapsed=exchange.elapsed + wait
+            attempts=len(exchange.attempts), elapsed=exchange.since_first_send + wait
         ):
             return False
         match refusal.reason:
@@ -154,7 +156,7 @@ class Sender:
         exchange, attempts = pending.exchange, len(pending.exchange.attempts)
         pause = self._rules.after_unsent(attempts)
         if pause > exchange.may_wait or not self._rules.may_send_again(
-            attempts=attempts, elapsed=exchange.elapsed + pause
+            attempts=attempts, elapsed=exchange.since_first_send + pause
         ):
             raise Problem(
                 "upstream-unreachable",

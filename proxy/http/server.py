@@ -22,6 +22,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from proxy.http.responses import problem_response
 from proxy.problems import Problem
+from proxy.rules.shares import FEW_CONNECTIONS, has_room
 from proxy.settings import Limits
 
 _log = structlog.get_logger(__name__)
@@ -76,9 +77,12 @@ class Server(web.Server):
     def has_room(self, peer: str) -> bool:
         """Tell whether one more connection of that peer is within the limits, and count it."""
         limits = self.limits
-        if (
-            len(self._connections) >= limits.max_connections
-            or self._peers[peer] >= limits.max_connections_per_peer
+        held, bound = self._peers[peer], limits.max_connections_per_peer
+        if (bound is not None and held >= bound) or not has_room(
+            used=len(self._connections),
+            whole=limits.max_connections,
+            held=held,
+            little=FEW_CONNECTIONS,
         ):
             return False
         self._peers[peer] += 1

@@ -19,7 +19,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from proxy.clock import Clock
@@ -45,15 +45,25 @@ _UNREADABLE_PAUSE: Final = 60.0  # seconds; a person has to mend the file
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """A caller key of an account: its hash, and the name and weight it was given."""
+
+    sha256: bytes = field(repr=False)
+    name: str | None
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
 class Configured:
     """A configured account, by its name.
 
     `is_service` is False for a token that belongs in the account's queue, and proves no more: its
-    caller is sent on with it.
+    caller is sent on with it. `key` is the key that the caller presented, if it did.
     """
 
     name: str
     is_service: bool = True
+    key: Key | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,7 @@ class Identity:
         self._organizations.apply(settings)
         self._names = {account_id(one.client_id): one.name for one in settings.accounts}
         self._keys = {
-            bytes.fromhex(key.removeprefix("sha256:")): account.name
+            key.digest: Configured(account.name, key=Key(key.digest, key.name, key.weight))
             for account in settings.accounts
             for key in account.keys
         }
@@ -155,9 +165,9 @@ class Identity:
         account = await self._account_by_jwt(token)
         if account is not None:
             return await self._named(Found(Owner(account)), token)
-        name = self._keys.get(token_hash)
-        if name is not None:
-            return Configured(name)
+        holder = self._keys.get(token_hash)
+        if holder is not None:
+            return holder
         answer = await self._whoami.ask(token, token_hash, peer=peer)
         match answer:
             case Owner():

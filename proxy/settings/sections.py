@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -47,6 +48,8 @@ from proxy.settings.values import (
     StoreUrl,
     TotalSize,
     Url,
+    key_hash,
+    number,
 )
 
 Loc = tuple[str | int, ...]
@@ -172,13 +175,15 @@ class Pacing(Section):
 
     interval: PositiveSeconds = 0.5
     """Seconds between two sends of one account on one paced route."""
-    max_wait: Seconds = 15.0
+    max_wait: Seconds = 3600.0
     """Longest time in line in seconds, holds and re-queues included; a longer predicted wait is
     refused."""
-    max_queue: Count = 1000
+    max_queue: Count = 10_000
     """Requests in line, per account and route."""
     max_in_flight: Count = 8
     """Requests sent and not yet answered whole, per account, unpaced ones included."""
+    fairness: Literal["caller", "none"] = "caller"
+    """Whether the callers of an account take turns in its queues, or all requests go by arrival."""
 
 
 class Retry(Section):
@@ -187,7 +192,7 @@ class Retry(Section):
     max_attempts: Count = 4
     """Sends of one request, the first included."""
     max_elapsed: PositiveSeconds = 60.0
-    """Seconds from arrival to the last send, the API's own time included."""
+    """Seconds from the first send to the last one, the API's own time included."""
     max_retry_after: PositiveSeconds = 300.0
     """Seconds to which a longer hold is clamped."""
     initial_backoff: PositiveSeconds = 0.5
@@ -280,6 +285,26 @@ class Identity(Section):
             yield _Conflict(("service_test",), "needs issuer, jwks_url and audience")
 
 
+class CallerKey(Section):
+    """A key that a caller may present instead of a token."""
+
+    name: Name | None = None
+    """Label of its requests in metrics and on the status page."""
+    sha256: KeyHash
+    """`sha256:` and 64 hex digits: the hash of the key."""
+    weight: Annotated[int, Field(ge=1, le=100), BeforeValidator(number)] = 1
+    """Requests of this caller that are sent in one round of its account's callers."""
+
+    @property
+    def digest(self) -> bytes:
+        """The hash itself."""
+        return bytes.fromhex(self.sha256.removeprefix("sha256:"))
+
+
+def _whole_key(value: object) -> object:
+    return {"sha256": key_hash(value)} if isinstance(value, str) else value
+
+
 class Account(Section):
     """A service account.
 
@@ -295,8 +320,9 @@ class Account(Section):
     """Its secret, as `${NAME}` from the environment."""
     client_secret_file: FileName | None = None
     """File that holds its secret; read again when it changes."""
-    keys: tuple[KeyHash, ...] = ()
-    """`sha256:` and 64 hex digits each: hashes of keys callers may present instead of a token."""
+    keys: tuple[Annotated[CallerKey, BeforeValidator(_whole_key)], ...] = ()
+    """Keys callers may present instead of a token: `sha256:` and 64 hex digits each, or a mapping
+    with a name and a weight."""
     interval: PositiveSeconds | None = None
     """Seconds between two sends, instead of `pacing.interval`."""
     organization_id: Filled | None = None
@@ -387,10 +413,11 @@ class Limits(Section):
     """Bytes of all waiting bodies together."""
     max_header: HeaderSize = 16_384
     """Bytes of a request head."""
-    max_connections: Count = 4000
+    max_connections: Count = 12_000
     """Connections of callers; shrunk to fit the descriptor limit."""
-    max_connections_per_peer: Count = 1000
-    """Connections from one address, which may be that of a load balancer."""
+    max_connections_per_peer: Count | None = None
+    """Connections from one address, which may be that of a load balancer; null is no bound of its
+    own, but the last tenth of `max_connections` is kept for addresses with fewer than 100."""
     header_timeout: PositiveSeconds = 10.0
     """Seconds for a request head, and for an idle connection."""
     body_timeout: PositiveSeconds = 10.0
@@ -421,7 +448,9 @@ def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:
     listed = list(enumerate(accounts))
     names = [((i, "name"), account.name) for i, account in listed]
     ids = [((i, "client_id"), account.client_id) for i, account in listed]
-    keys = [((i, "keys", k), key) for i, account in listed for k, key in enumerate(account.keys)]
+    keys = [
+        ((i, "keys", k), key.sha256) for i, account in listed for k, key in enumerate(account.keys)
+    ]
     _refuse("accounts", (c for values in (names, ids, keys) for c in _repeats(values, "accounts")))
     return accounts
 

@@ -35,7 +35,8 @@ class EnvironmentText(str):
         return text
 
 
-def _number(value: object) -> object:
+def number(value: object) -> object:
+    """Refuse what is no number as written."""
     # pydantic would take true for 1 and "5" for 5.
     if isinstance(value, bool | str) and not isinstance(value, EnvironmentText):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic gathers only this kind
@@ -117,6 +118,14 @@ def _path_pattern(text: str) -> str:
     return text
 
 
+def key_hash(text: str) -> str:
+    """Return the hash of a key in its one spelling; raises ValueError if it is none."""
+    digits = text.lower().removeprefix("sha256:")
+    if re.fullmatch(r"[0-9a-f]{64}", digits) is None:
+        raise ValueError("must be sha256: and 64 hexadecimal digits")
+    return f"sha256:{digits}"
+
+
 def _not_empty(items: tuple[Any, ...]) -> tuple[Any, ...]:
     # A minimal length would be counted without the items that are wrong: a second complaint.
     if not items:
@@ -134,15 +143,15 @@ NotEmpty = AfterValidator(_not_empty)
 # No number is without a bound: each of these is far above any use, and below what breaks a timer, a
 # socket option (TCP_USER_TIMEOUT takes 2,147,483 s) or a parser.
 _WEEK: Final = 604_800
-Count = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(_number)]
-HeaderSize = Annotated[int, Field(ge=1, le=1_048_576), BeforeValidator(_number)]
-BodySize = Annotated[int, Field(ge=1, le=1_073_741_824), BeforeValidator(_number)]
-TotalSize = Annotated[int, Field(ge=1, le=1_099_511_627_776), BeforeValidator(_number)]
-Port = Annotated[int, Field(ge=0, le=_LAST_PORT), BeforeValidator(_number)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=_WEEK), BeforeValidator(_number)]
-Seconds = Annotated[float, Field(ge=0, le=_WEEK), BeforeValidator(_number)]
-Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
-Cost = Annotated[float, Field(ge=1, le=1000), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(number)]
+HeaderSize = Annotated[int, Field(ge=1, le=1_048_576), BeforeValidator(number)]
+BodySize = Annotated[int, Field(ge=1, le=1_073_741_824), BeforeValidator(number)]
+TotalSize = Annotated[int, Field(ge=1, le=1_099_511_627_776), BeforeValidator(number)]
+Port = Annotated[int, Field(ge=0, le=_LAST_PORT), BeforeValidator(number)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=_WEEK), BeforeValidator(number)]
+Seconds = Annotated[float, Field(ge=0, le=_WEEK), BeforeValidator(number)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(number)]
+Cost = Annotated[float, Field(ge=1, le=1000), BeforeValidator(number)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 Filled = Annotated[str, Field(min_length=1)]
 FileName = Annotated[Path, BeforeValidator(_file_name)]
@@ -169,11 +178,7 @@ Name = Annotated[
 # RFC 6749 appendix A.1 and section 3.3.
 ClientId = Annotated[str, _matching(r"[ -~]+", "must be printable ASCII, and not empty")]
 Scope = Annotated[str, _matching(r"[!#-\[\]-~]+", "must be one scope, without spaces or quotes")]
-KeyHash = Annotated[
-    str,
-    _matching(r"sha256:[0-9A-Fa-f]{64}", "must be sha256: and 64 hexadecimal digits"),
-    AfterValidator(str.lower),
-]
+KeyHash = Annotated[str, AfterValidator(key_hash)]
 
 ApiCall = Annotated[str, _matching(r"/(?!/)[!-\"$-~]*", "must be a path, like /api/v2/tokens/me")]
 Prefix = Annotated[

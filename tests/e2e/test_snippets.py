@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from proxy.settings import Account
+from proxy.settings import Account, CallerKey
 from tests.conftest import needs, program
 from tests.kit.client import exchange, parse_response
 from tests.kit.listener import HOST
@@ -223,7 +223,7 @@ async def test_a_key_is_made_as_security_md_says(tmp_path: Path) -> None:
     listed, key = (await Program(tmp_path).run("/bin/sh", "-ec", commands)).split("\n")
     assert listed == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
     assert len(key) == 43
-    Account(name="a", client_id="c", client_secret=SecretStr("s"), keys=(listed,))
+    Account(name="a", client_id="c", client_secret=SecretStr("s"), keys=(CallerKey(sha256=listed),))
 
 
 def test_the_incident_is_what_the_page_says_of_it() -> None:

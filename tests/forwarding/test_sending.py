@@ -11,7 +11,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from prometheus_client import CollectorRegistry
 
-from proxy.forwarding.attempts import Attempts, PendingRequest
+from proxy.forwarding.attempts import Attempts, PendingRequest, QueueCaller
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.sending import Sender
@@ -89,6 +89,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         exchange = Exchange(request, "id-1", clock, limit=1000.0)
         pending = PendingRequest(
             exchange,
+            caller=QueueCaller("someone"),
             account=(account := accounts.learned("someone")),
             queue=account.queue("api", paced=False),
             outgoing=Outgoing("POST", "/", "", [], b""),

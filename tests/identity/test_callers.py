@@ -76,7 +76,11 @@ async def test_issued_token_of_a_configured_client_names_the_account() -> None:
 
 async def test_key_names_its_account() -> None:
     async with identity(FakeClock()) as it:
-        assert await it.caller(["Bearer a-key"], peer="p") == Configured("paris")
+        caller = await it.caller(["Bearer a-key"], peer="p")
+        assert isinstance(caller, Configured)
+        assert (caller.name, caller.is_service) == ("paris", True)
+        assert caller.key is not None
+        assert caller.key.weight == 1
 
 
 async def test_forgotten_client_is_a_stranger() -> None:

@@ -9,7 +9,16 @@ import pytest
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from proxy.settings import DEFAULT_ROUTES, ConfigError, Pacing, Settings, Tls, Upstream, load
+from proxy.settings import (
+    DEFAULT_ROUTES,
+    CallerKey,
+    ConfigError,
+    Pacing,
+    Settings,
+    Tls,
+    Upstream,
+    load,
+)
 
 CONFIG = Path(__file__).parents[2] / "config"
 UPSTREAM = "upstream: {api_url: 'https://api.example', login_url: 'https://login.example'}\n"
@@ -88,13 +97,28 @@ store: {{url: "redis+sentinel://:pw@h1:26379,h2:26379/main/0"}}
     assert settings.listen.tls == Tls(cert_file=Path("c"), key_file=Path("k"))
     assert settings.admin.allowed_hosts == ("ops.example",)
     london, paris = settings.accounts
-    assert (london.is_managed, london.keys, london.interval) == (True, (KEY,), None)
+    assert (london.is_managed, london.interval) == (True, None)
+    assert london.keys == (CallerKey(sha256=KEY),)
     assert (paris.is_managed, paris.keys, paris.interval) == (False, (), 2.0)
     (route,) = settings.routes
     assert route.methods == ("*",)
     assert route.require_scopes == {"POST": ("a:b",), "GET": ()}
     assert route.channels[0].cost == 2.5
     assert settings.store.url.get_secret_value() == "redis+sentinel://:pw@h1:26379,h2:26379/main/0"
+
+
+def test_a_key_may_have_a_name_and_a_weight(read: Load) -> None:
+    settings = read(
+        f"""
+accounts:
+  - name: london
+    client_id: id-1
+    client_secret_file: /run/s
+    keys: [{{name: batch, sha256: "{"AB" * 32}", weight: 3}}]
+"""
+    )
+    (key,) = settings.accounts[0].keys
+    assert (key.name, key.weight, key.sha256) == ("batch", 3, KEY)
 
 
 def test_an_origin_is_normalised(read: Load) -> None:
@@ -239,7 +263,7 @@ PREFIX = "must be empty, or start with a slash and not end with one, like /gc"
         ("limits: {drain_delay: 23}",
          "limits.drain_timeout: must be more than 2 s above drain_delay"),
         ("admin: {port: 8080}", "admin.port: must not be the same as listen.port"),
-        ("tokens: {on_missing_scope: wait}",
+        ("pacing: {max_wait: 15}\ntokens: {on_missing_scope: wait}",
          "tokens.on_missing_scope: wait needs a pacing.max_wait above tokens.min_refresh_interval"),
     ],
 )  # fmt: skip

@@ -1,0 +1,20 @@
+"""How much of what all share one peer may take, when little of it is left.
+
+One peer may take most of it while nobody else wants it. The last tenth is kept for peers that hold
+little: so a newcomer finds room, whatever one address does.
+"""
+
+from typing import Final
+
+_KEPT: Final = 0.1  # of the whole
+FEW_CONNECTIONS: Final = 100  # that a peer may hold and still have room in what is kept
+
+
+def has_room(*, used: float, whole: float, held: float, little: float, wanted: float = 1) -> bool:
+    """True if a peer that holds `held` of the `used` may have `wanted` more of the `whole`.
+
+    In the part that is kept, only a peer that then holds `little` at most has room.
+    """
+    if used + wanted > whole:
+        return False
+    return used + wanted <= whole * (1 - _KEPT) or held + wanted <= little
