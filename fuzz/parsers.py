@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
+from fuzz.answers import check_answer
 from proxy.rules.claims import held_scopes, mentions, read_claims
 from proxy.rules.needs import ChannelRule, Members, NeedRules, first_nested, needs_of, read_document
 from proxy.rules.prefer import LONGEST_WAIT_SECONDS, prefer_wait
@@ -134,4 +135,5 @@ PARSERS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "claims": check_claims,
     "prefer": check_prefer,
     "channel_body": check_channel_body,
+    "answer": check_answer,
 }

@@ -24,7 +24,9 @@ SLOWEST_INPUT = 2  # seconds
 def fuzz(name: str, seconds: int) -> None:
     """Fuzz one parser; ends the process."""
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["proxy.rules", "fuzz.parsers"]):
+    with atheris.instrument_imports(
+        include=["proxy.rules", "proxy.http.connection", "proxy.http.reading", "fuzz"]
+    ):
         parsers = importlib.import_module("fuzz.parsers")
     found = FOUND / name
     found.mkdir(parents=True, exist_ok=True)

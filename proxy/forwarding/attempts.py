@@ -65,7 +65,7 @@ class Attempts:
 
     async def make(
         self, pending: PendingRequest, slot: Slot, token: Token | None
-    ) -> Response | ApiRefusal | Unsent | Withheld:
+    ) -> Response | ApiRefusal | OutcomeUnknown | Unsent | Withheld:
         """Send once, and report what became of it, to the slot and to the exchange."""
         exchange = pending.exchange
         attempt: Attempt | None = "no answer"
@@ -79,6 +79,8 @@ class Attempts:
                     case Unsent():
                         slot.report(NotSent())
                         attempt = "never left"
+                    case OutcomeUnknown():
+                        pass  # of a safe request, which may be sent once more
                     case ApiRefusal(reason="rate_limited"):
                         attempt = "refused"
                     case ApiRefusal(reason=None) | Response():
@@ -92,7 +94,7 @@ class Attempts:
 
     async def _send(
         self, pending: PendingRequest, slot: Slot, token: Token | None
-    ) -> Response | ApiRefusal | Unsent | Withheld:
+    ) -> Response | ApiRefusal | OutcomeUnknown | Unsent | Withheld:
         begun = self._clock.monotonic()
         try:
             response = await self._api.send(
@@ -112,7 +114,9 @@ class Attempts:
         except (Withheld, Unsent) as not_sent:
             return not_sent
         except OutcomeUnknown as unknown:
-            raise _outcome_unknown(unknown) from None
+            if unknown.may_repeat and "no answer" not in pending.exchange.attempts:
+                return unknown
+            raise outcome_unknown(timed_out=unknown.timed_out) from None
         except BadAnswer:
             raise Problem("bad-upstream", "The API's answer is not usable.") from None
 
@@ -174,8 +178,9 @@ def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
     return replace(outgoing, fields=[*fields, ("Authorization", f"Bearer {token.value}")])
 
 
-def _outcome_unknown(unknown: OutcomeUnknown) -> Problem:
-    if unknown.timed_out:
+def outcome_unknown(*, timed_out: bool) -> Problem:
+    """Return the answer to a request that was sent, and whose answer was lost."""
+    if timed_out:
         return Problem(
             "outcome-unknown",
             "The request was sent and no answer came in time; it may have been carried out.",

@@ -4,7 +4,8 @@ A request is sent again only if the API refused it (429; 401 or 403 with a stale
 provably never left. It keeps its place in the order of arrival, so it goes back to the front of its
 queue; so does one that lost its slot while it connected, which is no attempt. Bounds: attempts,
 elapsed time, what the caller will still wait, the account's retry budget.
-Never after something was sent and no answer came: it may have been carried out.
+Never after something was sent and no answer came: it may have been carried out. Only a safe request
+goes out once more, where the API closed an idle connection just as it was used.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ from math import inf
 
 from proxy.clock import Clock
 from proxy.forwarding.api_refusals import ApiRefusal
-from proxy.forwarding.attempts import Attempts, PendingRequest
+from proxy.forwarding.attempts import Attempts, PendingRequest, outcome_unknown
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.http.connection import Response, is_closed_by_peer
-from proxy.http.messages import Answer, Unsent, Withheld
+from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.slot import OnlyIfFree, Slot, Ticket, Wait, WaitUntil
 from proxy.problems import Problem
@@ -75,8 +76,8 @@ class Sender:
             with slot:
                 outcome = await self._attempts.make(pending, slot, token)
             match outcome:
-                case Withheld():
-                    pass  # no try, so nothing is counted; it is first in the queue again
+                case Withheld() | OutcomeUnknown():
+                    pass  # the former was no try; it is first in the queue again
                 case Unsent():
                     await self._back_off(pending)
                 case ApiRefusal() as refusal:
@@ -95,7 +96,10 @@ class Sender:
             )
 
     async def _slot(self, pending: PendingRequest, ticket: Ticket) -> Slot:
-        """Wait for a slot as long as the request may still wait and may still be sent again."""
+        """Wait for a slot as long as the request may still wait and may still be sent again.
+
+        If it gets none and its answer was lost before, that is how it ends.
+        """
         exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
         wait = self._wait(exchange, ticket)
         if not ticket.has_joined:
@@ -104,6 +108,10 @@ class Sender:
         try:
             with exchange.spending("queue"):
                 return await waiting.slot(queue, ticket, wait)
+        except Problem:
+            if "no answer" in exchange.attempts:
+                raise outcome_unknown(timed_out=False) from None
+            raise
         finally:
             exchange.held += queue.held_seconds() - held
 

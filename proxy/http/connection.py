@@ -1,99 +1,294 @@
-"""One connection to a server, and the answer that comes on it.
+"""One connection to a server: it is asked one thing at a time, and hears one answer to it.
 
-A body that breaks off fails its reader, whatever broke it. Private names of the library that are
-used here: `_payload`, the body that its protocol parses, for only this class may fail it in time;
-`_EXC_SENTINEL`, the default of an argument of `set_exception`, which is overridden.
+Invariants:
+- Every byte that comes belongs to the answer that was asked for, or spoils the connection.
+- Whatever ends an answer before its end fails its reader: a reset, a close, silence, bad bytes.
+- `is_reusable` holds only at the end of a message, in both directions; anything else is aborted.
 """
 
 import asyncio
 import select
 from collections.abc import Callable
-from typing import Final
+from math import inf
+from typing import Final, cast
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
-from aiohttp.helpers import _EXC_SENTINEL
-from aiohttp.http import RawResponseMessage
-from aiohttp.streams import StreamReader
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDictProxy
 
+from proxy.http.reading import AnswerReader, Limits
 from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
 
 _POLL_CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
-class UpstreamProtocol(ResponseHandler):
-    """A connection that fails the reader of a body when the body breaks off.
+class Connection(asyncio.Protocol):
+    """A connection that is asked by `ask`, awaited by `answer`, and read from the answer's body."""
 
-    The library reports a reset only where the body has a length, and its own parser's refusal or a
-    close from here not at all: the reader would wait for ever, or see a clean end.
-    """
+    __slots__ = (
+        "_deadline",
+        "_error",
+        "_is_over",
+        "_is_paused",
+        "_limits",
+        "_loop",
+        "_poll",
+        "_reader",
+        "_timer",
+        "_waiter",
+        "idle_since",
+        "is_fresh",
+        "is_tls",
+        "on_lost",
+        "transport",
+    )
 
-    is_fresh = True  # no request was ever to be written to it
+    def __init__(self, limits: Limits) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._poll: select.poll | None = None
+        self._reader: AnswerReader | None = None  # of what was asked last, until it is done with
+        self._waiter: asyncio.Future[None] | None = None  # for its head
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = inf
+        self._error: BaseException | None = None
+        self._is_over = False  # nothing that comes is heard any more
+        self._is_paused = False
+        self.on_lost: Callable[[Connection], None] = lambda _: None
+        self.transport: asyncio.Transport | None = None
+        self.is_fresh = True  # nothing was ever asked
+        self.is_tls = False
+        self.idle_since = 0.0
 
-    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
-        self._break_off(exc)
-        super().set_exception(exc, exc_cause)
+    def __repr__(self) -> str:
+        state = "over" if self._is_over else "asked" if self._reader else "idle"
+        return f"<Connection {state}{', fresh' if self.is_fresh else ''}>"
 
-    def close(self) -> None:
-        self._break_off(aiohttp.ClientConnectionError("closed"))
-        super().close()
-
-    def abort(self) -> None:
-        self._break_off(aiohttp.ClientConnectionError("given up"))
-        super().abort()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if exc is not None:
-            self._break_off(exc)
-        super().connection_lost(exc)
-
-    def time_out(self) -> None:
-        """End the wait for the head of an answer: it did not come in time."""
-        self.set_exception(aiohttp.SocketTimeoutError("no head in time"))
+    # What the pool asks
 
     def is_usable(self) -> bool:
         """True if it is open, and what comes next on it can only be the answer.
 
-        Of a connection that was used before, nothing may be readable, even what the event loop has
-        not noticed yet. A fresh one is excused: over TLS 1.3 session tickets come first.
+        Nothing may be readable, even what the event loop has not noticed yet. A fresh connection
+        over TLS is excused: session tickets come first.
         """
-        events = _POLL_CLOSED if self.is_fresh else _POLL_CLOSED | select.POLLIN
-        return not self.should_close and not _is_any_of(events, self.transport)
+        transport = self.transport
+        if self._is_over or transport is None or transport.is_closing():
+            return False
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(
+                transport.get_extra_info("socket").fileno(), _POLL_CLOSED | select.POLLIN
+            )
+        events = self._poll.poll(0)
+        return not events or (
+            self.is_fresh and self.is_tls and not any(mask & _POLL_CLOSED for _, mask in events)
+        )
 
-    def _break_off(self, error: BaseException) -> None:
-        body = self._payload
-        if body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(error)
+    def is_reusable(self) -> bool:
+        """True if it may carry another message."""
+        message = self._reader.message if self._reader is not None else None
+        return self._is_at_an_end() and not (message is not None and message.should_close)
+
+    def _is_at_an_end(self) -> bool:
+        """True if it is at the end of a message, both ways."""
+        transport, reader = self.transport, self._reader
+        if self._is_over or transport is None or transport.is_closing():
+            return False
+        if reader is None:
+            return True  # nothing was asked
+        return reader.is_whole and not reader.is_followed and not transport.get_write_buffer_size()
+
+    def rest(self) -> None:
+        """Forget the answer that has come whole; nothing is expected now."""
+        self._reader = None
+        self._deadline = inf
+
+    def close(self) -> None:
+        """Close it: in order at the end of a message, else at once."""
+        if self.transport is not None and self._is_at_an_end():
+            self._is_over = True
+            self.transport.close()
+        else:
+            self.abort(ConnectionAbortedError("closed"))
+
+    def abort(self, error: BaseException) -> None:
+        """Break it off at once, and fail whatever waits for something to come on it."""
+        self._fail(error)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def detach(self) -> asyncio.Transport | None:
+        """Return the transport, for a protocol that takes over from here."""
+        transport, self.transport = self.transport, None
+        self._is_over = True
+        self._stop_timer()
+        return transport
+
+    # Asking
+
+    def ask(self, request: bytes, *, has_body: bool) -> None:
+        """Write a whole request, of which the answer has a body or (to HEAD) has none."""
+        assert self.transport is not None  # noqa: S101 -- for the type checker
+        self.is_fresh = False
+        self._reader = AnswerReader(self, self._loop, self._limits, has_body=has_body)
+        self.transport.write(request)
+        self._wait_until(self._loop.time() + self._limits.seconds)
+
+    @property
+    def has_heard(self) -> bool:
+        """True if anything has come since it was asked."""
+        return self._reader is not None and self._reader.has_heard
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if neither a final head has come nor an error."""
+        return self._error is None and self._reader is not None and self._reader.message is None
+
+    async def answer(self) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """Return the head of the final answer, and its body, which is still to come.
+
+        Raises TimeoutError, ConnectionError or HttpProcessingError, the latter also if the bytes
+        that came with the head spoil the answer.
+        """
+        if self.is_waiting:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        reader = self._reader
+        if isinstance(self._error, HttpProcessingError):
+            raise self._error
+        if reader is None or reader.message is None or reader.content is None:
+            raise self._error or ConnectionResetError("closed without an answer")
+        if reader.is_followed:
+            raise HttpProcessingError(message="something follows the answer")
+        return reader.message, reader.content
+
+    # What the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        self.is_tls = transport.get_extra_info("ssl_object") is not None
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if self._is_over:
+            return
+        if reader is None:
+            self.abort(ConnectionAbortedError("something came unasked"))
+            return
+        try:
+            reader.feed(data)
+        except HttpProcessingError as error:
+            self.abort(error)
+            return
+        if reader is self._reader:
+            if reader.content is not None:
+                self._wait_for_more(reader.content)
+                self._wake()
+        elif reader.is_followed:  # the answer was good, and it is with its reader
+            self.abort(ConnectionAbortedError("something follows the answer"))
+
+    def eof_received(self) -> None:
+        """Close, whatever is half open: the request was written whole long ago."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        reader = self._reader
+        if exc is None and not self._is_over and reader is not None and reader.ends_by_close:
+            assert reader.content is not None  # noqa: S101 -- for the type checker
+            self._is_over = True
+            reader.content.feed_eof()
+        self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed"))
+        self._stop_timer()
+        self.transport = None
+        self.on_lost(self)
+
+    # What the library's body calls
+
+    @property
+    def connected(self) -> bool:
+        """True while something can still come."""
+        return self.transport is not None
+
+    def pause_reading(self) -> None:
+        """Stop reading: the reader of the body is slow. That is no silence of the server."""
+        if not self._is_paused and self.transport is not None and not self._is_over:
+            self._is_paused = True
+            self._deadline = inf
+            self.transport.pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- the library's signature
+        """Read on."""
+        if self._is_paused and self.transport is not None and not self._is_over:
+            self._is_paused = False
+            self._wait_until(self._loop.time() + self._limits.seconds)
+            self.transport.resume_reading()
+
+    # Waiting
+
+    def _wait_for_more(self, content: aiohttp.StreamReader) -> None:
+        """Begin to time the server's silence anew, if more of the body is to come."""
+        if content.is_eof() or self._is_paused:
+            self._deadline = inf
+        else:
+            self._wait_until(self._loop.time() + self._limits.seconds)
+
+    def _wait_until(self, when: float) -> None:
+        """Set the deadline; one timer serves them all, since each is later than the one before."""
+        self._deadline = when
+        if self._timer is None:
+            self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._loop.time() >= self._deadline:
+            self.abort(TimeoutError("nothing came in time"))
+        elif self._deadline != inf:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the answer's reader what ended it, unless it has ended well."""
+        self._is_over = True
+        self._deadline = inf
+        if self._error is None:
+            self._error = error
+        if self._reader is not None:
+            self._reader.fail(error)
+        self._wake()
 
 
 class Response:
     """An answer whose head has come.
 
-    Its connection goes back to the pool when the body has come, too; release one that is not read
-    to its end, which closes the connection.
+    Its connection goes back to the pool when the body has come, too. Release one that is not read
+    to its end, which breaks the connection off.
     """
 
-    __slots__ = (
-        "_connection",
-        "_kept",
-        "_message",
-        "_on_release",
-        "content",
-        "headers",
-        "status",
-    )
+    __slots__ = ("_give_back", "_kept", "_message", "_on_release", "content", "headers", "status")
 
     def __init__(
-        self, connection: Connection, message: RawResponseMessage, content: StreamReader
+        self,
+        message: RawResponseMessage,
+        content: aiohttp.StreamReader,
+        give_back: Callable[[], None],
     ) -> None:
         self.status = message.code
         self.headers: CIMultiDictProxy[str] = message.headers
         self.content = content
         self._kept = b""
         self._message = message
-        self._connection = connection
+        self._give_back: Callable[[], None] | None = give_back
         self._on_release: Callable[[], None] | None = None
         content.on_eof(self.release)
 
@@ -112,7 +307,10 @@ class Response:
         return kept + self.content.read_nowait()
 
     async def read_any(self) -> bytes:
-        """Return what comes next of the body, nothing at its end; raises the library's errors."""
+        """Return what comes next of the body, nothing at its end.
+
+        Raises TimeoutError, ConnectionError or HttpProcessingError if it breaks off.
+        """
         kept, self._kept = self._kept, b""
         return kept or await self.content.readany()
 
@@ -131,8 +329,10 @@ class Response:
         self._on_release = callback
 
     def release(self) -> None:
-        """Give the connection back, or close it if some of the body is still to come."""
-        self._connection.release()
+        """Give the connection back; it is broken off if some of the body is still to come."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
         callback, self._on_release = self._on_release, None
         if callback is not None:
             callback()
@@ -140,14 +340,8 @@ class Response:
 
 def is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:
     """True if the other side has closed, even if the event loop has not noticed yet."""
-    return _is_any_of(_POLL_CLOSED, transport)
-
-
-def _is_any_of(events: int, transport: asyncio.BaseTransport | None) -> bool:
-    """True if any of these events of poll(2) has come, or the transport is closing."""
     if transport is None or transport.is_closing():
         return True
-    socket = transport.get_extra_info("socket")
     poll = select.poll()
-    poll.register(socket.fileno(), events)
+    poll.register(transport.get_extra_info("socket").fileno(), _POLL_CLOSED)
     return bool(poll.poll(0))

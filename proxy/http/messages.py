@@ -19,11 +19,16 @@ class Withheld(Exception):
 
 
 class OutcomeUnknown(Exception):
-    """The request was sent and no answer came; `timed_out` tells silence from a lost connection."""
+    """The request was sent and no answer came.
 
-    def __init__(self, *, timed_out: bool) -> None:
+    `timed_out` tells silence from a lost connection. `may_repeat`: the method is safe, and the
+    connection was one of the pool, lost with no byte of an answer: servers close idle ones.
+    """
+
+    def __init__(self, *, timed_out: bool, may_repeat: bool = False) -> None:
         super().__init__("no answer in time" if timed_out else "the connection was lost")
         self.timed_out = timed_out
+        self.may_repeat = may_repeat
 
 
 class BadAnswer(Exception):

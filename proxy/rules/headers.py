@@ -66,7 +66,7 @@ def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[F
         if (low := name.lower()) not in dropped
         and "_" not in low
         and not low.startswith("x-forwarded-")
-        and is_writable(value)
+        and is_sendable(value)
     ]
 
 
@@ -90,6 +90,23 @@ def is_writable(value: str) -> bool:
         return True
     return not any(
         (char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff"
+        for char in value
+    )
+
+
+def is_sendable(value: str) -> bool:
+    """True if the client can write a field value: bytes that were not UTF-8 pass as they came.
+
+    RFC 9110 section 5.5 calls them obs-text. `wire_fields` gives them as lone surrogates, those
+    from U+DC80 to U+DCFF, which the client turns into the same bytes again.
+    """
+    if value.isascii() and value.isprintable():
+        return True
+    return not any(
+        (char < " " and char != "\t")
+        or char == "\x7f"
+        or "\ud800" <= char < "\udc80"
+        or "\udcff" < char <= "\udfff"
         for char in value
     )
 

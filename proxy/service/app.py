@@ -84,7 +84,12 @@ class Proxy:
             turns=turns,
             is_draining=lambda: drain.has_begun,
         )
-        self.api = Client(settings.upstream, settings.upstream.api_url, clock=clock)
+        self.api = Client(
+            settings.upstream,
+            settings.upstream.api_url,
+            clock=clock,
+            max_header=settings.limits.max_header,
+        )
         self.login_server = Client(settings.upstream, settings.upstream.login_url, clock=clock)
         shared = None
         if self.store is not None:
@@ -141,7 +146,9 @@ class Proxy:
         if tls is not None and self.tls is not None:
             self.tls.load_cert_chain(tls.cert_file, tls.key_file)
         self.settings = settings
-        self.api.apply(settings.upstream, settings.upstream.api_url)
+        self.api.apply(
+            settings.upstream, settings.upstream.api_url, max_header=settings.limits.max_header
+        )
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
         self._login.apply(settings)
         if self.store is not None:

@@ -225,6 +225,12 @@ async def test_a_field_beyond_ascii_passes_as_its_bytes_do() -> None:
     assert result.answer.values("X-Name") == [b"\xc3\xa9"]
 
 
+async def test_a_field_that_is_no_utf_8_is_sent_as_its_bytes_are() -> None:
+    """RFC 9110 section 5.5: obs-text; old clients write Latin-1."""
+    result = await trip(request("GET", USERS, [("X-Name", "M\xfcller\x80\xff")]))
+    assert result.sent.values("X-Name") == [b"M\xfcller\x80\xff"]
+
+
 HOP_BY_HOP = [
     ("Keep-Alive", "timeout=5"),
     ("Proxy-Connection", "keep-alive"),

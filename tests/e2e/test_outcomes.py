@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import pytest
 
@@ -319,6 +320,58 @@ async def test_a_connection_is_used_again_while_it_is_fresh() -> None:
                 for _ in range(3):
                     await call(proxy)
     assert list(upstream.requests_per_connection.values()) == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("step", [ReadThenReset(), ReadThenClose()], ids=["reset", "close"])
+@pytest.mark.parametrize("path", [UNPACED, EXPORTS])
+async def test_a_get_that_meets_the_close_of_its_connection_is_sent_once_more(
+    path: str, step: Step
+) -> None:
+    """In its turn: also the second one keeps the pace of its route. A POST is not sent again."""
+    interval = 0.4
+    lost: set[bytes] = set()
+
+    def script(request: RecordedRequest) -> Step:
+        if request.number == 1 or request.method in lost:
+            return ACCEPTED
+        lost.add(request.method)
+        return step
+
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing={"interval": interval}) as proxy,
+    ):
+        responses = [await call(proxy, method, path) for method in ("GET", "GET", "POST")]
+    assert [response.status for response in responses[:2]] == [202, 202]
+    assert problem(responses[2]) == LOST
+    assert [request.method for request in upstream.requests] == [b"GET"] * 3 + [b"POST"]
+    if path == EXPORTS:
+        times = [request.arrived_at for request in upstream.requests]
+        assert all(later - sooner > interval - 0.02 for sooner, later in pairwise(times))
+
+
+async def test_a_get_that_is_lost_again_and_again_is_sent_twice() -> None:
+    """However many connections the API closes so."""
+
+    def script(request: RecordedRequest) -> Step:
+        return ACCEPTED if request.number == 1 and request.method == b"POST" else ReadThenReset()
+
+    for path in (UNPACED, EXPORTS):
+        async with RawUpstream(script) as upstream, proxy_for(upstream.url, pacing=FAST) as proxy:
+            await call(proxy, "POST", path, key="warm")
+            assert problem(await call(proxy, "GET", path)) == LOST
+        assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
+
+
+async def test_an_answers_field_may_be_as_long_as_a_callers_head() -> None:
+    """`limits.max_header`, where that is above what every answer may have."""
+    long = [("X-Long", "x" * 150_000)]
+    for max_header, status in ((200_000, 202), (16_384, 502)):
+        async with (
+            RawUpstream(default=Reply(202, long)) as upstream,
+            proxy_for(upstream.url, limits={"max_header": max_header}) as proxy,
+        ):
+            assert (await call(proxy)).status == status
 
 
 async def test_a_closed_connection_is_never_used() -> None:

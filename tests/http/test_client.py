@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from proxy.clock import SystemClock
 from proxy.http.client import Client
 from proxy.http.connection import Response
 from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
+from proxy.http.pool import Pool
 from proxy.settings import Upstream as UpstreamSettings
 from tests.kit.certificates import Authority
 from tests.kit.listener import HOST, Listener, reset
+from tests.kit.upstream import free_port
 
 GET = Outgoing("GET", "/", "", [], b"")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -365,6 +366,261 @@ async def test_after_any_number_of_useless_connections_comes_a_fresh_one() -> No
         assert upstream.connections() == (0, 1)
 
 
+# A pooled connection that the server closes just then
+
+
+async def warm(server: Server, client: Client) -> Peer:
+    """Return the other end of a connection that was used once and waits for more."""
+    peer, answer = await ask(server, client)
+    await client.read(answer, 10)
+    return peer
+
+
+def end(peer: Peer, way: str) -> None:
+    if way == "reset":
+        peer.reset()
+    else:
+        peer.close()
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+async def test_a_safe_request_that_meets_a_close_is_sent_once_more(method: str, way: str) -> None:
+    """On a new connection."""
+    async with meeting() as (server, client):
+        peer = await warm(server, client)
+        sending = start(client, Outgoing(method, "/", "", [], b""))
+        first = await peer.request()
+        end(peer, way)
+        fresh = await server.peer()
+        assert await fresh.request() == first
+        fresh.say(OK.removesuffix(b"ok") if method == "HEAD" else OK)
+        assert (await sending).status == 200
+        assert server.peers == [peer, fresh]
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_an_unsafe_request_is_never_sent_again(method: str, way: str) -> None:
+    async with meeting() as (server, client):
+        peer = await warm(server, client)
+        sending = start(client, Outgoing(method, "/", "", [], b"body"))
+        await peer.request()
+        end(peer, way)
+        error = await outcome_of(sending)
+        assert isinstance(error, OutcomeUnknown)
+        assert not error.may_repeat
+        assert server.peers == [peer]
+
+
+async def test_a_safe_request_is_sent_twice_at_most() -> None:
+    async with meeting() as (server, client):
+        peer = await warm(server, client)
+        sending = start(client)
+        await peer.request()
+        peer.reset()
+        fresh = await server.peer()
+        await fresh.request()
+        fresh.reset()
+        error = await outcome_of(sending)
+        assert isinstance(error, OutcomeUnknown)
+        assert not error.may_repeat
+        assert server.peers == [peer, fresh]
+
+
+@pytest.mark.parametrize("heard", [b"", b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+async def test_a_safe_request_that_was_heard_is_not_sent_again(heard: bytes) -> None:
+    """An answer has begun, or (with nothing heard) the connection was a new one."""
+    async with meeting() as (server, client):
+        peer = await warm(server, client) if heard else None
+        sending = start(client)
+        if peer is None:
+            peer = await server.peer()
+        await peer.request()
+        peer.say(heard)
+        await let_the_loop_read()
+        peer.close()
+        assert isinstance(await outcome_of(sending), OutcomeUnknown)
+        assert server.peers == [peer]
+
+
+async def test_a_request_that_may_no_longer_leave_is_not_sent_again() -> None:
+    """Its sender decides: in its turn it may."""
+    allowed = iter([True, False])
+    async with meeting() as (server, client):
+        peer = await warm(server, client)
+        sending = asyncio.get_running_loop().create_task(
+            client.send(GET, may_leave=lambda: next(allowed))
+        )
+        await peer.request()
+        peer.reset()
+        error = await outcome_of(sending)
+        assert isinstance(error, OutcomeUnknown)
+        assert error.may_repeat
+        assert server.peers == [peer]
+
+
+async def test_a_connection_whose_request_is_not_read_whole_is_not_used_again() -> None:
+    """The answer came early, and the rest of the request is still on its way."""
+    async with meeting() as (server, client):
+        sending = start(client, Outgoing("POST", "/", "", [], b"x" * 20_000_000))
+        peer = await server.peer()
+        await peer.request()
+        peer.say(OK)
+        assert (await client.read(await sending, 10)).body == b"ok"
+        assert client.connections() == (0, 0)
+
+
+async def test_an_idle_connection_is_closed_in_time() -> None:
+    async with meeting(idle_timeout=0.2) as (server, client):
+        peer = await warm(server, client)
+        assert client.connections() == (0, 1)
+        assert await peer.rest() == b""
+        await let_the_loop_read()
+        assert client.connections() == (0, 0)
+
+
+# The pool
+
+
+async def test_connections_are_bounded_and_given_in_order_of_arrival() -> None:
+    async with meeting(max_connections=2) as (server, client):
+        requests = [Outgoing("GET", f"/{number}", "", [], b"") for number in range(8)]
+        sendings = [start(client, request) for request in requests]
+        peers = [await server.peer(), await server.peer()]
+        order = []
+        for turn in range(4):
+            for peer in peers:
+                order.append((await peer.request()).split()[1])
+                peer.say(OK)
+            await asyncio.gather(*sendings[2 * turn : 2 * turn + 2])
+        assert sorted(order) == [b"/%d" % number for number in range(8)]
+        assert [set(order[at : at + 2]) for at in (0, 2, 4, 6)] == [
+            {b"/%d" % at, b"/%d" % (at + 1)} for at in (0, 2, 4, 6)
+        ]
+        assert server.peers == peers
+
+
+async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+    async with meeting(max_connections=1) as (server, client):
+        peer, first = await ask(server, client, BY_LENGTH.replace(b"99", b"2"))
+        waiting = start(client, Outgoing("GET", "/waiting", "", [], b""))
+        await let_the_loop_read()
+        peer.say(b"ok")
+        await client.read(first, 10)
+        newcomer = start(client, Outgoing("GET", "/newcomer", "", [], b""))
+        assert (await peer.request()).startswith(b"GET /waiting ")
+        peer.say(OK)
+        await waiting
+        assert (await peer.request()).startswith(b"GET /newcomer ")
+        peer.say(OK)
+        await newcomer
+
+
+async def test_who_leaves_while_connecting_gives_the_place_back() -> None:
+    async with Server().serve() as server:
+        settings = settings_of(server, max_connections=1)
+        client = Client(settings, "http://192.0.2.1:9", clock=SystemClock())
+        for _ in range(3):
+            leaving = start(client)
+            await let_the_loop_read()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+        client.apply(settings, server.url)
+        assert client.connections() == (0, 0)
+        _, answer = await ask(server, client)
+        assert answer.status == 200
+        await client.close()
+
+
+async def test_the_wait_for_a_connection_has_its_time() -> None:
+    async with meeting(max_connections=1, connect_timeout=0.5) as (server, client):
+        await ask(server, client, BY_LENGTH)
+        assert isinstance(await outcome_of(start(client)), Unsent)
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        (f"http://{HOST}:{free_port()}", "the server refuses connections"),
+        ("http://nowhere.invalid", "the name of the server has no address"),
+    ],
+)
+async def test_why_nothing_was_sent_is_a_sentence(base: str, reason: str) -> None:
+    settings = UpstreamSettings(api_url=base, login_url=base)
+    client = Client(settings, base, clock=SystemClock())
+    error = await outcome_of(start(client))
+    assert isinstance(error, Unsent)
+    assert str(error) == reason
+    await client.close()
+
+
+# Bytes
+
+
+async def test_every_byte_of_a_field_is_sent_as_it_came() -> None:
+    fields = [("X-Name", "na\u00efve \udcff\udc80"), ("x-NAME", "")]
+    async with meeting() as (server, client):
+        sending = start(client, Outgoing("GET", "/", "a=%41", fields, b""))
+        peer = await server.peer()
+        assert await peer.request() == (
+            b"GET /?a=%41 HTTP/1.1\r\nHost: "
+            + server.url.removeprefix("http://").encode()
+            + b"\r\nX-Name: na\xc3\xafve \xff\x80\r\nx-NAME: \r\n\r\n"
+        )
+        peer.say(OK)
+        await sending
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-B: b", "a\nb", "a\rb", "a\0b"])
+@pytest.mark.parametrize("place", ["name", "value", "path", "query", "method"])
+async def test_nothing_can_break_a_line_of_a_request(place: str, value: str) -> None:
+    """Whatever was forgotten further up."""
+    name = value if place == "name" else "X-A"
+    text = value if place == "value" else "a"
+    request = Outgoing(
+        value if place == "method" else "GET",
+        f"/{value if place == 'path' else ''}",
+        value if place == "query" else "",
+        [(name, text)],
+        b"",
+    )
+    async with meeting() as (server, client):
+        with pytest.raises(ValueError, match="line break"):
+            await client.send(request)
+        assert server.peers == []
+
+
+async def test_an_answer_that_is_abandoned_over_tls_is_read_no_further(tmp_path: Path) -> None:
+    """At the end of a message a close may wait for the peer's; in the middle it may not."""
+    authority = Authority(tmp_path)
+    pair = authority.issue("api")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert_file, pair.key_file)
+    ended = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(BY_CHUNKS)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+                await writer.drain()
+        ended.set()
+
+    async with await asyncio.start_server(answer, HOST, 0, ssl=context) as server:
+        url = f"https://{HOST}:{server.sockets[0].getsockname()[1]}"
+        settings = UpstreamSettings(api_url=url, login_url=url, ca_file=authority.file)
+        client = Client(settings, url, clock=SystemClock())
+        response = await client.send(GET)
+        await client.next_chunk(response)
+        response.release()
+        async with asyncio.timeout(1.5):
+            await ended.wait()
+        assert client.connections() == (0, 0)
+        await client.close()
+
+
 # The end
 
 
@@ -429,7 +685,7 @@ async def test_a_request_that_waits_for_a_connection_goes_where_it_was_meant_to_
 async def test_pools_that_are_out_of_use_are_forgotten() -> None:
     def pools() -> int:
         gc.collect()
-        return sum(isinstance(thing, aiohttp.TCPConnector) for thing in gc.get_objects())
+        return sum(isinstance(thing, Pool) for thing in gc.get_objects())
 
     async with meeting() as (server, upstream):
         before = pools()

@@ -174,7 +174,8 @@ async def test_the_keys_that_are_there_serve_while_a_fetch_fails(trouble: Step) 
             await it.clock.advance(FRESH_FOR)
             assert not await it.has("unknown")
             assert await it.has("k")
-        assert it.fetches == 4
+        # One that meets the close of a connection that was used before is sent once more.
+        assert it.fetches == (5 if isinstance(trouble, ReadThenReset) else 4)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=range(len(TROUBLES)))

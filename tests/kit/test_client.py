@@ -65,6 +65,8 @@ async def test_an_exchange_ends_with_the_response_on_a_connection_left_open() ->
 async def test_an_exchange_of_nonsense_ends_with_the_close() -> None:
     async with RawUpstream([Garbage(b"220 smtp\r\n\r\nready")]) as upstream:
         assert await exchange(HOST, upstream.port, b"?? ? ?\r\n\r\n") == b"220 smtp\r\n\r\nready"
+        assert len(upstream.violations) == 1
+        upstream.violations.clear()
 
 
 async def test_an_answer_that_comes_before_all_is_sent_is_read() -> None:

@@ -1,7 +1,8 @@
 """A scripted upstream on a raw socket: it does what a test says and keeps every byte it was sent.
 
 It is no HTTP server. It knows just enough of RFC 9112 to find where a request ends, trusts the
-framing it is given, and sends what the script holds, right or wrong.
+framing it is given, and sends what the script holds, right or wrong. Every whole request is also
+read by h11, which shares no code with the proxy; one that h11 refuses fails the test.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self, assert_never
+
+import h11
 
 from proxy.clock import Clock, SystemClock
 from tests.kit.listener import HOST, Listener, reset
@@ -136,6 +139,8 @@ class RawUpstream:
         self.requests: list[RecordedRequest] = []
         self.stray: list[bytes] = []
         """What came in place of a whole request head, or after a request left to hang."""
+        self.violations: list[str] = []
+        """What h11 has against the requests; none may be left at the end."""
         self._choose = script if callable(script) else _in_order(iter(script), default)
         self._close_idle_after = close_idle_after
         self._accept_delay = accept_delay
@@ -147,8 +152,10 @@ class RawUpstream:
         await self._listener.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
         await self._listener.__aexit__()
+        if error is None:
+            assert self.violations == []
 
     @property
     def port(self) -> int:
@@ -189,6 +196,8 @@ class RawUpstream:
             request = await _read_request(
                 reader, head, arrived_at=arrived_at, connection=connection, number=number
             )
+            if request.is_complete:
+                self.violations += _violations(request)
             async with self._recorded:
                 self.requests.append(request)
                 self._recorded.notify_all()
@@ -245,6 +254,23 @@ class RawUpstream:
             yield
         finally:
             timer.cancel()
+
+
+def _violations(request: RecordedRequest) -> list[str]:
+    """Return what h11 has against a request, which it is to read as one and no more."""
+    server = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
+    server.receive_data(request.head + request.raw_body)
+    body = b""
+    try:
+        while not isinstance(event := server.next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                body += event.data
+            elif not isinstance(event, h11.Request):
+                return [f"no whole request: {event!r}"]
+    except h11.RemoteProtocolError as error:
+        return [str(error)]
+    is_all = server.trailing_data[0] == b"" and body == request.body
+    return [] if is_all else ["the body is another one"]
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from proxy.rules.headers import (
     Field,
     has_passed,
+    is_sendable,
     is_writable,
     request_fields,
     response_fields,
@@ -160,15 +161,29 @@ def test_value_that_can_be_written(value: str) -> None:
         "\x1b[31m",
         "a\x7f",
         "\ud800",
-        "x\udce9",
+        "a\udc7f",
+        "b\udd00",
         "\udfff!",
     ],
 )
 def test_value_that_cannot_be_written_takes_its_field_along(value: str) -> None:
-    """Control characters, and bytes that were not UTF-8 (they come as lone surrogates)."""
+    """Control characters, and lone surrogates that stand for no byte."""
     assert not is_writable(value)
     assert request_fields([("A", value), ("B", "2")], []) == [("B", "2")]
     assert response_fields([("A", value), ("B", "2")], []) == [("B", "2")]
+
+
+@pytest.mark.parametrize("value", ["\udc80", "x\udce9", "na\udcefve\udcff", "日本\udc80"])
+def test_bytes_that_are_not_utf_8_are_sent_as_they_came(value: str) -> None:
+    assert request_fields([("A", value)], []) == [("A", value)]
+
+
+@given(st.text(st.characters(codec=None)))
+def test_what_can_be_sent_can_be_encoded(value: str) -> None:
+    """Nothing that passes can break a line or fail on the wire."""
+    if is_sendable(value):
+        sent = value.encode("utf-8", "surrogateescape")
+        assert not set(sent) & (set(range(32)) - {9} | {127})
 
 
 @given(st.text(st.characters(codec=None)))
@@ -195,10 +210,10 @@ def test_any_fields_come_out_as_a_part_of_what_went_in(
 
 
 def test_fields_of_the_wire_keep_spelling_order_and_every_byte() -> None:
-    """Bytes that are not UTF-8 come as lone surrogates, and so never go out again."""
+    """Bytes that are not UTF-8 come as lone surrogates, which go out as the same bytes."""
     fields = wire_fields([(b"X-aBc", b"1"), (b"x-ABC", b"na\xc3\xafve"), (b"X-aBc", b"\xff")])
     assert fields == [("X-aBc", "1"), ("x-ABC", "naïve"), ("X-aBc", "\udcff")]
-    assert request_fields(fields, []) == fields[:2]
+    assert request_fields(fields, []) == fields
 
 
 @pytest.mark.parametrize(

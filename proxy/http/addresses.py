@@ -1,0 +1,53 @@
+"""The addresses of one host: looked up once for all who connect at a time, and kept for a while."""
+
+import asyncio
+import socket
+from typing import Any, Final
+
+_SECONDS: Final = 10  # an address that changed is noticed after this long
+
+AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
+
+
+class Addresses:
+    """Answers with all addresses of `host`, each time another one first."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._known: list[AddressInfo] = []
+        self._known_until = 0.0
+        self._lookup: asyncio.Task[None] | None = None
+
+    async def get(self) -> list[AddressInfo]:
+        """Return the addresses; raises OSError.
+
+        A caller that is cancelled leaves the look-up to the others.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._known_until:
+            if self._lookup is None or self._lookup.done():
+                self._lookup = loop.create_task(self._look_up(loop))
+                self._lookup.add_done_callback(_mark_as_seen)
+            await asyncio.shield(self._lookup)
+        self._known = self._known[1:] + self._known[:1]
+        return list(self._known)
+
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        found = await loop.getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+        )
+        self._known = list(found)
+        self._known_until = loop.time() + _SECONDS
+
+    async def close(self) -> None:
+        """End a look-up that is under way."""
+        if self._lookup is not None:
+            self._lookup.cancel()
+            await asyncio.wait([self._lookup])
+
+
+def _mark_as_seen(lookup: "asyncio.Task[None]") -> None:
+    """Take an error that no caller waits for any more; a cancelled task has none."""
+    if not lookup.cancelled():
+        lookup.exception()
