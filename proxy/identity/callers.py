@@ -33,8 +33,8 @@ from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
 from proxy.rules.token_answers import remaining_life
 from proxy.settings import Settings
-from proxy.store.connection import StoreDown
 from proxy.store.issued_tokens import SharedTokens
+from proxy.store.wire import StoreDown
 from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.credentials import SecretUnreadableError
 from proxy.tokens.managed import ManagedTokens

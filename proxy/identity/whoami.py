@@ -43,8 +43,8 @@ from proxy.rules.whoami import (
     read_answer,
 )
 from proxy.settings import Settings
-from proxy.store.connection import StoreDown
 from proxy.store.issued_tokens import SharedTokens
+from proxy.store.wire import StoreDown
 
 _log = structlog.get_logger(__name__)
 _MAX_ANSWER: Final = 65_536  # bytes; the vendor's is below 2,000

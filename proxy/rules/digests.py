@@ -7,6 +7,9 @@ from typing import Final
 # RFC 9562 section 4: a UUID is one in either case; other ids are what they are, letter by letter.
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
+# The number is the version of what is kept under the keys: replicas that share a pace share it.
+STORE_PREFIX: Final = "export-proxy:2:"
+
 
 def account_id(client_id: str) -> str:
     """Return the name by which an account is known without its client id being told."""
@@ -31,4 +34,4 @@ def store_key(key: str | bytes) -> str:
     so that it never meets an account id.
     """
     name = key if isinstance(key, str) else "token-" + hashlib.sha256(key).hexdigest()[:32]
-    return f"export-proxy:{{{name}}}"
+    return f"{STORE_PREFIX}{{{name}}}"

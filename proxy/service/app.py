@@ -202,8 +202,8 @@ class Proxy:
             return None, Alone()
         spawn = tasks.create_task
         connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
-        turns = SharedTurns(connection, clock=self.clock, metrics=self.metrics, spawn=spawn)
-        self._forever.append(spawn(connection.run(turns)))
+        turns = SharedTurns(connection, clock=self.clock, metrics=self.metrics)
+        self._forever.append(spawn(connection.listen(turns)))
         return connection, turns
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -1,5 +1,10 @@
-"""The client of Redis (or Valkey, or a primary behind Sentinel), made from the store's URL."""
+"""Where the store is: from its URL, or from the sentinels that know which server is the primary.
 
+Commands go over a `Wire` of our own. Of redis-py we use the subscription and the sentinels.
+"""
+
+import ssl
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -8,44 +13,76 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
+from proxy.rules.digests import STORE_PREFIX
 from proxy.settings import Store
 
-PREFIX: Final = "export-proxy:"  # of every key and channel
-COMMANDS: Final = 8  # at once; more would only wait for each other, and time out doing so
+PREFIX: Final = STORE_PREFIX  # of every key and channel
+CONNECT_SECONDS: Final = 2.0  # name, TCP, TLS, password and script: several round trips
+_PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 
 
-def connect(settings: Store) -> "tuple[Redis, list[Redis]]":
-    """Return the client of the store, and those of the sentinels that know where it is."""
-    url = settings.url.get_secret_value()
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": None,  # Connection bounds the whole command, connecting included
-        "socket_connect_timeout": None,
-        "retry": Retry(NoBackoff(), 0),
-        "max_connections": 2 * COMMANDS,  # some may be closing; one listens
-    }
-    if not url.startswith("redis+sentinel://"):
-        return Redis.from_url(url, **options), []
-    parts = urlsplit(url)
-    service, _, database = parts.path.strip("/").partition("/")
-    nodes = [urlsplit(f"//{node}") for node in parts.netloc.rpartition("@")[2].split(",")]
-    if parts.password:
-        options |= {
-            "username": unquote(parts.username or "") or None,
-            "password": unquote(parts.password),
-        }
-    # A sentinel that does not answer leaves time to ask the others, and then the store.
-    share = settings.timeout / (len(nodes) + 1)
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-        [(node.hostname, node.port or _SENTINEL_PORT) for node in nodes],
-        sentinel_kwargs={
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server, and what to say to it first."""
+
+    host: str
+    port: int
+
+
+class Client:
+    """The store's servers, as the URL names them."""
+
+    def __init__(self, settings: Store) -> None:
+        url = settings.url.get_secret_value()
+        parts = urlsplit(url)
+        self.username = unquote(parts.username or "") or None
+        self._password = unquote(parts.password) if parts.password else None
+        self.tls = ssl.create_default_context() if parts.scheme == "rediss" else None
+        options: dict[str, Any] = {
             "protocol": 2,
-            "socket_timeout": share,
-            "socket_connect_timeout": share,
+            "socket_timeout": None,  # Connection bounds what it does, connecting included
+            "socket_connect_timeout": None,
             "retry": Retry(NoBackoff(), 0),
-        },
-        **options,
+        }
+        self._service: str | None = None
+        self.sentinels: list[Redis] = []
+        if parts.scheme == "redis+sentinel":
+            self._service, _, database = parts.path.strip("/").partition("/")
+            self._sentinel = _sentinel(parts.netloc, options)
+            self.sentinels = self._sentinel.sentinels
+            if self._password is not None:
+                options |= {"username": self.username, "password": self._password}
+            self.database = int(database or 0)
+            self.redis: Redis = self._sentinel.master_for(
+                self._service, db=self.database, **options
+            )
+        else:
+            self.database = int(parts.path.strip("/") or 0)
+            self.redis = Redis.from_url(url, **options)
+            self._address = Address(parts.hostname or "", parts.port or _PORT)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._service or self._address}>"
+
+    async def address(self) -> Address:
+        """Return where the primary is now. Raises what redis-py raises."""
+        if self._service is None:
+            return self._address
+        return Address(*await self._sentinel.discover_master(self._service))
+
+    def credentials(self) -> tuple[str, ...] | None:
+        """Return the words of AUTH, None if the URL names no password."""
+        if self._password is None:
+            return None
+        return (self._password,) if self.username is None else (self.username, self._password)
+
+
+def _sentinel(netloc: str, options: dict[str, Any]) -> Sentinel:
+    nodes = [urlsplit(f"//{node}") for node in netloc.rpartition("@")[2].split(",")]
+    # A sentinel that does not answer leaves time to ask the others, and then the store.
+    share = CONNECT_SECONDS / (len(nodes) + 1)
+    return Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        [(node.hostname, node.port or _SENTINEL_PORT) for node in nodes],
+        sentinel_kwargs={**options, "socket_timeout": share, "socket_connect_timeout": share},
     )
-    primary: Redis = sentinel.master_for(service, db=int(database or 0))
-    return primary, sentinel.sentinels

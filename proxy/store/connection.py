@@ -1,15 +1,16 @@
 """The connection to the store, and its circuit breaker.
 
-A command takes at most `timeout` and is never repeated: one that timed out may still have been
+A command has `timeout` for its answer and is never repeated: one that timed out may still have been
 carried out. The first failure opens the circuit, so no other command waits for the next one. Every
 `PROBE` seconds the connection tries whether the store is back, all replicas at the same moments of
-the wall clock, so that they return together. The store is up while it runs our commands and we are
-subscribed to it. Every `PROBE` seconds we read a mark in it: a new mark means that the store has
-lost what it was told.
+the wall clock, so that they return together. To connect takes several round trips, and has
+`CONNECT_SECONDS` of its own. The store is up while we are subscribed to it and it runs our
+commands. Every `PROBE` seconds we read a mark in it: a new mark means that the store has lost what
+it was told.
 
-Invariants: a command runs in a task of its own, not in the caller's, so a cancelled caller leaves
-no reply behind and costs no connection. While the store is down no command is sent. `went_down` and
-`came_back` are called in turns, beginning with either.
+Invariants: a command does not run in the caller's task, so a cancelled caller leaves no reply
+behind and costs no connection. While the store is down no command is sent. A command under way when
+the store goes down is answered once, with StoreDown.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, cast
 
 import structlog
 from redis.asyncio.client import PubSub
@@ -25,22 +26,16 @@ from redis.exceptions import RedisError
 
 from proxy.clock import Clock
 from proxy.settings import Store
-from proxy.store.client import COMMANDS, PREFIX, connect
+from proxy.store.client import CONNECT_SECONDS, PREFIX, Client
+from proxy.store.wire import TURN, TURNS, Answered, Reply, StoreDown, Wire, Word, answer_of
 from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
 PROBE: Final = 1.0  # seconds
 _QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
-_TURNS: Final = 20  # of our own loop, which may be busy, before the server is blamed
-_TURN: Final = 0.001  # seconds
 _MARK: Final = PREFIX + "mark"
 _MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it is evicted last
-_T = TypeVar("_T")
-
-
-class StoreDown(Exception):
-    """The store did not answer in time, or not sensibly; says by which kind of error."""
 
 
 class Subscriber(Protocol):
@@ -55,8 +50,8 @@ class Subscriber(Protocol):
         """Act on a message that came after `since` (monotonic)."""
         ...
 
-    async def self_test(self) -> None:
-        """Run what will be run later, to see that it works. Raises what redis-py raises."""
+    async def self_test(self, wire: Wire) -> None:
+        """Run what will be run later, to see that it works. Raises StoreDown."""
         ...
 
 
@@ -64,7 +59,8 @@ class Connection:
     """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
 
     `settled` is set once it is known whether it answers. Those in `restorers` are called when it
-    comes back, and when it turns out to have lost what it was told.
+    comes back, and when it turns out to have lost what it was told; those in `closing` before the
+    connection is closed in order.
     """
 
     def __init__(
@@ -81,13 +77,14 @@ class Connection:
         self.went_down: list[Callable[[], None]] = []
         self.came_back: list[Callable[[], None]] = []
         self.restorers: list[Callable[[], None]] = []
+        self.closing: list[Callable[[], None]] = []
+        self.client = Client(settings)
         self._clock = clock
         self._metrics = metrics
         self._spawn = spawn
-        self._room = asyncio.Semaphore(COMMANDS)
         self._is_closed = False
-        self._mark: bytes | None = None
-        self.redis, self._sentinels = connect(settings)
+        self._mark: Reply = None
+        self._wire: Wire | None = None
 
     def __repr__(self) -> str:
         return f"<Connection {'up' if self.is_up else 'down'}>"
@@ -98,28 +95,37 @@ class Connection:
         if not self.is_up:
             self._tell(self.went_down)  # waiters may have to be refused
 
-    async def call(self, command: Callable[[], Awaitable[_T]]) -> _T:
-        """Run a command. Raises StoreDown if it fails, or at once while the circuit is open."""
-        if not self.is_up or self._is_closed:
-            raise StoreDown
-        result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._spawn(self._carry_out(command, result))
-        return await result
+    def send(self, words: tuple[Word, ...], answered: Answered) -> None:
+        """Run a command and hand its answer on: StoreDown if it fails, or while the store is down.
 
-    def _fail(self, down: StoreDown) -> None:
-        """Open the circuit."""
-        if self._is_closed or (self.settled.is_set() and not self.is_up):
-            return
-        self.is_up = False
-        self._metrics.store_is(up=False)
-        _log.warning("the store is down", error=str(down), on_failure=self.settings.on_failure)
-        # Idle connections lead to a server that is in trouble.
-        pool = self.redis.connection_pool
-        self._spawn(self._close(lambda: pool.disconnect(inuse_connections=False)))
-        self._tell(self.went_down)
-        self.settled.set()
+        A reply that refuses the command is an answer, too; `fail` says that it is of no use.
+        """
+        if self._wire is None or not self.is_up:
+            answered(StoreDown("down"))
+        else:
+            self._wire.send(words, answered)
 
-    async def run(self, subscriber: Subscriber) -> None:
+    async def run(self, *words: Word) -> Reply:
+        """Run a command. Raises StoreDown if it fails, or at once while the store is down."""
+        try:
+            return await answer_of(lambda answered: self.send(words, answered))
+        except StoreDown as down:
+            self.fail(down)
+            raise
+
+    def fail(self, down: StoreDown) -> None:
+        """Open the circuit: the connection was lost, or an answer was of no use."""
+        wire, self._wire = self._wire, None
+        was_up, self.is_up = self.is_up, False
+        if was_up or not (self.settled.is_set() or self._is_closed):
+            self._metrics.store_is(up=False)
+            _log.warning("the store is down", error=str(down), on_failure=self.settings.on_failure)
+            self._tell(self.went_down)
+            self.settled.set()
+        if wire is not None:
+            wire.close(down)
+
+    async def listen(self, subscriber: Subscriber) -> None:
         """Listen, and look whether the store is back, until cancelled."""
         while True:
             try:
@@ -132,55 +138,117 @@ class Connection:
                     self.settled.set()
                     await self._listen(news, subscriber)
             except StoreDown as down:
-                self._fail(down)
+                self.fail(down)
             # By the wall clock, which replicas have in common.
             pause = PROBE - self._clock.wall() % PROBE
             await self._clock.sleep_until(self._clock.monotonic() + pause)
 
     async def close(self) -> None:
         """Close all connections; from now on every command fails."""
+        await self._say_goodbye()
         self._is_closed = True
         self.is_up = False
         self._tell(self.went_down)
-        for _ in range(COMMANDS):  # what is under way ends soon, one way or the other
-            await self._room.acquire()
-        for client in (self.redis, *self._sentinels):
+        self.fail(StoreDown("closed"))
+        for client in (self.client.redis, *self.client.sentinels):
             await self._close(client.aclose)
 
-    async def _carry_out(
-        self, command: Callable[[], Awaitable[_T]], result: asyncio.Future[_T]
-    ) -> None:
-        try:
-            async with self._room:
-                outcome = await self._run_now(command)
-            if not result.done():  # else nobody waits any more
-                result.set_result(outcome)
-        except StoreDown as down:
-            if not result.done():
-                result.set_exception(down)
-        finally:
-            result.cancel()  # where we were cancelled
-
-    async def _run_now(self, command: Callable[[], Awaitable[_T]]) -> _T:
-        if not self.is_up:
-            raise StoreDown
-        try:
-            async with self._edge():
-                return await command()
-        except StoreDown as down:
-            self._fail(down)
-            raise
+    async def _say_goodbye(self) -> None:
+        """Give up what other replicas may want, what is under way included."""
+        for _ in range(2):  # the first answers may bring a lease
+            self._tell(self.closing)
+            if self._wire is not None:
+                with suppress(StoreDown):
+                    await self._wire.run("PING")
 
     @asynccontextmanager
-    async def _edge(self, quiet: float = 0.0) -> AsyncIterator[None]:
-        """Bound what redis-py does in here, and turn whatever it raises into StoreDown.
+    async def _subscribed(self, subscriber: Subscriber) -> AsyncIterator[PubSub]:
+        """Subscribe for as long as the context lasts, if the store can do what we need."""
+        news = self.client.redis.pubsub()
+        wire: Wire | None = None
+        try:
+            async with self._edge(CONNECT_SECONDS):
+                wire = await self._connect()
+                await news.subscribe(*subscriber.channels)
+                for _ in subscriber.channels:
+                    await news.get_message(timeout=None)
+                await subscriber.self_test(wire)
+                self._mark = await _read_mark(wire)
+            self._wire, wire = wire, None
+            yield news  # where we are cancelled, commands under way go on until `close`
+        finally:
+            if wire is not None:
+                wire.close(StoreDown("closed"))
+            await self._close(news.aclose)
+            pool = self.client.redis.connection_pool  # an idle connection may lead nowhere
+            await self._close(lambda: pool.disconnect(inuse_connections=False))
+
+    async def _connect(self) -> Wire:
+        """Open a wire that may run commands."""
+        client, address = self.client, await self.client.address()
+        _, wire = await asyncio.get_running_loop().create_connection(
+            lambda: Wire(timeout=self._answer_seconds, lost=self.fail),
+            address.host,
+            address.port,
+            ssl=client.tls,
+        )
+        try:
+            credentials = client.credentials()
+            if credentials is not None:
+                await wire.run("AUTH", *credentials)
+            if client.database:
+                await wire.run("SELECT", client.database)
+        except BaseException:
+            wire.close(StoreDown("closed"))
+            raise
+        return wire
+
+    def _answer_seconds(self) -> float:
+        return self.settings.timeout
+
+    async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
+        """Hand on messages for as long as the circuit is closed."""
+        look_at = self._clock.monotonic() + PROBE
+        while self.is_up:
+            since = self._clock.monotonic()
+            if since >= look_at:
+                look_at = since + PROBE
+                self._spawn(self._look_at_mark())
+            async with self._edge(self.settings.timeout + _QUIET):
+                # It connects anew before it says that a read failed.
+                message = await news.get_message(timeout=_QUIET)
+            if message is None:
+                async with self._edge(self.settings.timeout):
+                    await news.ping()
+                    message = await news.get_message(timeout=None)
+            if message is not None and message["type"] == "message":
+                subscriber.receive(message["data"].decode("ascii", "replace"), since)
+
+    async def _look_at_mark(self) -> None:
+        wire = self._wire
+        if wire is None:
+            return
+        try:
+            mark = await _read_mark(wire)
+        except StoreDown as down:
+            self.fail(down)  # when the store is back, all is told again
+            return
+        if mark != self._mark:
+            self._mark = mark
+            self._tell(self.restorers)
+
+    @asynccontextmanager
+    async def _edge(self, seconds: float) -> AsyncIterator[None]:
+        """Bound what is inside, and turn whatever redis-py raises into StoreDown.
 
         Its errors are not only its own: a connection that was reset is a RuntimeError of uvloop's,
-        an odd answer a ValueError. So nothing but calls of redis-py belongs in here.
+        an odd answer a ValueError. So nothing but calls of redis-py and the wire belongs in here.
         """
         try:
-            async with self._timeout(quiet):
+            async with self._limit(seconds):
                 yield
+        except StoreDown:
+            raise
         except Exception as error:  # noqa: BLE001 -- the edge of a foreign library, as said above
             # The error's text may name the server, and with some errors its password.
             kind = type(error).__name__
@@ -191,11 +259,10 @@ class Connection:
             raise StoreDown(kind) from None
 
     @asynccontextmanager
-    async def _timeout(self, quiet: float) -> AsyncIterator[None]:
-        """Bound what is inside by `timeout`, after `quiet` seconds in which nothing need happen.
+    async def _limit(self, seconds: float) -> AsyncIterator[None]:
+        """Bound what is inside; then our own loop gets some turns to read what came meanwhile.
 
-        Then our own loop gets some turns to read what may have come meanwhile: they take no time
-        where the server is to blame, and as long as it takes where we are.
+        They take no time where the server is to blame, and as long as it takes where we are.
         """
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
@@ -204,78 +271,34 @@ class Connection:
             def look(turns_left: int) -> None:
                 nonlocal timer
                 if turns_left:
-                    timer = loop.call_later(_TURN, look, turns_left - 1)
+                    timer = loop.call_later(TURN, look, turns_left - 1)
                 else:
                     limit.reschedule(loop.time())
 
-            timer = loop.call_later(quiet + self.settings.timeout, look, _TURNS)
+            timer = loop.call_later(seconds, look, TURNS)
             try:
                 yield
             finally:
                 timer.cancel()
 
-    @asynccontextmanager
-    async def _subscribed(self, subscriber: Subscriber) -> AsyncIterator[PubSub]:
-        """Subscribe for as long as the context lasts, if the store can do what we need."""
-        news = self.redis.pubsub()
-        try:
-            async with self._edge():
-                await news.subscribe(*subscriber.channels)
-                for _ in subscriber.channels:
-                    await news.get_message(timeout=None)
-            # On all connections: they are made now, and not in the first rush.
-            await asyncio.gather(*(self._self_tested(subscriber) for _ in range(COMMANDS)))
-            async with self._edge():
-                self._mark = await self._read_mark()
-            yield news
-        finally:
-            await self._close(news.aclose)
-
-    async def _self_tested(self, subscriber: Subscriber) -> None:
-        async with self._edge():
-            await subscriber.self_test()
-
-    async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
-        """Hand on messages for as long as the circuit is closed."""
-        look_at = self._clock.monotonic() + PROBE
-        while self.is_up:
-            since = self._clock.monotonic()
-            if since >= look_at:
-                look_at = since + PROBE
-                self._spawn(self._look_at_mark())
-            async with self._edge(_QUIET):  # it connects anew before it says that a read failed
-                message = await news.get_message(timeout=_QUIET)
-            if message is None:
-                async with self._edge():
-                    await news.ping()
-                    message = await news.get_message(timeout=None)
-            if message is not None and message["type"] == "message":
-                subscriber.receive(message["data"].decode("ascii", "replace"), since)
-
-    async def _look_at_mark(self) -> None:
-        try:
-            mark = await self.call(self._read_mark)
-        except StoreDown:
-            return  # when the store is back, all is told again
-        if mark != self._mark:
-            self._mark = mark
-            self._tell(self.restorers)
-
-    async def _read_mark(self) -> bytes | None:
-        """Return the mark, by which a store that was emptied is told from the one before."""
-        commands: Any = self.redis.pipeline(transaction=False)
-        commands.set(_MARK, token_hex(8), nx=True).expire(_MARK, _MARK_SECONDS)
-        commands.mget([_MARK])  # GET fails on a key of another type
-        mark: bytes | None
-        *_, (mark,) = await commands.execute()
-        return mark
-
     async def _close(self, close: Callable[[], Awaitable[object]]) -> None:
         with suppress(StoreDown):  # then it is closed
-            async with self._edge():
+            async with self._edge(self.settings.timeout):
                 await close()
 
     @staticmethod
     def _tell(listeners: list[Callable[[], None]]) -> None:
         for tell in listeners:
             tell()
+
+
+async def _read_mark(wire: Wire) -> Reply:
+    """Return the mark, by which a store that was emptied is told from the one before."""
+    wire.send(("SET", _MARK, token_hex(8), "NX"), _ignore)
+    wire.send(("EXPIRE", _MARK, _MARK_SECONDS), _ignore)
+    (mark,) = cast("list[Reply]", await wire.run("MGET", _MARK))  # GET fails on another type
+    return mark
+
+
+def _ignore(_: Reply | StoreDown) -> None:
+    """An answer nobody needs: the next command tells whether the store is well."""

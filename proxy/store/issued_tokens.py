@@ -18,7 +18,8 @@ from typing import Any, Final, Literal
 
 from proxy.clock import Clock
 from proxy.store.client import PREFIX
-from proxy.store.connection import Connection, StoreDown
+from proxy.store.connection import Connection
+from proxy.store.wire import StoreDown
 
 _TOKEN: Final = PREFIX + "token:"
 _QUESTION: Final = PREFIX + "question:"
@@ -112,13 +113,10 @@ class SharedTokens:
         """
         key = _QUESTION + token_hash.hex()
 
-        async def exchange() -> bytes | str | None:
-            commands: Any = self._connection.redis.pipeline(transaction=False)
-            commands.set(key, asker, nx=True, px=int(1000 * seconds)).mget([key])
-            *_, (value,) = await commands.execute()
-            return value  # type: ignore[no-any-return]  # redis-py does not say
-
-        value = await self._connection.call(exchange)
+        words = ("SET", key, asker, "NX", "PX", int(1000 * seconds))
+        self._connection.send(words, lambda _: None)  # the next command says what came of it
+        answer = await self._connection.run("MGET", key)
+        value = answer[0] if isinstance(answer, list) else None
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
         if text == _STRANGER:
             return "stranger"
@@ -129,11 +127,9 @@ class SharedTokens:
         key = _QUESTION + token_hash.hex()
         with suppress(StoreDown):  # the question ends by itself
             if stranger_for is None:
-                await self._connection.call(lambda: self._connection.redis.delete(key))
+                await self._connection.run("DEL", key)
             else:
-                await self._connection.call(
-                    lambda: self._connection.redis.set(key, _STRANGER, px=int(1000 * stranger_for))
-                )
+                await self._connection.run("SET", key, _STRANGER, "PX", int(1000 * stranger_for))
 
     async def _ask(self, token_hash: bytes, asking: "asyncio.Future[Entry | None]") -> None:
         try:
@@ -147,12 +143,10 @@ class SharedTokens:
 
     async def _read(self, token_hash: bytes) -> Entry | None:
         # MGET, because GET fails on a key of another type.
-        (value,) = await self._connection.call(
-            lambda: self._connection.redis.mget([_TOKEN + token_hash.hex()])
-        )
-        if value is None:
+        answer = await self._connection.run("MGET", _TOKEN + token_hash.hex())
+        if not isinstance(answer, list) or not isinstance(answer[0], bytes):
             return None
-        text = value if isinstance(value, str) else value.decode("ascii", "replace")
+        text = answer[0].decode("ascii", "replace")
         account_id, expires, seal, origin, *_ = (*text.split(" ", 3), "", "", "")
         if not expires.isdecimal() or len(expires) > _MAX_DIGITS:
             return None
@@ -164,13 +158,9 @@ class SharedTokens:
         origin = issued.origin
         expires = int(self._clock.wall() + issued.lifetime)
         seal = "" if secret is None else _seal(token_hash, account_id, expires, origin, secret)
-        await self._connection.call(
-            lambda: self._connection.redis.set(
-                _TOKEN + token_hash.hex(),
-                f"{account_id} {expires} {seal}" + (f" {origin}" if origin else ""),
-                ex=max(1, int(issued.lifetime)),
-            )
-        )
+        value = f"{account_id} {expires} {seal}" + (f" {origin}" if origin else "")
+        key = _TOKEN + token_hash.hex()
+        await self._connection.run("SET", key, value, "EX", max(1, int(issued.lifetime)))
 
     async def _restore(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
         try:

@@ -9,17 +9,20 @@ Moments come from the server's clock only. They reach us as "so many microsecond
 leave this module as seconds from now. Keys hold hashes. What cannot be parsed is no message.
 """
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
-from typing import Any, Final
-
-from redis.asyncio import Redis
+from typing import Final, cast
 
 from proxy.store.client import PREFIX
+from proxy.store.connection import Connection
+from proxy.store.wire import ErrorReply, Reply, StoreDown, Wire, Word
 
 LEASE: Final = 2.0  # seconds a lease may stay unused after it is due, before others get it
-_SOURCE: Final = files("proxy.store").joinpath("turn.lua").read_text(encoding="utf-8")
+_SOURCE: Final = files("proxy.store").joinpath("turn.lua").read_bytes()
+_SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()  # as Redis names it
 _KEEP_MS: Final = 60_000  # how long the state outlives what it says
 _SELF_TEST: Final = PREFIX + "{self-test}"
 _SELF_TEST_MS: Final = 1_000
@@ -36,6 +39,14 @@ class Op(Enum):
     LEAVE = "leave"
     HOLD = "hold"
     LOOK = "look"
+
+
+class Again(Enum):
+    """What a replica that has sent wants next."""
+
+    NOTHING = ""
+    WAIT = "wait"  # another lease, for a waiter
+    KEEP = "keep"  # the lease for a send to come, if no other replica wants it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +78,13 @@ class LeaseStatus:
     stamp: Stamp
 
     @classmethod
-    def of(cls, answer: list[Any]) -> "LeaseStatus":
+    def of(cls, answer: Reply) -> "LeaseStatus":
         """Parse an answer. Raises ValueError or TypeError if it is none of the script's."""
-        mine, wait, wanting, ahead, hold, born, count = map(int, answer)
+        if not isinstance(answer, list):
+            raise TypeError
+        mine, wait, wanting, ahead, hold, born, count = (
+            int(cast("bytes", part)) for part in answer
+        )
         return cls(bool(mine), wait / 1e6, wanting, ahead, hold / 1e6, Stamp(born, count))
 
 
@@ -91,6 +106,14 @@ class OverMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedMessage:
+    """Another replica wants the lease that this replica has."""
+
+    name: Name
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
 class HoldMessage:
     """Another replica was told of a hold."""
 
@@ -106,17 +129,19 @@ class LostMessage:
     born: int
 
 
-Message = LeaseMessage | OverMessage | HoldMessage | LostMessage
+Message = LeaseMessage | OverMessage | WantedMessage | HoldMessage | LostMessage
 
 
 def parse_message(text: str, *, me: str) -> Message | None:
     """Return the message; None for our own, and for what is not understood."""
     match text.split(" "):
-        case ["turn", key, route, *rest] if _are_numbers(rest, 3):
+        case ["lease", key, route, *rest] if _are_numbers(rest, 3):
             born, count, wait = map(int, rest)
             return LeaseMessage((key, route), Stamp(born, count), wait / 1e6)
         case ["over", key, route, *rest] if _are_numbers(rest, 2):
             return OverMessage((key, route), Stamp(*map(int, rest)))
+        case ["wanted", key, route, *rest] if _are_numbers(rest, 2):
+            return WantedMessage((key, route), Stamp(*map(int, rest)))
         case ["hold", who, key, *rest] if who != me and _are_numbers(rest, 1):
             return HoldMessage(key, int(rest[0]) / 1e6)
         case ["lost", who, key, *rest] if who != me and _are_numbers(rest, 1):
@@ -125,13 +150,13 @@ def parse_message(text: str, *, me: str) -> Message | None:
 
 
 class Script:
-    """The script as a replica calls it. Raises whatever redis-py raises."""
+    """The script as a replica calls it."""
 
-    def __init__(self, redis: Redis, me: str) -> None:
+    def __init__(self, connection: Connection, me: str) -> None:
         self.me = me
-        self._script = redis.register_script(_SOURCE)
+        self._connection = connection
 
-    async def run(  # noqa: PLR0913 -- the script's arguments
+    def run(  # noqa: PLR0913 -- the script's arguments
         self,
         op: Op,
         key: str,
@@ -139,18 +164,45 @@ class Script:
         *,
         span: float = 0.0,
         interval: float = 0.0,
-        again: bool = False,
-        keep_ms: int = _KEEP_MS,
-    ) -> list[Any]:
-        """Return the script's answer as it came."""
-        times = (_us(span), _us(interval), _us(LEASE))
-        arguments: list[str | int] = [op.value, route, self.me, *times, int(again), PREFIX, keep_ms]
-        answer: list[Any] = await self._script(keys=[key], args=arguments)
-        return answer
+        again: Again = Again.NOTHING,
+        answered: Callable[[LeaseStatus | StoreDown], None],
+    ) -> None:
+        """Run the script, and hand its answer on."""
+        words = self._words(op, key, route, span=span, interval=interval, again=again)
 
-    async def self_test(self) -> None:
-        """Run the script once, on a key of its own."""
-        await self.run(Op.LEAVE, _SELF_TEST, keep_ms=_SELF_TEST_MS)
+        def receive(reply: Reply | StoreDown) -> None:
+            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+                self._connection.send(("EVAL", _SOURCE, *words), receive)
+                return
+            answered(reply if isinstance(reply, StoreDown) else self._status(reply))
+
+        self._connection.send(("EVALSHA", _SHA, *words), receive)
+
+    async def self_test(self, wire: Wire) -> None:
+        """Run the script once, on a key of its own; the server keeps it. Raises StoreDown."""
+        await wire.run("EVAL", _SOURCE, *self._words(Op.LEAVE, _SELF_TEST, keep_ms=_SELF_TEST_MS))
+
+    def _words(  # noqa: PLR0913 -- likewise
+        self,
+        op: Op,
+        key: str,
+        route: str = "",
+        *,
+        span: float = 0.0,
+        interval: float = 0.0,
+        again: Again = Again.NOTHING,
+        keep_ms: int = _KEEP_MS,
+    ) -> tuple[Word, ...]:
+        times = (_us(span), _us(interval), _us(LEASE))
+        return (1, key, op.value, route, self.me, *times, again.value, PREFIX, keep_ms)
+
+    def _status(self, reply: Reply) -> LeaseStatus | StoreDown:
+        try:
+            return LeaseStatus.of(reply)
+        except (ValueError, TypeError):
+            down = StoreDown(reply.code if isinstance(reply, ErrorReply) else "BadAnswer")
+            self._connection.fail(down)
+            return down
 
 
 def _are_numbers(words: list[str], count: int) -> bool:

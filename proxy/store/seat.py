@@ -6,7 +6,9 @@ is under way (a send, a message) is kept and settled when the answer is there. E
 seat in one of three states:
 
 - ours: the queue has the lease. At half of its life the seat asks for it again, so that a slow
-  connect does not lose it.
+  connect does not lose it. A queue that has sent twice within a lease's life, and no other replica
+  between, keeps the lease although no request waits: its next send needs no round trip before it.
+  A kept lease is given up when another replica wants it, or at half of its life.
 - queued: other replicas go first. The seat waits for a message, and asks if none came in time.
 - left: the queue wants nothing. The seat is closed.
 
@@ -15,35 +17,33 @@ the command was sent). A send is reported exactly once, after its lease was take
 A closed seat does nothing more.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from proxy.clock import Clock, Timer
 from proxy.pacing.turns import Lease, SharedQueue
-from proxy.store.connection import StoreDown
-from proxy.store.script import LEASE, LeaseStatus, Name, Op, Stamp
+from proxy.store.script import LEASE, Again, LeaseStatus, Name, Op, Script, Stamp
+from proxy.store.wire import StoreDown
 
 _RENEW_AT: Final = 0.5  # of the lease
 _ASK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a lease
-
-Say = Callable[..., Coroutine[Any, Any, LeaseStatus]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeatContext:
     """What a seat needs.
 
-    `say` runs the script, and raises StoreDown. `found_new_state` is told of an account that the
-    store did not know, or no longer, and when its state began. `closed` takes the seat off the
-    list.
+    `found_new_state` is told of an account that the store did not know, or no longer, and when its
+    state began. `closed` takes the seat off the list. `sends_often` says whether a queue's last two
+    sends are so close that it is worth to keep the lease.
     """
 
     clock: Clock
-    spawn: Callable[[Coroutine[Any, Any, None]], object]
-    say: Say
+    script: Script
     found_new_state: Callable[[SharedQueue, int], None]
     closed: Callable[["Seat"], object]
+    sends_often: Callable[[SharedQueue], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,8 @@ class Seat:
         self._context = context
         self._clock = context.clock
         self._is_open = True
+        self._is_kept = False  # ours, although no request waits
+        self._wanted: Stamp | None = None  # the last time that another replica wanted our lease
         self._has_sent = False  # while a command was under way: yet to be reported
         self._granted: _Granted | None = None  # while a command was under way
         self._timer: Timer | None = None
@@ -83,10 +85,22 @@ class Seat:
         """Ask for the lease, or for more time."""
         self._start(Op.ASK)
 
+    def unused(self) -> None:
+        """Give up the lease, unless it is kept, or the place among those who want it."""
+        if not self._is_kept:
+            self.leave()
+
     def leave(self) -> None:
         """Give up the lease, or the place among those who want it."""
         if not self.is_busy:
             self._start(Op.LEAVE)
+
+    def wanted(self, stamp: Stamp) -> None:
+        """Give up a kept lease, because another replica wants it."""
+        if self.is_busy:
+            self._wanted = stamp
+        elif self._is_kept and stamp.is_after(self.stamp):
+            self._keep_no_longer()
 
     def report(self) -> None:
         """Say for how long the last send from here keeps the next one back."""
@@ -126,32 +140,53 @@ class Seat:
 
     def _start(self, op: Op) -> None:
         self.is_busy = True
+        self._is_kept = False
         self._cancel_timer()
         if op is not Op.ASK or not self.is_ours:
             self.is_ours = False
             self.queue.lease_lost()
-        self._context.spawn(self._run(op))
+        if op is Op.SENT:  # first let the queue see who waits for the next lease
+            self._clock.call_at(self._clock.monotonic(), lambda: self._run(op, self._next()))
+        else:
+            self._run(op)
 
-    async def _run(self, op: Op) -> None:
-        queue = self.queue
-        begun = self._clock.monotonic()
-        span = queue.pace_left() if op is Op.SENT else 0.0
-        again = op is Op.SENT and queue.wants_lease()
-        try:
-            status = await self._context.say(
-                op, queue.key, queue.route, span=span, interval=queue.interval, again=again
-            )
-        except StoreDown:
-            return  # the queues go on by themselves
-        finally:
-            self.is_busy = False
+    def _next(self) -> Again:
+        """What the queue wants after its send."""
+        if self.queue.wants_lease():
+            return Again.WAIT
+        return Again.KEEP if self._context.sends_often(self.queue) else Again.NOTHING
+
+    def _run(self, op: Op, again: Again = Again.NOTHING) -> None:
         if not self._is_open:
             return
+        queue = self.queue
+        begun = self._clock.monotonic()
+
+        def answered(status: LeaseStatus | StoreDown) -> None:
+            self.is_busy = False
+            if self._is_open and not isinstance(status, StoreDown):
+                self._answered(status, op, begun, again)
+
+        self._context.script.run(
+            op,
+            queue.key,
+            queue.route,
+            span=queue.pace_left() if op is Op.SENT else 0.0,
+            interval=queue.interval,
+            again=again,
+            answered=answered,
+        )
+
+    def _answered(self, status: LeaseStatus, op: Op, begun: float, again: Again) -> None:
+        queue = self.queue
         self.stamp = status.stamp
         if status.stamp.is_first:
             self._has_sent |= op is not Op.SENT and queue.pace_left() > 0
             self._context.found_new_state(queue, status.stamp.born)
-        self._settle(status, begun, is_in=again or op is Op.ASK)
+        self._settle(status, begun, is_in=op is Op.ASK or again is Again.WAIT)
+        if again is Again.KEEP and self.is_ours and not self.is_busy:
+            self._is_kept = self._wanted is None or not self._wanted.is_after(status.stamp)
+        self._wanted = None
         obey(queue, status.hold)
         queue.reevaluate()
 
@@ -193,8 +228,15 @@ class Seat:
 
     def _ask_again(self) -> None:
         self._timer = None
-        if not self.is_busy:
-            self.ask()
+        if self._is_kept:
+            self._keep_no_longer()
+        if self._is_open and not self.is_busy:
+            self.ask()  # a request waits, or is about to leave
+
+    def _keep_no_longer(self) -> None:
+        """Let the queue give up the lease, unless it is in use."""
+        self._is_kept = False
+        self.queue.reevaluate()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -5,21 +5,24 @@
 -- asks and gets the lease, or a place in the queue. After a send it reports for how long that send
 -- keeps the next one back; the report moves DUE and passes the lease on. The lease is given ahead of
 -- DUE, so the new holder knows its moment while it waits. It ends a while after DUE: a holder that
--- died, or that nobody can hear, is passed over, and its possible last send is allowed for.
+-- died, or that nobody can hear, is passed over, and its possible last send is allowed for. A replica
+-- that sends alone may keep the lease between its sends, until another replica asks for it.
 --
 -- Invariants. Only the holder may send. DUE never moves back while it lies ahead. A replica is in the
--- queue at most once, and not while it is the holder. No moment lies further ahead than it did when
--- it was written, at most a day: a clock that is set back cannot stop a queue. Nothing that others
--- wrote into the key stops a queue either.
+-- queue at most once, and not while it is the holder; the queue has at most MOST names. No moment lies
+-- further ahead than it did when it was written, at most a day: a clock that is set back cannot stop a
+-- queue. Nothing that others wrote into the key stops a queue either.
 --
--- State: one key, a hash. For each route R: due:R, holder:R, until:R (when the lease ends), queue:R
--- (replicas as "a,b,"). For the account: hold, born (tells this state from one that was lost before
--- it), count (numbers the operations, so that messages and answers can be put in order). Moments are
--- microseconds of this server's clock; beside each stands how far ahead it lay (due:R_span, ...).
+-- State: one key, a hash. For each route R: due:R, until:R (when the lease ends), holder:R, queue:R
+-- (replicas as "a,b,"), last:R (the replica that sent last). For the account: hold, born (tells this
+-- state from one that was lost before it), count (numbers the operations, so that messages and answers
+-- can be put in order). Moments are microseconds of this server's clock; beside each stands how far
+-- ahead it lay (due:R_span, ...).
 --
 -- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl       (us; ttl in ms)
---   ask    wants the lease, or to keep the one it has
---   sent   has sent; the next send may follow after span; again = 1: wants another lease
+--   ask    wants the lease, or more time with it
+--   sent   has sent; the next send may follow after span; again = wait: wants another lease; again =
+--          keep: keeps the lease if no other replica wants it and none sent since our last send
 --   leave  wants no lease
 --   hold   the account is on hold for span
 --   look   wants to know of a hold
@@ -27,24 +30,43 @@
 -- count}.
 --
 -- Published to one replica, on the channel of its name:
---   turn KEY ROUTE BORN COUNT WAIT   it has the lease; DUE comes after WAIT
---   over KEY ROUTE BORN COUNT        its lease ran out and was given to another
+--   lease KEY ROUTE BORN COUNT WAIT    it has the lease; DUE comes after WAIT
+--   over KEY ROUTE BORN COUNT          its lease ran out and was given to another
+--   wanted KEY ROUTE BORN COUNT        another replica wants the lease it has
 -- and to all, on the channel "all":
---   hold WHO KEY SPAN                the account is on hold
---   lost WHO KEY BORN                WHO found no state; the others report again what they know
+--   hold WHO KEY SPAN                  the account is on hold
+--   lost WHO KEY BORN                  WHO found no state; the others report again what they know
 local op, route, me = ARGV[1], ARGV[2], ARGV[3]
 local span, interval, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local again, channel, ttl = ARGV[7] == '1', ARGV[8], tonumber(ARGV[9])
+local again, channel, ttl = ARGV[7], ARGV[8], tonumber(ARGV[9])
 local key = KEYS[1]
 local LONGEST = 86400 * 1000000
+local MOST, NAME = 128, 32 -- replicas in a queue; bytes of a name
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
-local kind = redis.call('TYPE', key)['ok']
-if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
+-- The state is read at once and written at once: each call costs as much as all the rest.
+local HOLD, DUE, UNTIL = 'hold', 'due:' .. route, 'until:' .. route
+local HOLDER, QUEUE, LAST = 'holder:' .. route, 'queue:' .. route, 'last:' .. route
+local moments = {HOLD, DUE, UNTIL}
+local function read()
+  return redis.pcall('HMGET', key, 'count', 'born', HOLDER, QUEUE, LAST,
+    HOLD, HOLD .. '_span', DUE, DUE .. '_span', UNTIL, UNTIL .. '_span')
+end
+local stored = read()
+if stored.err then -- of another type
+  redis.call('DEL', key)
+  stored = read()
+end
+local changed = {}
 
 local function whole(number) return string.format('%.0f', number) end
+
+local function set(name, text)
+  changed[#changed + 1] = name
+  changed[#changed + 1] = text
+end
 
 -- Returns 0 for what is no moment of ours.
 local function number(text, most)
@@ -53,82 +75,93 @@ local function number(text, most)
   return 0
 end
 
-local function write(name, at)
-  local ahead = math.min(math.max(0, at - now), LONGEST)
-  redis.call('HSET', key, name, whole(math.min(at, now + ahead)), name .. '_span', whole(ahead))
+local at = {}
+
+local function move(name, to)
+  local ahead = math.min(math.max(0, to - now), LONGEST)
+  at[name] = math.min(to, now + ahead)
+  set(name, whole(at[name]))
+  set(name .. '_span', whole(ahead))
 end
 
-local function read(name)
-  local values = redis.call('HMGET', key, name, name .. '_span')
-  local at, most = number(values[1], 2 ^ 53), number(values[2], LONGEST)
-  if at > now + most then
-    at = now + most
-    write(name, at)
-  end
-  return at
-end
-
-local function keep_until(at)
-  local left = ttl + math.ceil(math.max(0, at - now) / 1000)
-  if left > redis.call('PTTL', key) then redis.call('PEXPIRE', key, left) end -- another route's may be later
+for index, name in ipairs(moments) do
+  local most = number(stored[5 + 2 * index], LONGEST)
+  at[name] = number(stored[4 + 2 * index], 2 ^ 53)
+  if at[name] > now + most then move(name, now + most) end
 end
 
 local function tell(who, text) return redis.call('PUBLISH', channel .. who, text) end
 
-local function hold_left() return whole(math.max(0, read('hold') - now)) end
+local function left(moment) return whole(math.max(0, moment - now)) end
 
 local function lost(born) tell('all', 'lost ' .. me .. ' ' .. key .. ' ' .. whole(born)) end
 
-if op == 'look' then
-  if redis.call('EXISTS', key) == 0 then lost(0) end
-  return {0, hold_left(), 0, 0, hold_left(), 0, 0}
+local function save(latest)
+  redis.call('HSET', key, unpack(changed))
+  local keep = ttl + math.ceil(math.max(0, latest - now) / 1000)
+  if keep > redis.call('PTTL', key) then redis.call('PEXPIRE', key, keep) end -- another route's may be later
 end
 
-local count = whole(number(redis.call('HGET', key, 'count'), 2 ^ 53) + 1)
-redis.call('HSET', key, 'count', count)
-local born = number(redis.call('HGET', key, 'born'), 2 ^ 53)
+local count = number(stored[1], 2 ^ 53)
+if op == 'look' then
+  if count == 0 then lost(0) end
+  return {0, left(at[HOLD]), 0, 0, left(at[HOLD]), 0, 0}
+end
+
+count = whole(count + 1)
+set('count', count)
+local born = number(stored[2], 2 ^ 53)
 if born == 0 then
   born = now
-  redis.call('HSET', key, 'born', whole(born))
+  set('born', whole(born))
   lost(born)
 end
 if op == 'hold' then
-  local hold = math.max(read('hold'), now + span)
-  write('hold', hold)
-  keep_until(hold)
-  tell('all', 'hold ' .. me .. ' ' .. key .. ' ' .. whole(hold - now))
-  return {0, hold_left(), 0, 0, hold_left(), whole(born), count}
+  move(HOLD, math.max(at[HOLD], now + span))
+  save(at[HOLD])
+  tell('all', 'hold ' .. me .. ' ' .. key .. ' ' .. left(at[HOLD]))
+  return {0, left(at[HOLD]), 0, 0, left(at[HOLD]), whole(born), count}
 end
 
 local about = key .. ' ' .. route .. ' ' .. whole(born) .. ' ' .. count
+local holder = stored[3] or ''
+if #holder > NAME then holder = '' end
 
-local DUE, UNTIL = 'due:' .. route, 'until:' .. route
-local holder = redis.call('HGET', key, 'holder:' .. route) or ''
-local queue = redis.call('HGET', key, 'queue:' .. route) or ''
-
-local function opens() return math.max(now, read(DUE), read('hold')) end
-
-local function without(who)
-  local kept = ''
-  for other in string.gmatch(queue, '([^,]+),') do
-    if other ~= who then kept = kept .. other .. ',' end
+local waiting, place = {}, {} -- names in order; and which of them are there
+for name in string.gmatch(string.sub(stored[4] or '', 1, MOST * (NAME + 1)), '([^,]+),') do
+  if #name <= NAME and not place[name] and #waiting < MOST then
+    waiting[#waiting + 1] = name
+    place[name] = true
   end
-  return kept
 end
 
-queue = without('') -- as we write it, whoever wrote it
+local function remove(who)
+  if not place[who] then return end
+  place[who] = nil
+  for index, name in ipairs(waiting) do
+    if name == who then table.remove(waiting, index) end
+  end
+end
+
+local function append(who)
+  if place[who] or #waiting >= MOST then return end
+  waiting[#waiting + 1] = who
+  place[who] = true
+end
+
+local function opens() return math.max(now, at[DUE], at[HOLD]) end
 
 -- Gives the lease, anew or for longer; false if that replica no longer listens.
 local function grant(who)
   holder = who
-  queue = without(who)
-  write(UNTIL, opens() + lease)
-  return who == me or tell(who, 'turn ' .. about .. ' ' .. whole(opens() - now)) > 0
+  remove(who)
+  move(UNTIL, opens() + lease)
+  return who == me or tell(who, 'lease ' .. about .. ' ' .. whole(opens() - now)) > 0
 end
 
-if holder ~= '' and holder ~= me and read(UNTIL) < now then
+if holder ~= '' and holder ~= me and at[UNTIL] < now then
   -- The holder died or was cut off, perhaps after a send in its last moment.
-  write(DUE, math.max(read(DUE), read(UNTIL) + interval))
+  move(DUE, math.max(at[DUE], at[UNTIL] + interval))
   tell(holder, 'over ' .. about)
   holder = ''
 end
@@ -136,36 +169,37 @@ end
 if op == 'ask' then
   if holder == me then
     grant(me)
-  elseif without(me) == queue then
-    queue = queue .. me .. ','
+  else
+    append(me)
+    if holder ~= '' then tell(holder, 'wanted ' .. about) end
   end
 else
   if holder == me then holder = '' end
-  queue = without(me)
-  if again then queue = queue .. me .. ',' end
+  remove(me)
   if op == 'sent' then
-    write(DUE, math.max(read(DUE), now + span))
+    move(DUE, math.max(at[DUE], now + span))
     if holder ~= '' then grant(holder) end -- a send out of turn: the holder's moment has moved
+    local alone = stored[5] == me and holder == '' and #waiting == 0
+    if again == 'wait' or (again == 'keep' and alone) then append(me) end
+    set(LAST, me)
   end
 end
 
-while holder == '' do
-  local first = string.match(queue, '([^,]+),')
-  if not first then break end
-  if not grant(first) then holder = '' end
+while holder == '' and waiting[1] do
+  if not grant(waiting[1]) then holder = '' end
 end
 
-redis.call('HSET', key, 'holder:' .. route, holder, 'queue:' .. route, queue)
-keep_until(math.max(opens(), read(UNTIL)))
+set(HOLDER, holder)
+set(QUEUE, table.concat(waiting, ',') .. (waiting[1] and ',' or ''))
+save(math.max(opens(), at[UNTIL]))
 
-local wanting, ahead, found = 0, 0, holder == me
+local wanting, ahead, found = #waiting, 0, holder == me
 if holder ~= '' then
-  wanting = 1
+  wanting = wanting + 1
   if not found then ahead = 1 end
 end
-for other in string.gmatch(queue, '([^,]+),') do
-  wanting = wanting + 1
-  if other == me then found = true end
+for _, name in ipairs(waiting) do
+  if name == me then found = true end
   if not found then ahead = ahead + 1 end
 end
-return {holder == me and 1 or 0, whole(opens() - now), wanting, ahead, hold_left(), whole(born), count}
+return {holder == me and 1 or 0, whole(opens() - now), wanting, ahead, left(at[HOLD]), whole(born), count}

@@ -16,16 +16,17 @@ no lease, unless it is not paced or the store is down. Each send is reported to 
 counted as one that bypassed it.
 """
 
-from collections.abc import Callable, Coroutine
+from math import inf
 from secrets import token_hex
-from typing import Any, Final
-from weakref import WeakValueDictionary
+from typing import Final
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from proxy.clock import Clock
 from proxy.pacing.turns import FREE, SharedQueue
 from proxy.store.client import PREFIX
-from proxy.store.connection import Connection, StoreDown
+from proxy.store.connection import Connection
 from proxy.store.script import (
+    LEASE,
     HoldMessage,
     LeaseMessage,
     LeaseStatus,
@@ -34,9 +35,11 @@ from proxy.store.script import (
     Op,
     OverMessage,
     Script,
+    WantedMessage,
     parse_message,
 )
 from proxy.store.seat import Seat, SeatContext, name_of, obey
+from proxy.store.wire import StoreDown, Wire
 from proxy.telemetry.metrics import Metrics
 
 _ALL: Final = PREFIX + "all"
@@ -51,28 +54,28 @@ class SharedTurns:
         *,
         clock: Clock,
         metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._connection = connection
         self._clock = clock
         self._metrics = metrics
-        self._spawn = spawn
-        self._script = Script(connection.redis, token_hex(6))
+        self._script = Script(connection, token_hex(6))
         self._context = SeatContext(
             clock=clock,
-            spawn=spawn,
-            say=self._say,
+            script=self._script,
             found_new_state=self._found_new_state,
             closed=lambda seat: self._seats.pop(seat.name, None),
+            sends_often=self._sends_often,
         )
         self._queues: WeakValueDictionary[Name, SharedQueue] = WeakValueDictionary()
         self._seats: dict[Name, Seat] = {}
+        self._sends: WeakKeyDictionary[SharedQueue, tuple[float, float]] = WeakKeyDictionary()
         self._routes: set[str] = set()
         self._looking: set[Name] = set()  # queues that wait to be told of a hold
         self._abandoned: dict[Name, SharedQueue] = {}  # whose wish the store may still keep
         self._is_shared = False
         connection.went_down.append(self._go_alone)
         connection.came_back.append(self._join)
+        connection.closing.append(self._give_up_all)
 
     def __repr__(self) -> str:
         mode = "shared" if self._is_shared else "alone"
@@ -123,7 +126,7 @@ class SharedTurns:
         """Give up a lease, or the place among those who want it."""
         seat = self._seats.get(name_of(queue))
         if seat is not None:
-            seat.leave()
+            seat.unused()
 
     def used(self, queue: SharedQueue) -> None:
         """Report a send and, if there are waiters, ask for the next lease in the same command."""
@@ -131,12 +134,22 @@ class SharedTurns:
             self._metrics.store_bypassed()
             return
         queue.lease_lost()
+        self._note_send(queue)
         self._seat_of(queue).report()
 
     def held(self, key: str, seconds: float) -> None:
         """Tell all replicas of a hold."""
         if self._is_shared and seconds > 0:
-            self._spawn(self._hold(key, seconds))
+            self._hold(key, seconds)
+
+    def _note_send(self, queue: SharedQueue) -> None:
+        now = self._clock.monotonic()
+        _, last = self._sends.get(queue, (-inf, -inf))
+        self._sends[queue] = (last, now)
+
+    def _sends_often(self, queue: SharedQueue) -> bool:
+        before, last = self._sends.get(queue, (-inf, -inf))
+        return last - before < queue.interval + LEASE / 2  # for as long as a lease is kept
 
     def _seat_of(self, queue: SharedQueue) -> Seat:
         seat = self._seats.get(name_of(queue))
@@ -144,39 +157,30 @@ class SharedTurns:
             seat = self._seats[name_of(queue)] = Seat(queue, self._context)
         return seat
 
-    async def _say(self, op: Op, key: str, *rest: Any, **options: Any) -> LeaseStatus:
-        """Run the script. Raises StoreDown."""
-        answer = await self._connection.call(lambda: self._script.run(op, key, *rest, **options))
-        return LeaseStatus.of(answer)
-
     # Holds.
 
-    async def _hold(self, key: str, seconds: float) -> None:
-        try:
-            status = await self._say(Op.HOLD, key, span=seconds)
-        except StoreDown:
-            return  # this replica obeys it, and tells the others when the store is back
-        if status.stamp.is_first:
-            self._report_all_again(key, status.stamp.born)
+    def _hold(self, key: str, seconds: float) -> None:
+        def answered(status: LeaseStatus | StoreDown) -> None:
+            # Where the store is down, the others are told when it is back.
+            if not isinstance(status, StoreDown) and status.stamp.is_first:
+                self._report_all_again(key, status.stamp.born)
+
+        self._script.run(Op.HOLD, key, span=seconds, answered=answered)
 
     def _look(self, queue: SharedQueue) -> None:
+        """Learn of a hold that began before this replica had anything to do with the account."""
         name = name_of(queue)
         if queue.lease is not FREE and name not in self._looking:
             self._looking.add(name)
-            self._spawn(self._see_hold(queue))
 
-    async def _see_hold(self, queue: SharedQueue) -> None:
-        """Learn of a hold that began before this replica had anything to do with the account."""
-        try:
-            status = await self._say(Op.LOOK, queue.key)
-        except StoreDown:
-            return
-        finally:
-            self._looking.discard(name_of(queue))
-        if self._is_shared and not queue.paced:
-            queue.lease_granted(FREE)
-            obey(queue, status.hold)
-            queue.reevaluate()
+            def answered(status: LeaseStatus | StoreDown) -> None:
+                self._looking.discard(name)
+                if not isinstance(status, StoreDown) and self._is_shared and not queue.paced:
+                    queue.lease_granted(FREE)
+                    obey(queue, status.hold)
+                    queue.reevaluate()
+
+            self._script.run(Op.LOOK, queue.key, answered=answered)
 
     # Messages of the other replicas.
 
@@ -185,9 +189,9 @@ class SharedTurns:
         """The channel of this replica, and that of all."""
         return PREFIX + self._script.me, _ALL
 
-    async def self_test(self) -> None:
-        """Run the script once, on a key of its own."""
-        await self._script.self_test()
+    async def self_test(self, wire: Wire) -> None:
+        """Run the script once, on a key of its own. Raises StoreDown."""
+        await self._script.self_test(wire)
 
     def receive(self, text: str, since: float) -> None:
         """Act on a message that came after `since` (monotonic)."""
@@ -195,18 +199,24 @@ class SharedTurns:
         if isinstance(message, HoldMessage):
             for queue in self._queues_of(message.key):
                 obey(queue, message.seconds)
-        elif self._is_shared:  # leases ended with the store
-            match message:
-                case LeaseMessage():
-                    self._receive_lease(message, since)
-                case OverMessage(name, stamp):
-                    seat = self._seats.get(name)
-                    if seat is not None and seat.lost(stamp):
-                        self._metrics.store_bypassed()  # the server's clock was set forward
-                case LostMessage(key, born):
-                    self._receive_lost(key, born)
-                case None:
-                    pass
+        elif isinstance(message, LostMessage):
+            if self._is_shared:
+                self._receive_lost(message.key, message.born)
+        elif message is not None and self._is_shared:  # leases ended with the store
+            self._receive_for_queue(message, since)
+
+    def _receive_for_queue(
+        self, message: LeaseMessage | OverMessage | WantedMessage, since: float
+    ) -> None:
+        seat = self._seats.get(message.name)
+        match message:
+            case LeaseMessage():
+                self._receive_lease(message, since)
+            case OverMessage() if seat is not None:
+                if seat.lost(message.stamp):
+                    self._metrics.store_bypassed()  # the server's clock was set forward
+            case WantedMessage() if seat is not None:
+                seat.wanted(message.stamp)
 
     def _receive_lease(self, message: LeaseMessage, since: float) -> None:
         seat, queue = self._seats.get(message.name), self._queues.get(message.name)
@@ -262,6 +272,10 @@ class SharedTurns:
             if self.is_refusing and queue.paced:
                 queue.refuse_waiters()
             queue.reevaluate()
+
+    def _give_up_all(self) -> None:
+        for seat in list(self._seats.values()):
+            seat.leave()
 
     def _join(self) -> None:
         self._is_shared = True

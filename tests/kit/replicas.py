@@ -58,8 +58,8 @@ class Replica:
         if settings.store.url.get_secret_value() != "memory://":
             spawn = tasks.create_task
             self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
-            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, spawn=spawn)
-            self._listening = spawn(self.connection.run(turns))
+            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics)
+            self._listening = spawn(self.connection.listen(turns))
         self._turns = turns
         self.accounts = Accounts(
             settings,

@@ -18,5 +18,5 @@ def test_token_is_kept_as_its_sha256() -> None:
 
 
 def test_key_of_a_token_never_meets_that_of_an_account() -> None:
-    assert store_key("0a" * 16) == "export-proxy:{" + "0a" * 16 + "}"
-    assert store_key(b"\x0a" * 16).startswith("export-proxy:{token-")
+    assert store_key("0a" * 16) == "export-proxy:2:{" + "0a" * 16 + "}"
+    assert store_key(b"\x0a" * 16).startswith("export-proxy:2:{token-")

@@ -22,7 +22,7 @@ def test_sentinels_are_where_the_url_says() -> None:
                 metrics=Metrics(CollectorRegistry()),
                 spawn=tasks.create_task,
             )
-            pool: Any = connection.redis.connection_pool
+            pool: Any = connection.client.redis.connection_pool
             pools = [client.connection_pool for client in pool.sentinel_manager.sentinels]
             places = [(p.connection_kwargs["host"], p.connection_kwargs["port"]) for p in pools]
             assert places == [("s1", 26379), ("::1", 26379), ("s3", 1)]
@@ -46,7 +46,7 @@ async def test_url_says_where_and_how(url: str, host: str, port: int, *, tls: bo
             metrics=Metrics(CollectorRegistry()),
             spawn=tasks.create_task,
         )
-        pool: Any = connection.redis.connection_pool
+        pool: Any = connection.client.redis.connection_pool
         made = pool.make_connection()
         assert (made.host, made.port, made.db) == (host, port, 2)
         assert type(made).__name__ == ("SSLConnection" if tls else "Connection")

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -14,9 +14,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from proxy.clock import SystemClock
 from proxy.pacing.slot import Refused
 from proxy.settings import Store
-from proxy.store.connection import Connection, StoreDown
+from proxy.store.client import Address
+from proxy.store.connection import PROBE, Connection
 from proxy.store.issued_tokens import IssuedToken, SharedTokens
 from proxy.store.turns import SharedTurns
+from proxy.store.wire import StoreDown
 from proxy.telemetry.metrics import Metrics
 from tests.kit.fault_proxy import FaultProxy
 from tests.kit.listener import HOST
@@ -28,7 +30,7 @@ from tests.kit.stalls import noting_stalls
 INTERVAL = 0.1
 LOOK_AGAIN = 0.05  # a line asks about a turn that is overdue
 HASH = bytes(range(32))
-NOBODYS = ("export-proxy:{self-test}", "export-proxy:mark")
+NOBODYS = ("export-proxy:2:{self-test}", "export-proxy:2:mark")
 
 
 @asynccontextmanager
@@ -54,8 +56,8 @@ async def connected(
         url = server.url if port is None else f"redis://{HOST}:{port}/0"
         settings = Store.model_validate({"url": url, "timeout": PATIENCE})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
-        turns = SharedTurns(connection, clock=clock, metrics=metrics, spawn=spawn)
-        listening = tasks.create_task(connection.run(turns))
+        turns = SharedTurns(connection, clock=clock, metrics=metrics)
+        listening = tasks.create_task(connection.listen(turns))
         await connection.settled.wait()
         yield connection, SharedTokens(connection, clock=clock, spawn=spawn), listening
         listening.cancel()
@@ -79,13 +81,59 @@ async def test_send_from_a_line_takes_about_one_round_trip(
         assert await server.script_calls() <= 18 * most + replicas + looks
 
 
-async def test_send_of_a_single_caller_takes_two_round_trips(tmp_path: Path) -> None:
+async def test_sends_of_a_replica_alone_take_one_round_trip_each(tmp_path: Path) -> None:
+    """A single caller: from the third send on the lease is there before the request."""
     async with deployed(tmp_path, 1) as (server, (here,)):
-        for _ in range(6):
+        for _ in range(30):
             assert await here.export(here.queue()) is None
             await pause(INTERVAL)
-        await until(lambda: _has_called(server, 12))
-        assert await server.script_calls() == 12
+        await until(lambda: _has_called(server, 32))
+        assert await server.script_calls() <= 1.1 * 30
+
+
+async def test_kept_lease_is_used_without_a_round_trip(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        for _ in range(3):
+            assert await here.export(here.queue()) is None
+            await pause(1.2 * INTERVAL)
+        server.freeze()
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await here.export(here.queue()) is None
+        assert here.is_shared
+        server.thaw()
+
+
+async def test_kept_lease_is_given_up_at_once_for_another_replica(tmp_path: Path) -> None:
+    async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
+        for _ in range(3):
+            assert await here.export(here.queue()) is None
+            await pause(1.2 * INTERVAL)
+        begun = CLOCK.monotonic()
+        assert await there.export(there.queue()) is None
+        assert CLOCK.monotonic() - begun < 0.05 + stalls.total
+
+
+async def test_kept_lease_is_given_up_when_no_request_comes(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        for _ in range(3):
+            assert await here.export(here.queue()) is None
+            await pause(1.2 * INTERVAL)
+        await until(lambda: _holds(server, here, b""))
+
+
+async def test_kept_lease_is_given_up_by_a_replica_that_ends(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1) as (server, (here,)):
+        for _ in range(3):
+            assert await here.export(here.queue()) is None
+            await pause(1.2 * INTERVAL)
+        assert not await _holds(server, here, b"")
+        await here.close()
+        assert await _holds(server, here, b"")
+
+
+async def _holds(server: RedisServer, replica: Replica, who: bytes) -> bool:
+    key = replica.queue().key
+    return bool(await cast("Any", server.client.hget(key, "holder:exports")) == who)
 
 
 async def _has_called(server: RedisServer, times: int) -> bool:
@@ -176,7 +224,7 @@ async def test_nothing_in_the_store_names_a_client_or_holds_a_token(tmp_path: Pa
         keys = [key for key in held if key not in NOBODYS]
         assert len(keys) == 2
         for key in keys:
-            assert re.fullmatch(r"export-proxy:\{(token-)?[0-9a-f]{32}\}", key)
+            assert re.fullmatch(r"export-proxy:2:\{(token-)?[0-9a-f]{32}\}", key)
             assert 0 < await server.client.ttl(key) <= 700
         text = repr(held)
         for secret in ("id-of-london", "london", HASH.hex()[:32]):
@@ -195,7 +243,8 @@ async def test_password_is_told_to_nobody(
             told = [
                 repr(here.connection),
                 repr(here.store.settings),
-                repr(here.store.redis),
+                repr(here.store.client),
+                repr(here.store.client.redis),
                 repr(here.accounts.context.turns),
                 generate_latest(here.registry).decode(),
             ]
@@ -238,14 +287,23 @@ def test_idle_connection_that_is_reset_is_an_outage_and_no_more(tmp_path: Path) 
 async def test_whatever_the_client_library_raises_is_an_outage(
     error: type[Exception], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def command() -> None:
+    async def address() -> Address:
         raise error("s3cret")
 
     async with redis_server(tmp_path) as server, connected(server) as (connection, *_):
-        with pytest.raises(StoreDown):
-            await connection.call(command)
+        connection.client.address = address  # type: ignore[method-assign]  # as if it raised
+        connection.fail(StoreDown("lost"))
+        await pause(2 * PROBE)
         assert not connection.is_up
     said = capfd.readouterr().out
     assert f"error={error.__name__}" in said
     assert "test_connection.py:" in said
     assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("wrong", ["SET", "NONSENSE"])
+async def test_command_that_the_server_refuses_is_an_outage(wrong: str, tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as server, connected(server) as (connection, *_):
+        with pytest.raises(StoreDown, match="ERR"):
+            await connection.run(wrong)
+        assert not connection.is_up

@@ -11,6 +11,8 @@ import pytest
 
 from proxy.pacing.slot import Answered, Refused, Unused
 from proxy.problems import Problem
+from proxy.store import wire
+from proxy.store.wire import Reply, StoreDown, Word
 from tests.kit.fault_proxy import BlackHole, Delay, FaultProxy, Pass
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
@@ -34,7 +36,7 @@ LONG = 1.5  # an interval that the machine does not sleep through
 REPLICAS = 3
 TIMEOUT = 1.0  # where the store stands still, and not the machine
 SLACK = 0.1  # where a promise is about a wait
-KEY_OF_LONDON = "export-proxy:{*}"
+KEY_OF_LONDON = "export-proxy:2:{*}"
 
 Fault = Callable[[RedisServer], Awaitable[None]]
 
@@ -337,19 +339,22 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
     """One command at a time for a line: of two, either might be carried out first."""
     async with deployed(tmp_path) as (_, (here, *_)):
         line = here.queue()
-        call, under_way, most = here.store.call, 0, 0
+        send, under_way, most = here.store.send, 0, 0
 
-        async def counting(command: Callable[[], Awaitable[Any]]) -> Any:
+        def counting(words: tuple[Word, ...], answered: wire.Answered) -> None:
             nonlocal under_way, most
+
+            def counted(reply: Reply | StoreDown) -> None:
+                nonlocal under_way
+                under_way -= 1
+                answered(reply)
+
             under_way += 1
             most = max(most, under_way)
-            try:
-                return await call(command)
-            finally:
-                under_way -= 1
+            send(words, counted)
 
-        here.store.call = counting  # type: ignore[method-assign]  # the wire, watched
-        here.turns.receive(f"turn {line.key} {line.route} 1 1 0", CLOCK.monotonic())
+        here.store.send = counting  # type: ignore[method-assign]  # the wire, watched
+        here.turns.receive(f"lease {line.key} {line.route} 1 1 0", CLOCK.monotonic())
         assert await here.export(line) is None
         assert most == 1
 
@@ -425,7 +430,7 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
 
         async def is_told() -> bool:
             while message := await ear.get_message(timeout=0.1):
-                if message["type"] == "pmessage" and message["data"].startswith(b"turn "):
+                if message["type"] == "pmessage" and message["data"].startswith(b"lease "):
                     words.append((message["channel"], message["data"]))
             return bool(words)
 

@@ -14,8 +14,9 @@ import pytest
 from proxy.clock import SystemClock
 from proxy.identity.issued_tokens import IssuedTokens
 from proxy.rules.digests import hash_token
-from proxy.store.connection import Connection, StoreDown
+from proxy.store.connection import Connection
 from proxy.store.issued_tokens import SharedTokens
+from proxy.store.wire import StoreDown
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.store.test_connection import connected

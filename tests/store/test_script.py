@@ -23,7 +23,7 @@ from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import pause
 
 TURN = files("proxy.store").joinpath("turn.lua").read_text()
-KEY = "export-proxy:{account}"
+KEY = "export-proxy:2:{account}"
 MS = 1_000  # microseconds
 SECOND = 1_000_000
 END = "that was all"
@@ -77,12 +77,12 @@ class Store:
         who: str,
         *,
         span: int = 0,
-        again: bool = False,
+        again: str = "",
         lease: int = 2 * SECOND,
         route: str = "exports",
         ttl: int = 60_000,
     ) -> Standing:
-        arguments: list[Any] = [op, route, who, span, INTERVAL, lease, int(again), "p:", ttl]
+        arguments: list[Any] = [op, route, who, span, INTERVAL, lease, again, "p:", ttl]
         answer: Sequence[Any] = await self._script(keys=[KEY], args=arguments)
         mine, wait, wanting, ahead, hold = map(int, answer[:5])
         return Standing(bool(mine), wait, wanting, ahead, hold)
@@ -111,18 +111,18 @@ async def test_turns_go_round_in_the_order_of_asking(store: Store) -> None:
     third = await store.say("ask", "c")
     assert (third.mine, third.wanting, third.ahead) == (False, 3, 2)
     for sender, next_one in ("ab", "bc", "ca", "ab"):
-        standing = await store.say("sent", sender, span=INTERVAL, again=True)
+        standing = await store.say("sent", sender, span=INTERVAL, again="wait")
         assert (standing.mine, standing.ahead) == (False, 2)
         assert await store.get("holder:exports") == next_one
-        (word,) = [w for w in await store.heard(next_one) if w.startswith("turn ")]
+        (word,) = [w for w in await store.heard(next_one) if w.startswith("lease ")]
         kind, key, route, _, _, wait = word.split(" ")
-        assert (kind, key, route) == ("turn", KEY, "exports")
+        assert (kind, key, route) == ("lease", KEY, "exports")
         assert INTERVAL - SECOND <= int(wait) <= INTERVAL
 
 
 async def test_lone_sender_keeps_the_turn(store: Store) -> None:
     await store.say("ask", "a")
-    standing = await store.say("sent", "a", span=INTERVAL, again=True)
+    standing = await store.say("sent", "a", span=INTERVAL, again="wait")
     assert (standing.mine, standing.wanting) == (True, 1)
     assert INTERVAL - SECOND <= standing.wait <= INTERVAL
 
@@ -132,6 +132,39 @@ async def test_who_asks_again_keeps_the_place(store: Store) -> None:
         await store.say("ask", who)
     assert (await store.say("ask", "b")).ahead == 1
     assert (await store.say("ask", "a")).mine
+
+
+async def test_lease_is_kept_by_the_replica_that_sends_alone_until_another_wants_it(
+    store: Store,
+) -> None:
+    await store.say("sent", "a", again="keep")
+    assert await store.get("holder:exports") == ""  # the first send: nobody knows yet
+    assert (await store.say("sent", "a", again="keep")).mine
+    assert not (await store.say("ask", "b")).mine
+    (word,) = [w for w in await store.heard("a") if not w.startswith("lost ")]
+    assert word.startswith(f"wanted {KEY} exports ")
+    await store.say("leave", "a")
+    assert await store.get("holder:exports") == "b"
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+async def test_lease_is_not_kept_where_others_send_or_wait(store: Store, *, waiting: bool) -> None:
+    await store.say("sent", "a", again="keep")
+    await store.say("ask" if waiting else "sent", "b")
+    if waiting:
+        await store.say("ask", "c")
+        await store.say("leave", "b")
+    assert not (await store.say("sent", "a", again="keep")).mine
+
+
+async def test_queue_of_names_is_bounded(store: Store) -> None:
+    """Many replicas that ask, or a field that another program wrote, cost no more than a few."""
+    await store.say("ask", "a", lease=600 * SECOND)
+    for number in range(200):
+        await store.say("ask", f"replica-{number}")
+    assert (await store.get("queue:exports")).count(",") == 128
+    await store.set({"queue:exports": "x" * 100_000 + ",b," + "y," * 100_000})
+    assert (await store.say("ask", "c")).wanting <= 3
 
 
 async def test_unused_turn_goes_on_at_once(store: Store) -> None:
@@ -183,7 +216,7 @@ async def test_turn_of_a_dead_replica_runs_out_and_its_last_send_is_allowed_for(
     standing = await store.say("ask", "b", lease=100 * MS)
     assert standing.mine
     assert INTERVAL - SECOND <= standing.wait <= INTERVAL  # it may have sent at the last moment
-    (word,) = await store.heard("a")
+    *_, word = await store.heard("a")
     assert word.startswith(f"over {KEY} exports ")
 
 
@@ -208,7 +241,7 @@ async def test_send_out_of_turn_moves_the_holder_s_moment(store: Store) -> None:
     await store.say("ask", "a")
     await store.say("sent", "b", span=INTERVAL)
     (word,) = await store.heard("a")
-    assert word.startswith(f"turn {KEY} exports ")
+    assert word.startswith(f"lease {KEY} exports ")
     assert INTERVAL - SECOND <= int(word.split(" ")[5]) <= INTERVAL
     assert (await store.say("ask", "a")).wait > 0
 
@@ -234,7 +267,7 @@ async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
     """At the worst a line waits for one span more than it was to."""
     await store.say("hold", "a", span=200 * MS)
     await store.say("ask", "a")
-    await store.say("sent", "a", span=500 * MS, again=True)
+    await store.say("sent", "a", span=500 * MS, again="wait")
     await store.say("ask", "b")
     await store.server.jump_clock(jump)
     standing = await store.say("ask", "a")
@@ -304,15 +337,15 @@ async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("turn k r 7 8 1500000", LeaseMessage(("k", "r"), Stamp(7, 8), 1.5)),
+        ("lease k r 7 8 1500000", LeaseMessage(("k", "r"), Stamp(7, 8), 1.5)),
         ("over k r 7 8", OverMessage(("k", "r"), Stamp(7, 8))),
         ("hold another k 2000000", HoldMessage("k", 2.0)),
         ("lost another k 7", LostMessage("k", 7)),
         ("hold me k 2000000", None),
         ("lost me k 7", None),
-        ("turn k r 7 8", None),
-        ("turn k r 7 8 -1", None),
-        ("turn k r 7 8 " + "9" * 20, None),
+        ("lease k r 7 8", None),
+        ("lease k r 7 8 -1", None),
+        ("lease k r 7 8 " + "9" * 20, None),
         ("hold another k nan", None),
         ("", None),
         ("that was all", None),
