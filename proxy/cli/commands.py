@@ -44,8 +44,13 @@ def serve(config: _Config) -> None:
 @_cli.command()
 def check(config: _Config) -> None:
     """Check a configuration; exit 2 with one line per problem."""
-    _load(config)
+    settings = _load(config)
     typer.echo(f"{config}: ok")
+    if settings.store.is_shared:
+        typer.echo(
+            f"store.timeout: {settings.store.timeout:g} s is for one answer of the store: it must"
+            " be longer than a round trip to it; connecting has 2 s of its own"
+        )
 
 
 @_cli.command("schema")

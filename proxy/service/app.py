@@ -198,7 +198,7 @@ class Proxy:
     def _connect_store(
         self, settings: Store, tasks: asyncio.TaskGroup
     ) -> tuple[Connection | None, Turns]:
-        if settings.url.get_secret_value() == "memory://":
+        if not settings.is_shared:
             return None, Alone()
         spawn = tasks.create_task
         connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)

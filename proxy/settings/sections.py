@@ -397,11 +397,16 @@ class Store(Section):
     """`memory://`, `redis://host:port/db`, `rediss://…` or
     `redis+sentinel://h1:port,h2:port/service/db`."""
     timeout: PositiveSeconds = 0.2
-    """Seconds for one answer of the store."""
+    """Seconds for one answer of the store, more than a round trip to it; connecting has 2 s."""
     replicas: Count = 1
     """Number of replicas; while the store is down each paces at interval × replicas."""
     on_failure: Literal["local", "reject"] = "local"
     """While the store is down: pace locally, or reject with 503."""
+
+    @property
+    def is_shared(self) -> bool:
+        """True if replicas may share it."""
+        return self.url.get_secret_value() != "memory://"
 
 
 class Limits(Section):

@@ -55,7 +55,7 @@ class Replica:
         self._is_draining = False
         metrics = Metrics(self.registry)
         turns: SharedTurns | None = None
-        if settings.store.url.get_secret_value() != "memory://":
+        if settings.store.is_shared:
             spawn = tasks.create_task
             self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
             turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics)

@@ -20,11 +20,19 @@ from proxy.store.issued_tokens import IssuedToken, SharedTokens
 from proxy.store.turns import SharedTurns
 from proxy.store.wire import StoreDown
 from proxy.telemetry.metrics import Metrics
-from tests.kit.fault_proxy import FaultProxy
+from tests.kit.fault_proxy import Delay, FaultProxy
 from tests.kit.listener import HOST
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
-from tests.kit.replicas import CLOCK, PATIENCE, Replica, pause, replicas_of, settings_of
+from tests.kit.replicas import (
+    CLOCK,
+    PATIENCE,
+    Replica,
+    all_shared,
+    pause,
+    replicas_of,
+    settings_of,
+)
 from tests.kit.stalls import noting_stalls
 
 INTERVAL = 0.1
@@ -103,6 +111,7 @@ async def test_kept_lease_is_used_without_a_round_trip(tmp_path: Path) -> None:
         server.thaw()
 
 
+@pytest.mark.timed
 async def test_kept_lease_is_given_up_at_once_for_another_replica(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for _ in range(3):
@@ -251,6 +260,18 @@ async def test_password_is_told_to_nobody(
     captured = capfd.readouterr()
     assert "the store is down" in captured.out
     assert secret not in "".join([*told, captured.out, captured.err])
+
+
+async def test_store_that_is_150_ms_away_is_up(tmp_path: Path) -> None:
+    """Its timeout is for one answer; connecting takes several and has a time of its own."""
+    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
+        line.mode = Delay(0.075)
+        url = server.url.replace(str(server.port), str(line.port))
+        store = {"timeout": 0.25}
+        async with replicas_of(settings_of(url, interval=INTERVAL, store=store), 1) as (here,):
+            await all_shared([here])
+            assert await here.export(here.queue()) is None
+            assert here.is_shared
 
 
 async def test_wrong_password_is_a_store_that_is_down(tmp_path: Path) -> None:

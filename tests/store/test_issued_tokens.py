@@ -25,7 +25,7 @@ TOKEN = "the-token"
 
 
 def key_of(token: str) -> str:
-    return "export-proxy:token:" + hashlib.sha256(token.encode()).hexdigest()
+    return "export-proxy:2:token:" + hashlib.sha256(token.encode()).hexdigest()
 
 
 KEY = key_of(TOKEN)
