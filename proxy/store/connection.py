@@ -294,11 +294,7 @@ class Connection:
 
 async def _read_mark(wire: Wire) -> Reply:
     """Return the mark, by which a store that was emptied is told from the one before."""
-    wire.send(("SET", _MARK, token_hex(8), "NX"), _ignore)
-    wire.send(("EXPIRE", _MARK, _MARK_SECONDS), _ignore)
+    for words in (("SET", _MARK, token_hex(8), "NX"), ("EXPIRE", _MARK, _MARK_SECONDS)):
+        wire.send(words, lambda _: None)  # the next command says whether the store is well
     (mark,) = cast("list[Reply]", await wire.run("MGET", _MARK))  # GET fails on another type
     return mark
-
-
-def _ignore(_: Reply | StoreDown) -> None:
-    """An answer nobody needs: the next command tells whether the store is well."""

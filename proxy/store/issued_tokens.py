@@ -112,7 +112,6 @@ class SharedTokens:
         `stranger`: another replica has asked, and the API names nobody. Raises StoreDown.
         """
         key = _QUESTION + token_hash.hex()
-
         words = ("SET", key, asker, "NX", "PX", int(1000 * seconds))
         self._connection.send(words, lambda _: None)  # the next command says what came of it
         answer = await self._connection.run("MGET", key)
