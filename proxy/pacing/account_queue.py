@@ -138,8 +138,8 @@ class AccountQueue:
     def _wait_behind(self, cost: float, now: float) -> float:
         """Return the wait behind requests of that cost, in intervals.
 
-        The pace and the hold bound it, and so does room in flight, which answers make: it comes as
-        slowly as they do.
+        The pace and the hold bound it, and so does room in flight, which answers make: the first
+        room may be a whole answer away, and the others follow as the answers do.
         """
         allowance, queue = self.allowance, self.queue
         interval, spread = self.interval, allowance.spread
@@ -151,10 +151,11 @@ class AccountQueue:
             interval=queue.predicted_interval(interval, spread),
         )
         in_flight = allowance.context.pacing.max_in_flight
-        without_room = max(0.0, cost + 1 + allowance.in_flight - in_flight)
-        by_room = max(0.0, allowance.hold_until() - now) + without_room * (
-            queue.answer_seconds(now) / in_flight
-        )
+        without_room = cost + 1 + allowance.in_flight - in_flight
+        if without_room <= 0:
+            return by_pace
+        rounds = 1 + (without_room - 1) / in_flight
+        by_room = max(0.0, allowance.hold_until() - now) + rounds * queue.answer_seconds(now)
         return max(by_pace, by_room)
 
     def held_seconds(self) -> float:
