@@ -14,10 +14,16 @@ from hypothesis import HealthCheck, settings
 
 from tests.kit.stalls import allow_stalls
 
+# What the terminal and its user ask for changes no test, and no program that a test starts.
+for _name in ("CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR"):
+    os.environ.pop(_name, None)
+os.environ["TERM"] = "xterm"
+
 # A machine that stands still for a moment is no failure of an example.
 settings.register_profile(
     "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("mutation", settings.get_profile("patient"), max_examples=20)
 settings.load_profile("patient")
 
 

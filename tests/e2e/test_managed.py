@@ -246,7 +246,7 @@ def retry_after(response: Response) -> int:
     return int(value)
 
 
-async def until(condition: Callable[[], object], *, within: float = 10) -> None:
+async def until(condition: Callable[[], object], *, within: float = 30) -> None:
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110 - what is watched is not ours, and has no event
             await asyncio.sleep(0.005)

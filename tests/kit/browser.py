@@ -25,7 +25,7 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-port=0",
 )
-STARTED_WITHIN = 30.0
+STARTED_WITHIN = 60.0
 POLL_SECONDS = 0.05
 
 _clock = SystemClock()
@@ -88,7 +88,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, expression: str, *, within: float = 15) -> None:
+    async def until(self, expression: str, *, within: float = 30) -> None:
         """Wait until a JavaScript expression is true."""
         try:
             async with asyncio.timeout(within):

@@ -140,7 +140,7 @@ class RawConnection:
         self,
         method: str = "GET",
         *,
-        timeout: float = 5,  # noqa: ASYNC109 - part of the helper
+        timeout: float = 20,  # noqa: ASYNC109 - part of the helper
     ) -> Response:
         """Read the next response, the answer to a request of this method."""
         response = parse_response(await self.read_raw(method, timeout=timeout), method)
@@ -151,7 +151,7 @@ class RawConnection:
         self,
         method: str = "GET",
         *,
-        timeout: float = 5,  # noqa: ASYNC109 - likewise
+        timeout: float = 20,  # noqa: ASYNC109 - likewise
     ) -> bytes:
         """Read until a response is complete, or to the close where it never is or is not HTTP."""
         parser = _Parser(method)
@@ -168,13 +168,13 @@ class RawConnection:
                 return raw + await self._receive_to_close()
         return raw
 
-    async def read_some(self, *, timeout: float = 5) -> bytes:  # noqa: ASYNC109 - likewise
+    async def read_some(self, *, timeout: float = 20) -> bytes:  # noqa: ASYNC109 - likewise
         """Read whatever comes next; b"" is the close."""
         raw, self._unread = self._unread, b""
         async with asyncio.timeout(timeout):
             return raw or await self._receive()
 
-    async def read_to_close(self, *, timeout: float = 5) -> bytes:  # noqa: ASYNC109 - likewise
+    async def read_to_close(self, *, timeout: float = 20) -> bytes:  # noqa: ASYNC109 - likewise
         """Read whatever comes until the peer closes."""
         raw, self._unread = self._unread, b""
         async with asyncio.timeout(timeout):
@@ -213,7 +213,7 @@ async def exchange(
     port: int,
     data: bytes,
     *,
-    timeout: float = 5,  # noqa: ASYNC109 - likewise
+    timeout: float = 20,  # noqa: ASYNC109 - likewise
     half_close: bool = False,
 ) -> bytes:
     """Send bytes on a fresh connection; return the answer to the first request in them, raw.

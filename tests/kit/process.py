@@ -22,7 +22,7 @@ from tests.kit.client import Response, exchange, parse_response
 from tests.kit.listener import HOST
 
 SERVE = (sys.executable, "-m", "proxy", "serve", "--config")
-STARTED_WITHIN = 20.0
+STARTED_WITHIN = 60.0
 POLL_SECONDS = 0.01
 
 _clock = SystemClock()
@@ -84,7 +84,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
-    async def ended(self, *, within: float = 10) -> int:
+    async def ended(self, *, within: float = 30) -> int:
         """Wait for the end; give its exit code, which is negative for a signal's number."""
         async with asyncio.timeout(within):
             code = await self._child.wait()
@@ -202,7 +202,7 @@ async def serving(
         await process.kill()
 
 
-async def until(question: Callable[[], Awaitable[bool]], *, within: float = 10) -> None:
+async def until(question: Callable[[], Awaitable[bool]], *, within: float = 30) -> None:
     """Ask until the answer is yes."""
     async with asyncio.timeout(within):
         while not await question():

@@ -166,7 +166,7 @@ async def pause(seconds: float) -> None:
     await CLOCK.sleep_until(CLOCK.monotonic() + seconds)
 
 
-async def all_shared(replicas: Sequence[Replica], *, within: float = 10) -> None:
+async def all_shared(replicas: Sequence[Replica], *, within: float = 30) -> None:
     """Wait until all of them keep the shared pace."""
 
     async def question() -> bool:

@@ -174,7 +174,7 @@ class RawUpstream:
     def requests_per_connection(self) -> Counter[int]:
         return Counter(request.connection for request in self.requests)
 
-    async def received(self, count: int = 1, *, within: float = 5) -> list[RecordedRequest]:
+    async def received(self, count: int = 1, *, within: float = 20) -> list[RecordedRequest]:
         """Wait until `count` requests were recorded; TimeoutError after `within` real seconds."""
         async with asyncio.timeout(within), self._recorded:
             await self._recorded.wait_for(lambda: len(self.requests) >= count)
