@@ -18,7 +18,7 @@ PIP_INSTALL := install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
 .PHONY: help install demo test bench check soak fuzz slow docs picture \
-	cluster jmeter aiohttp audit release-check lint format lock clean
+	cluster jmeter aiohttp mutation audit release-check lint format lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
@@ -57,6 +57,9 @@ jmeter: $(INSTALLED) ## run the JMeter plan at several numbers of threads; JMETE
 aiohttp: $(INSTALLED) ## run the tests of the wire with the oldest and the newest aiohttp allowed
 	$(BIN)/python -m tools.aiohttp_versions
 
+mutation: $(INSTALLED) .venv/mutation.lock ## break the rules and the pacing on purpose; do the tests notice?
+	$(BIN)/python -m tools.mutation
+
 audit: $(INSTALLED) build/release/release.lock ## known vulnerabilities of what the program installs
 	$(BIN)/python -m tools.audit build/release/bin/pip-audit
 
@@ -86,6 +89,7 @@ lock: ## resolve the newest allowed versions into requirements/
 	$(call compile,runtime.lock,pyproject.toml)
 	$(call compile,dev.lock,pyproject.toml --group dev --constraints requirements/runtime.lock)
 	$(call compile,ci.lock,pyproject.toml --group ci --constraints requirements/dev.lock)
+	$(call compile,mutation.lock,pyproject.toml --group mutation --constraints requirements/dev.lock)
 	$(call compile,fuzz.lock,pyproject.toml --group fuzz --constraints requirements/dev.lock)
 	$(call compile,release.lock,--group release --constraints requirements/dev.lock)
 

@@ -406,7 +406,11 @@ def run(script: Coroutine[None, None, None]) -> None:
         runner.run(script)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=4 * settings().max_examples,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     st.lists(st.tuples(STEPS, st.booleans()), max_size=15)
     | st.lists(st.tuples(STEPS, st.booleans()), min_size=15, max_size=60)
@@ -451,7 +455,7 @@ class Newcomer:
     pause: float  # before it comes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(
     sent=st.lists(st.sampled_from([1.0, 1.5, 3.0]), min_size=1, max_size=4),
     named=st.lists(st.sampled_from([0.0, 0.5, 4.0]), max_size=4),
