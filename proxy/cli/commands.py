@@ -16,6 +16,7 @@ from proxy.cli import explain, status
 from proxy.cli.admin_client import NoAnswer
 from proxy.clock import SystemClock
 from proxy.service.process import Service
+from proxy.service.reload import check_secrets
 from proxy.settings import ConfigError, Settings, load, schema
 from proxy.simulator import ClientSpec, SimulatorSettings
 from proxy.simulator import run as run_simulator
@@ -45,6 +46,10 @@ def serve(config: _Config) -> None:
 def check(config: _Config) -> None:
     """Check a configuration; exit 2 with one line per problem."""
     settings = _load(config)
+    try:
+        check_secrets(settings)
+    except ConfigError as error:
+        raise _refused(error) from None
     typer.echo(f"{config}: ok")
     if settings.store.is_shared:
         typer.echo(

@@ -16,7 +16,7 @@ from proxy.forwarding.journal import Journal
 from proxy.forwarding.relay import Relay, abort
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
-from proxy.forwarding.token_calls import Login
+from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.connection import Response
 from proxy.http.messages import Answer
 from proxy.http.responses import problem_response, token_error_response
@@ -35,7 +35,7 @@ class Handler:
     routes: Routes
     sender: Sender
     relay: Relay
-    login: Login
+    login: TokenCalls
     journal: Journal
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -1,19 +1,26 @@
 """The token endpoint's front: `POST {login_prefix}/oauth/token` (RFC 6749 section 4.4).
 
-For a managed account id and secret are compared here, and right ones get the managed token. Any
-other call goes to the login server unchanged, and a token that comes back teaches which client it
-belongs to, so that its requests share one line. Only client-credentials calls with a secret are
-compared or learned; nothing is kept of the secret. Our own errors have the form of RFC 6749
-section 5.2 (`http/responses.py`).
+A log-in of a managed account, in whatever spelling (`rules/logins.py`), is answered here: its
+secret is compared, and the right one gets the managed token. A call that may be such a log-in and
+cannot be read with certainty is refused, so that no spelling gets past the account. Any other call
+goes to the login server as it came, and the token that comes back is noted as its client's.
+
+Log-ins of one client never share the fate of another's: each has a few calls of its own, and a
+secret that the login server refused is refused here for some seconds. Nothing is kept of a secret
+but a hash of the call. Our own errors have the form of RFC 6749 section 5.2 (`http/responses.py`).
 """
 
 import asyncio
-import base64
+import hashlib
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from math import inf
 from typing import Final
-from urllib.parse import parse_qs, unquote_plus
 
+import structlog
 from aiohttp import web
 
 from proxy.clock import Clock
@@ -22,57 +29,85 @@ from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Uns
 from proxy.http.responses import OwnResponse
 from proxy.identity.callers import Identity
 from proxy.problems import Problem
-from proxy.rules.claims import LONGEST_LIFE
+from proxy.rules.codings import coded_fields, decoded
+from proxy.rules.logins import Call, Login, LoginError, read_call
+from proxy.rules.token_answers import life_of, read_document, read_grant
 from proxy.settings import Settings
+from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 
-_MAX_CALLS: Final = 4
-_MAX_FIELDS: Final = 100  # of a form; reading very many would stall the loop
+_log = structlog.get_logger(__name__)
+_CALLS_OF_A_CLIENT: Final = 4  # at once; a client needs one token for all its work
 _MAX_ANSWER: Final = 65536
+_REFUSED_FOR: Final = 5.0  # seconds for which a refused secret is refused here
+_MAX_REFUSED: Final = 1000  # refused calls remembered; each answer is short
+_LONGEST_REFUSAL: Final = 4096  # bytes of an answer that is remembered
+_LOG_EVERY: Final = 60.0  # seconds
+_WRONG: Final = frozenset({"invalid_client", "invalid_grant", "unauthorized_client"})
 
 
-@dataclass(frozen=True, slots=True)
-class _Credentials:
-    client_id: str
-    secret: str = field(repr=False)
+@dataclass(slots=True)
+class _Gate:
+    """The calls of one client: those under way, and how many hold or wait for one."""
+
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CALLS_OF_A_CLIENT))
+    users: int = 0
 
 
-class Login:
-    """Answers token calls: from the managed accounts, or from the login server, a few at once."""
+class TokenCalls:
+    """Answers token calls: from the managed accounts, or from the login server."""
 
     def __init__(
-        self, settings: Settings, upstream: Client, identity: Identity, *, clock: Clock
+        self,
+        settings: Settings,
+        login_server: Client,
+        identity: Identity,
+        *,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self.apply(settings)
-        self._upstream = upstream
+        self._login_server = login_server
         self._identity = identity
         self._clock = clock
-        self._calls = asyncio.Semaphore(_MAX_CALLS)
+        self._metrics = metrics
+        self._gates: dict[str, _Gate] = {}
+        self._refused: dict[bytes, tuple[Answer, float]] = {}
+        self._log_at = -inf
 
     def apply(self, settings: Settings) -> None:
         """Obey new settings from the next call on."""
         self._max_wait = settings.pacing.max_wait
 
-    async def answer(self, call: Outgoing, peer: str) -> Answer | web.Response:
+    async def answer(self, outgoing: Outgoing, peer: str) -> Answer | web.Response:
         """Return the login server's answer, read whole, or one of our own.
 
         Raises a Problem when there is none.
         """
-        credentials = _credentials_of(call)
-        if credentials is not None:
-            managed = self._identity.managed(credentials.client_id)
+        call = _read(outgoing)
+        login = call.login
+        if login is not None:
+            managed = self._identity.managed(login.client_ids)
             if managed is not None:
-                return await self._issue(managed, credentials, peer)
-        answer = await self._forward(call)
-        if credentials is not None and answer.status == 200:  # noqa: PLR2004
-            await self._note(answer.body, credentials.client_id)
+                return await self._issue(managed, login, peer)
+        elif call.mentions(self._identity.managed_ids):
+            raise Problem(
+                "bad-request",
+                "A log-in of a managed account names grant_type, client_id and client_secret,"
+                " each of them once.",
+            )
+        key = _fingerprint(outgoing)
+        refused, until = self._refused.get(key, (None, 0.0))
+        if refused is not None and until > self._clock.monotonic():
+            return refused
+        async with self._place(f"peer {peer}" if login is None else f"id {login.client_id}"):
+            answer = await self._forward(outgoing)
+        await self._learn_from(answer, login, key)
         return answer
 
-    async def _issue(
-        self, managed: TokenKeeper, credentials: _Credentials, peer: str
-    ) -> web.Response:
-        """Give the managed token to whoever proves the account's secret."""
-        if not self._identity.check_secret(managed, credentials.secret, peer):
+    async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> web.Response:
+        """Give the managed token to a caller that proves the account's secret."""
+        if not self._identity.check_secret(managed, login.secret, peer):
             raise Problem(
                 "unauthenticated",
                 "The client id or secret is wrong.",
@@ -80,7 +115,7 @@ class Login:
             )
         token = await managed.usable(frozenset(), limit=self._max_wait)
         lifetime = token.expires_at - self._clock.monotonic()
-        await self._identity.note_issued(token.value, credentials.client_id, lifetime)
+        await self._identity.note_issued(token.value, managed.credentials.client_id, lifetime)
         return OwnResponse(
             body=json.dumps(
                 {
@@ -92,72 +127,90 @@ class Login:
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
         )
 
+    @asynccontextmanager
+    async def _place(self, client: str) -> AsyncIterator[None]:
+        """Hold one of the calls that a client may have at once."""
+        gate = self._gates.setdefault(client, _Gate())
+        gate.users += 1
+        try:
+            try:
+                async with asyncio.timeout(self._max_wait):
+                    await gate.room.acquire()
+            except TimeoutError:
+                raise Problem(
+                    "token-unavailable", "Too many token calls at once.", retry_after=1
+                ) from None
+            try:
+                yield
+            finally:
+                gate.room.release()
+        finally:
+            gate.users -= 1
+            if not gate.users:
+                del self._gates[client]
+
     async def _forward(self, call: Outgoing) -> Answer:
         try:
-            async with asyncio.timeout(self._max_wait):
-                await self._calls.acquire()
-        except TimeoutError:
-            raise Problem(
-                "token-unavailable", "Too many token calls at once.", retry_after=1
-            ) from None
-        try:
-            response = await self._upstream.send(call)
-            return await self._upstream.read(response, _MAX_ANSWER)
+            response = await self._login_server.send(call)
+            return await self._login_server.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown):
             raise Problem(
                 "token-unavailable", "The login server cannot be reached.", retry_after=1
             ) from None
         except BadAnswer:
             raise Problem("bad-upstream", "The login server's answer is not usable.") from None
-        finally:
-            self._calls.release()
 
-    async def _note(self, body: bytes, client_id: str) -> None:
-        try:
-            answer = json.loads(body)
-            token, lifetime = answer["access_token"], answer["expires_in"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return  # not a token; the caller sees the answer as it is
-        # No bearer token is anything but ASCII, and JSON may hold what cannot even be encoded.
-        if isinstance(token, str) and token.isascii() and type(lifetime) is int and lifetime > 0:
-            await self._identity.note_issued(token, client_id, min(lifetime, LONGEST_LIFE))
+    async def _learn_from(self, answer: Answer, login: Login | None, key: bytes) -> None:
+        """Note whose the token of an answer is, or that it refuses the secret."""
+        text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
+        document = read_document(text or b"")
+        if answer.status == HTTPStatus.OK:
+            grant = read_grant(document)
+            if grant is not None and login is not None:
+                life = life_of(grant, self._clock.wall())
+                await self._identity.note_issued(grant.token, login.client_id, life)
+            elif grant is not None or (text is None and answer.body):
+                self._count_unattributed()
+        elif login is not None and _refuses(answer.status, document.get("error")):
+            self._remember(key, answer)
 
+    def _count_unattributed(self) -> None:
+        self._metrics.unattributed_login()
+        now = self._clock.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + _LOG_EVERY
+            _log.warning("a token was issued through the proxy, and its client is not known")
 
-def _credentials_of(call: Outgoing) -> _Credentials | None:
-    """Return what a client-credentials call proves; None for any other grant, or no secret.
-
-    Raises the Problem `bad-request` when credentials are given twice (RFC 6749 section 2.3).
-    """
-    form = _form(call.body)
-    basic = _basic([value for name, value in call.fields if name.lower() == "authorization"])
-    if basic is not None and "client_secret" in form:
-        raise Problem("bad-request", "Credentials are given both in the header and in the form.")
-    if form.get("grant_type") != ["client_credentials"]:
-        return None
-    if basic is not None:
-        return basic if basic.secret else None
-    ids, secrets = form.get("client_id", []), form.get("client_secret", [])
-    if len(ids) != 1 or len(secrets) != 1 or not secrets[0]:
-        return None
-    return _Credentials(ids[0], secrets[0])
+    def _remember(self, key: bytes, answer: Answer) -> None:
+        if len(answer.body) > _LONGEST_REFUSAL:
+            return
+        self._refused.pop(key, None)
+        if len(self._refused) >= _MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[key] = (answer, self._clock.monotonic() + _REFUSED_FOR)
 
 
-def _form(body: bytes) -> dict[str, list[str]]:
+def _read(outgoing: Outgoing) -> Call:
+    body = decoded(outgoing.body, coded_fields(outgoing.fields), limit=2 * len(outgoing.body))
     try:
-        return parse_qs(
-            body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MAX_FIELDS
+        return read_call(
+            outgoing.query,
+            outgoing.body if body is None else body,
+            [value for name, value in outgoing.fields if name.lower() == "authorization"],
         )
-    except ValueError:
-        raise Problem("bad-request", "The form has too many fields.") from None
+    except LoginError as error:
+        raise Problem("bad-request", str(error)) from None
 
 
-def _basic(authorization: list[str]) -> _Credentials | None:
-    """Return the credentials of a Basic field; both parts are form-encoded (RFC 6749 2.3.1)."""
-    if len(authorization) != 1 or authorization[0][:6].lower() != "basic ":
-        return None
-    try:
-        text = base64.b64decode(authorization[0][6:].strip(), validate=True).decode()
-    except ValueError:
-        return None
-    client_id, colon, secret = text.partition(":")
-    return _Credentials(unquote_plus(client_id), unquote_plus(secret)) if colon else None
+def _refuses(status: int, error: object) -> bool:
+    is_wrong = isinstance(error, str) and error in _WRONG
+    return status == HTTPStatus.UNAUTHORIZED or (status == HTTPStatus.BAD_REQUEST and is_wrong)
+
+
+def _fingerprint(call: Outgoing) -> bytes:
+    """Return a hash of all by which the login server can tell one call from another."""
+    said = [call.query.encode("utf-8", "surrogatepass"), call.body]
+    for name, value in call.fields:
+        if name.lower() in {"authorization", "content-type", "content-encoding"}:
+            said += [name.lower().encode(), value.encode("utf-8", "surrogatepass")]
+    return hashlib.sha256(b"\x00".join(hashlib.sha256(one).digest() for one in said)).digest()

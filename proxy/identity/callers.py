@@ -31,6 +31,7 @@ from proxy.identity.organizations import Organizations
 from proxy.identity.whoami import Denied, Whoami
 from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
+from proxy.rules.logins import Secret
 from proxy.rules.token_answers import remaining_life
 from proxy.settings import Settings
 from proxy.store.issued_tokens import SharedTokens
@@ -122,6 +123,9 @@ class Identity:
         self._whoami.apply(settings)
         self._organizations.apply(settings)
         self._names = {account_id(one.client_id): one.name for one in settings.accounts}
+        managed = [one for one in settings.accounts if one.is_managed]
+        self._managed_ids = tuple(one.client_id for one in managed)
+        self._folded = {_fold(one.client_id): one.name for one in managed}
         self._keys = {
             key.digest: Configured(account.name, key=Key(key.digest, key.name, key.weight))
             for account in settings.accounts
@@ -179,19 +183,32 @@ class Identity:
             case _:
                 assert_never(answer)
 
-    def managed(self, client_id: str) -> TokenKeeper | None:
-        """Return the token of the managed account of that client id."""
-        return self.tokens.get(self._names.get(account_id(client_id), ""))
+    @property
+    def managed_ids(self) -> Sequence[str]:
+        """The client ids of the managed accounts."""
+        return self._managed_ids
 
-    def check_secret(self, account: TokenKeeper, secret: str, peer: str) -> bool:
+    def managed(self, client_ids: Sequence[str]) -> TokenKeeper | None:
+        """Return the token of the managed account that has one of these client ids.
+
+        A login server may read an id without its case or blanks around it; so it counts here.
+        """
+        for client_id in client_ids:
+            name = self._names.get(account_id(client_id)) or self._folded.get(_fold(client_id))
+            if name is not None and name in self.tokens:
+                return self.tokens[name]
+        return None
+
+    def check_secret(self, account: TokenKeeper, secret: Secret, peer: str) -> bool:
         """Compare a secret with the account's, and count a wrong one against the address `peer`.
 
-        Raises the Problem `wait-expired` if the address has failed too often, and
+        Raises the Problem `wait-expired` if the address has failed too often as that client, and
         `token-unavailable` while the account's secret is unreadable.
         """
-        self._failed.check(peer)
+        client_id = account.credentials.client_id
+        self._failed.check(peer, client_id)
         try:
-            is_right = account.credentials.match(secret)
+            is_right = account.credentials.match(secret.raw, secret.decoded)
         except SecretUnreadableError:
             raise Problem(
                 "token-unavailable",
@@ -199,7 +216,7 @@ class Identity:
                 retry_after=_UNREADABLE_PAUSE,
             ) from None
         if not is_right:
-            self._failed.note(peer)
+            self._failed.note(peer, client_id)
         return is_right
 
     async def note_issued(self, token: str, client_id: str, lifetime: float) -> None:
@@ -258,6 +275,10 @@ class Identity:
             return token.credentials.read_secret()
         except SecretUnreadableError:
             return secrets.token_hex()
+
+
+def _fold(client_id: str) -> str:
+    return client_id.strip().lower()
 
 
 def _bearer_token(authorization: Sequence[str]) -> str:

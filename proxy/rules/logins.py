@@ -10,7 +10,6 @@ may still name a certain one: such a call must not get past the account it names
 """
 
 import base64
-import hmac
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -35,13 +34,6 @@ class Secret:
     raw: str = field(repr=False)
     decoded: str = field(repr=False)
 
-    def equals(self, secret: str) -> bool:
-        """Compare in constant time: as it stood, then decoded. Both are always compared."""
-        wanted = secret.encode()
-        is_raw = hmac.compare_digest(self.raw.encode("utf-8", "surrogatepass"), wanted)
-        is_decoded = hmac.compare_digest(self.decoded.encode("utf-8", "surrogatepass"), wanted)
-        return is_raw | is_decoded
-
 
 @dataclass(frozen=True, slots=True)
 class Login:
@@ -60,17 +52,20 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A token call. `login` is None if it is another grant, or not certain who logs in."""
+    """A token call. `login` is None if it is not certain that a client logs in, and which.
+
+    `is_harmless` is True for another grant, which is a person's, and without any secret.
+    """
 
     login: Login | None
-    is_other_grant: bool
+    is_harmless: bool
     query: str = field(repr=False)
     body: bytes = field(repr=False)
     authorization: Sequence[str] = field(repr=False)
 
     def mentions(self, client_ids: Iterable[str]) -> bool:
         """True if the call may name one of these clients, however it is written."""
-        if self.is_other_grant:
+        if self.is_harmless:
             return False
         text = _all_text(self.query, self.body, self.authorization)
         return any(_is_in(text, client_id.strip().lower().encode()) for client_id in client_ids)
@@ -92,12 +87,14 @@ def read_call(query: str, body: bytes, authorization: Sequence[str]) -> Call:
     fields = [*_form(query), *_body(body)]
     grants = {pair.decoded for name, pair in fields if name == "grant_type"}
     basic = _basic(authorization, strict=True)
-    if basic is not None and basic[1].raw and _values(fields, "client_secret"):
+    if basic is not None and basic[1].raw and _secrets(fields):
         raise LoginError("Credentials are given both in the header and in the form.")
     login = _login(fields, basic) if grants == {GRANT} else None
+    is_other_grant = len(grants) == 1 and next(iter(grants)).strip().lower() != GRANT
+    is_without_secret = grants == {GRANT} and not authorization and not _secrets(fields)
     return Call(
         login=login,
-        is_other_grant=len(grants) == 1 and next(iter(grants)).strip().lower() != GRANT,
+        is_harmless=is_other_grant or is_without_secret,
         query=query,
         body=body,
         authorization=authorization,
@@ -105,7 +102,7 @@ def read_call(query: str, body: bytes, authorization: Sequence[str]) -> Call:
 
 
 def _login(fields: list[tuple[str, _Pair]], basic: tuple[_Pair, _Pair] | None) -> Login | None:
-    ids, secrets = _values(fields, "client_id"), _values(fields, "client_secret")
+    ids, secrets = _values(fields, "client_id"), _secrets(fields)
     if basic is not None:
         if basic[0].decoded:
             ids.append(basic[0])
@@ -116,8 +113,12 @@ def _login(fields: list[tuple[str, _Pair]], basic: tuple[_Pair, _Pair] | None) -
     client, secret = ids[-1], secrets[-1]
     if not client.decoded or not secret.decoded:
         return None
-    readings = tuple(dict.fromkeys((client.decoded, client.raw)))
+    readings = tuple(dict.fromkeys((client.decoded, client.raw, unquote_plus(client.decoded))))
     return Login(readings, Secret(secret.raw, secret.decoded))
+
+
+def _secrets(fields: Iterable[tuple[str, _Pair]]) -> list[_Pair]:
+    return _values(fields, "client_secret")
 
 
 def _values(fields: Iterable[tuple[str, _Pair]], wanted: str) -> list[_Pair]:
@@ -189,3 +190,8 @@ def _all_text(query: str, body: bytes, authorization: Sequence[str]) -> bytes:
 
 def _is_in(text: bytes, client_id: bytes) -> bool:
     return re.search(rb"(?<![\w.-])" + re.escape(client_id) + rb"(?![\w.-])", text) is not None
+
+
+def has_control(text: str) -> bool:
+    """True if a secret holds what cannot have been meant: a control character."""
+    return any(char < " " or "\x7f" <= char <= "\x9f" for char in text)

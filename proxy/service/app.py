@@ -23,7 +23,7 @@ from proxy.forwarding.journal import Journal
 from proxy.forwarding.relay import Relay
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
-from proxy.forwarding.token_calls import Login
+from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.bodies import Bodies
 from proxy.http.client import Client
 from proxy.http.server import Server
@@ -116,7 +116,9 @@ class Proxy:
             spawn=tasks.create_task,
             shared=shared,
         )
-        self._login = Login(settings, self.login_server, self.identity, clock=clock)
+        self._login = TokenCalls(
+            settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
+        )
         self.handler = self._make_handler()
         self.server = Server(
             self._handle, settings.limits, write_timeout=settings.upstream.response_timeout

@@ -8,11 +8,17 @@ from collections.abc import Iterator
 
 from proxy.http.tls import tls_context, verifying_context
 from proxy.settings import ConfigError, Settings
+from proxy.tokens.credentials import BadSecretError, Credentials, SecretUnreadableError
 
 
 def check_start(settings: Settings) -> None:
     """Raise ConfigError if a file that the settings name cannot be used."""
     _refuse([*_unusable(settings)])
+
+
+def check_secrets(settings: Settings) -> None:
+    """Raise ConfigError if a secret's file holds what no secret holds."""
+    _refuse([*_bad_secrets(settings)])
 
 
 def check_reload(old: Settings, new: Settings) -> None:
@@ -50,3 +56,19 @@ def _unusable(settings: Settings) -> Iterator[str]:
         verifying_context(settings.upstream.ca_file)
     except OSError as error:
         yield f"upstream.ca_file: cannot be used: {error.strerror or type(error).__name__}"
+    yield from _bad_secrets(settings)
+
+
+def _bad_secrets(settings: Settings) -> Iterator[str]:
+    """Yield a line for each secret file that is there and holds what no secret holds.
+
+    A file that cannot be read yet may still come; until then its account has no token.
+    """
+    for index, account in enumerate(settings.accounts):
+        if account.client_secret_file is not None:
+            try:
+                Credentials.of(account).read_secret()
+            except BadSecretError as error:
+                yield f"accounts[{index}].client_secret_file: {error}"
+            except SecretUnreadableError:
+                continue

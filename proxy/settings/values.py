@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from proxy.rules.logins import has_control
 from proxy.rules.targets import PathPattern
 
 
@@ -113,6 +114,16 @@ def _store_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _secret(secret: SecretStr) -> SecretStr:
+    # An environment variable that was filled from a file may end as its line does.
+    text = secret.get_secret_value().rstrip("\r\n")
+    if not text:
+        raise ValueError("must not be empty")
+    if has_control(text):
+        raise ValueError("must not hold a control character")
+    return SecretStr(text)
+
+
 def _path_pattern(text: str) -> str:
     PathPattern.parse(text)
     return text
@@ -168,7 +179,7 @@ Url = Annotated[
 ]
 ForwardProxyUrl = Annotated[SecretStr, AfterValidator(_forward_proxy_url)]
 StoreUrl = Annotated[SecretStr, AfterValidator(_store_url)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_secret)]
 
 Name = Annotated[
     str,

@@ -114,6 +114,9 @@ class Metrics:
         self._refreshes = counter(
             "token_refreshes", "Tokens asked for.", "account", "reason", "outcome"
         )
+        self._unattributed = counter(
+            "unattributed_logins", "Tokens issued through the proxy whose client is not known."
+        )
         self._nested = counter(
             "nested_fields",
             "Bodies in which a field that should be flat is nested.",
@@ -210,6 +213,10 @@ class Metrics:
     def token_refreshed(self, account: str, reason: str, outcome: str) -> None:
         """Count a token that was asked for; the outcome is ok or error."""
         self._refreshes[account, reason, outcome].inc()
+
+    def unattributed_login(self) -> None:
+        """Count a token that was issued through the proxy to nobody it can name."""
+        self._unattributed[()].inc()
 
     def nested_field(self, route: str, field: str) -> None:
         """Count a body in which that configured field is nested."""

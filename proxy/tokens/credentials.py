@@ -9,11 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from proxy.rules.logins import has_control
 from proxy.settings import Account
 
 
 class SecretUnreadableError(Exception):
     """The secret's file cannot be read, or is empty; the message names neither its content."""
+
+
+class BadSecretError(SecretUnreadableError):
+    """The secret's file holds what no secret holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,14 @@ class Credentials:
         assert file is not None  # noqa: S101 -- a managed account has one of the two
         return cls(account.client_id, lambda: _read(file))
 
-    def match(self, secret: str) -> bool:
-        """Compare in constant time; raises `SecretUnreadableError`."""
-        return hmac.compare_digest(secret.encode(), self.read_secret().encode())
+    def match(self, *readings: str) -> bool:
+        """True if one of the readings is the secret; raises `SecretUnreadableError`.
+
+        Each is compared, and in constant time: the answer tells nothing by how long it takes.
+        """
+        secret = self.read_secret().encode()
+        matches = [hmac.compare_digest(one.encode("utf-8", "replace"), secret) for one in readings]
+        return True in matches
 
     def fingerprint(self) -> bytes | None:
         """Return a hash that changes when the secret does; None if it cannot be read."""
@@ -47,11 +57,13 @@ class Credentials:
 
 def _read(file: Path) -> str:
     try:
-        secret = file.read_text(encoding="utf-8").strip()
+        secret = file.read_text(encoding="utf-8").rstrip(" \r\n").lstrip(" ")
     except (OSError, UnicodeDecodeError) as error:
         raise SecretUnreadableError(
             f"the secret file cannot be read: {type(error).__name__}"
         ) from None
     if not secret:
         raise SecretUnreadableError("the secret file is empty")
+    if has_control(secret):
+        raise BadSecretError("the secret file holds a control character")
     return secret

@@ -5,7 +5,9 @@ What was learned shows where everybody must be known: the token is then let in.
 
 import asyncio
 import base64
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for, settings_for
 from tests.kit.upstream import (
     Garbage,
+    Hang,
     RawUpstream,
     ReadThenClose,
     RecordedRequest,
@@ -180,17 +183,9 @@ async def test_id_and_secret_are_form_decoded_where_they_come_as_basic() -> None
         ('"access_token"', 200),
         ("[" * 60_000, 200),
         (b"\xff\xfe", 200),
-        ('{"access_token": "t1"}', 200),
         ('{"expires_in": 600}', 200),
-        ('{"access_token": "t1", "expires_in": "600"}', 200),
-        ('{"access_token": "t1", "expires_in": 600.5}', 200),
-        ('{"access_token": "t1", "expires_in": true}', 200),
-        ('{"access_token": "t1", "expires_in": 0}', 200),
-        ('{"access_token": "t1", "expires_in": -1}', 200),
-        ('{"access_token": "t1", "expires_in": null}', 200),
         ('{"access_token": ["t1"], "expires_in": 600}', 200),
         ('{"access_token": "\\ud800", "expires_in": 600}', 200),
-        ('{"access_token": "t1", "expires_in": NaN}', 200),
     ],
 )
 async def test_an_answer_that_grants_nothing_is_passed_on_and_teaches_nothing(
@@ -204,6 +199,95 @@ async def test_an_answer_that_grants_nothing_is_passed_on_and_teaches_nothing(
         answer = await log_in(proxy, token_call())
         assert (answer.status, answer.body) == (status, expected)
         assert not await is_known(proxy)
+
+
+@pytest.mark.parametrize(
+    "lifetime", ['"600"', "600.5", "true", "0", "-1", "null", "NaN", '"soon"', None]
+)
+async def test_a_token_belongs_to_its_client_whatever_is_said_of_its_life(
+    lifetime: str | None,
+) -> None:
+    said = "" if lifetime is None else f', "expires_in": {lifetime}'
+    grant = f'{{"access_token": "t1"{said}}}'
+    async with (
+        RawUpstream(granting(grant)) as upstream,
+        proxy_for(upstream.url, **KNOWN_ONLY) as proxy,
+    ):
+        assert (await log_in(proxy, token_call())).status == 200
+        assert await is_known(proxy)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_coded_answer_is_read_and_passed_on_as_it_came(coding: str) -> None:
+    plain = GRANT.encode()
+    body = gzip.compress(plain) if coding == "gzip" else zlib.compress(plain)
+    script = Script(Reply(200, [("Content-Encoding", coding)], body))
+    async with RawUpstream(script) as upstream, proxy_for(upstream.url, **KNOWN_ONLY) as proxy:
+        answer = await log_in(proxy, token_call())
+        assert (answer.body, answer.values("Content-Encoding")) == (body, [coding.encode()])
+        assert await is_known(proxy)
+
+
+async def test_a_token_whose_client_is_not_known_is_counted() -> None:
+    unread = Script(Reply(200, [("Content-Encoding", "unknown")], GRANT.encode()))
+    for script, form in ((granting(), "grant_type=password&username=u"), (unread, GOOD)):
+        async with RawUpstream(script) as upstream, proxy_for(upstream.url) as proxy:
+            assert (await log_in(proxy, token_call(form))).status == 200
+            port = port_of(proxy.admin_url)
+            raw = await exchange(HOST, port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"export_proxy_unattributed_logins_total 1.0" in parse_response(raw).body
+
+
+# Each client for itself
+
+
+async def test_a_refused_secret_is_refused_here_for_some_seconds() -> None:
+    """The right one is not, nor is the wrong one of another client."""
+    refusal = Reply(401, (), b'{"error": "invalid_client"}')
+    clock = FakeClock()
+    async with RawUpstream(Script(refusal)) as upstream:  # noqa: SIM117 -- it outlives it
+        async with running(settings_for(upstream.url), clock) as proxy:
+            for _ in range(20):
+                answer = await log_in(proxy, token_call())
+                assert (answer.status, answer.body) == (401, b'{"error": "invalid_client"}')
+            assert token_calls(upstream) == 1
+            await log_in(proxy, token_call(GOOD + "x"))
+            await log_in(proxy, token_call(GOOD.replace("the-id", "another")))
+            assert token_calls(upstream) == 3
+            await clock.advance(5)
+            await log_in(proxy, token_call())
+            assert token_calls(upstream) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, "invalid_request"), (429, "x"), (503, "x"), (400, "slow_down")]
+)
+async def test_trouble_of_the_login_server_is_not_held_against_a_secret(
+    status: int, error: str
+) -> None:
+    trouble = Reply(status, (), json.dumps({"error": error}).encode())
+    async with RawUpstream(Script(trouble)) as upstream, proxy_for(upstream.url) as proxy:
+        for _ in range(2):
+            assert (await log_in(proxy, token_call())).status == status
+        assert token_calls(upstream) == 2
+
+
+async def test_slow_log_ins_of_one_client_do_not_delay_another() -> None:
+    def script(request: RecordedRequest) -> Step:
+        return Hang() if b"slow" in request.body else Reply(200, (), GRANT.encode())
+
+    slow = GOOD.replace("the-id", "slow")
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url) as proxy,
+        asyncio.TaskGroup() as tasks,
+    ):
+        calls = [tasks.create_task(log_in(proxy, token_call(slow))) for _ in range(5)]
+        await upstream.received(4)
+        assert (await log_in(proxy, token_call())).status == 200
+        assert sum(b"slow" in request.body for request in upstream.requests) == 4
+        for call in calls:
+            call.cancel()
 
 
 async def test_a_lifetime_beyond_all_numbers_is_a_grant_too() -> None:
@@ -408,6 +492,59 @@ async def test_a_wrong_secret_gives_nothing_and_stays_here(form: str, fields: li
         assert answer.values("WWW-Authenticate") == [b'Basic realm="export-proxy"']
         assert answer.values("Retry-After") == []
         assert not await is_known(proxy)
+        assert token_calls(upstream) == 1
+
+
+SPELLINGS: dict[str, tuple[str, str, list[str]]] = {
+    "query": (RIGHT, "", []),
+    "grant in the query": (
+        "grant_type=client_credentials",
+        "client_id=london-id&client_secret=s3%3Acr%2Bt",
+        [],
+    ),
+    "query and basic": ("grant_type=client_credentials", "", [basic("london-id", "s3:cr+t")]),
+    "raw in the form": ("", RIGHT.replace("s3%3Acr%2Bt", "s3:cr+t"), []),
+    "raw in basic": ("", "grant_type=client_credentials", [basic("london-id", "s3:cr+t")]),
+    "encoded twice": ("", RIGHT.replace("london", "%256Condon"), []),
+    "another case": ("", RIGHT.replace("london-id", "LONDON-id"), []),
+    "JSON": (
+        "",
+        json.dumps(
+            {
+                "grant_type": "client_credentials",
+                "client_id": "london-id",
+                "client_secret": "s3:cr+t",
+            }
+        ),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("query", "form", "fields"), SPELLINGS.values(), ids=SPELLINGS.keys())
+async def test_a_managed_account_is_recognised_in_every_spelling(
+    query: str, form: str, fields: list[str]
+) -> None:
+    async with managing(FakeClock()) as (proxy, upstream):
+        target = f"/oauth/token?{query} ".encode()
+        call = token_call(form, *fields).replace(b"/oauth/token ", target)
+        answer = await log_in(proxy, call)
+        assert json.loads(answer.body)["access_token"] == "t1"
+        assert token_calls(upstream) == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        RIGHT.replace("client_credentials", "CLIENT_CREDENTIALS"),
+        RIGHT + "&grant_type=password",
+        RIGHT + "&client_id=another",
+        RIGHT.removeprefix("grant_type=client_credentials&"),
+    ],
+)
+async def test_no_spelling_gets_past_a_managed_account(form: str) -> None:
+    async with managing(FakeClock()) as (proxy, upstream):
+        assert error_of(await log_in(proxy, token_call(form))) == (400, "invalid_request")
         assert token_calls(upstream) == 1
 
 

@@ -14,6 +14,7 @@ from proxy.identity.callers import Client, Configured, Identity, Stranger
 from proxy.identity.issuer import Issuer
 from proxy.problems import Problem
 from proxy.rules.digests import account_id, hash_token
+from proxy.rules.logins import Secret
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.login_server import LoginServer
 from proxy.tokens.managed import ManagedTokens
@@ -21,6 +22,7 @@ from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
 
 LONDON = {"name": "london", "client_id": "london-id"}
+RIGHT = Secret("its-secret", "its-secret")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -99,10 +101,10 @@ async def test_stranger_is_refused_where_everybody_must_be_known() -> None:
 
 async def test_ten_wrong_secrets_of_one_address_do_not_concern_another() -> None:
     async with identity(FakeClock()) as it:
-        paris = it.managed("paris-id")
+        paris = it.managed(["paris-id"])
         assert paris is not None
         for _ in range(10):
-            assert not it.check_secret(paris, "wrong", "192.0.2.1")
+            assert not it.check_secret(paris, Secret("wrong", "wrong"), "192.0.2.1")
         with pytest.raises(Problem):
-            it.check_secret(paris, "its-secret", "192.0.2.1")
-        assert it.check_secret(paris, "its-secret", "192.0.2.2")
+            it.check_secret(paris, RIGHT, "192.0.2.1")
+        assert it.check_secret(paris, RIGHT, "192.0.2.2")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import Account
-from proxy.tokens.credentials import Credentials, SecretUnreadableError
+from proxy.tokens.credentials import BadSecretError, Credentials, SecretUnreadableError
 
 SECRET = "s3cret-planted"
 
@@ -54,6 +54,15 @@ def test_a_file_is_read_again_each_time(tmp_path: Path) -> None:
 def test_another_secret_does_not_match(wrong: str) -> None:
     assert in_settings().match(SECRET)
     assert not in_settings().match(wrong)
+
+
+@pytest.mark.parametrize("control", ["\t", "\x00", "\x1b", "\x7f", "\x85"])
+def test_a_file_with_a_control_character_holds_no_secret(tmp_path: Path, control: str) -> None:
+    file = tmp_path / "secret"
+    for text in (f"a{control}b", f"a{control}", f"{control}a", f"a{control}\n"):
+        file.write_text(text, encoding="utf-8", newline="")
+        with pytest.raises(BadSecretError, match="control character"):
+            in_file(file).read_secret()
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe" + SECRET.encode()])
