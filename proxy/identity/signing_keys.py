@@ -20,6 +20,7 @@ from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.problems import Problem
+from proxy.rules.codings import coded_fields, decoded
 
 COOL_DOWN: Final = 30.0  # seconds between fetches
 FRESH_FOR: Final = 600.0  # seconds before keys are fetched again, while the old ones serve
@@ -80,7 +81,8 @@ class SigningKeys:
             return
         finally:
             self._fetching = None
-        keys = _usable_keys(answer.body) if answer.status == HTTPStatus.OK else None
+        text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
+        keys = _usable_keys(text or b"") if answer.status == HTTPStatus.OK else None
         if not keys:
             _log.warning("the answer holds no usable signing keys", status=answer.status)
             return

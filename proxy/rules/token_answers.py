@@ -1,7 +1,7 @@
 """What a login server's answer grants (RFC 6749 section 5.1), as servers really write it.
 
-`expires_in` may be a number, digits as text, absent or absurd; `scope` may be text, null, empty, a
-list, or separated by commas. Used for the answers to our own calls and for those passed on.
+`expires_in` may be a number, digits as text, absent or absurd; `scope` may be text, null, empty, or
+separated by commas. Used for the answers to our own calls and for those passed on.
 """
 
 import json
@@ -78,8 +78,6 @@ def life_of(grant: Grant, now: float) -> float:
 
 
 def _scopes(value: object) -> frozenset[str] | None:
-    if isinstance(value, list):
-        value = " ".join(word for word in value if isinstance(word, str))
     if not isinstance(value, str):
         return None
     words = frozenset(word for word in _SEPARATORS.split(value) if word)

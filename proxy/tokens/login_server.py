@@ -8,7 +8,6 @@ with 429.
 
 import asyncio
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -18,9 +17,10 @@ from urllib.parse import quote_plus
 from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
-from proxy.rules.claims import LONGEST_LIFE
+from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.retry_after import http_date, retry_after
 from proxy.rules.targets import LOGIN_PATH
+from proxy.rules.token_answers import life_of, read_document, read_grant
 from proxy.settings import Settings
 from proxy.tokens.credentials import Credentials, SecretUnreadableError
 
@@ -93,7 +93,8 @@ class LoginServer:
         return self._meaning_of(answer)
 
     def _meaning_of(self, answer: Answer) -> TokenAnswer:
-        document = _document(answer.body)
+        text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
+        document = read_document(text or b"")
         if answer.status in _THROTTLES or _is_vendor_throttle(answer.status, document):
             raise Throttled(
                 retry_after(
@@ -110,20 +111,21 @@ class LoginServer:
             raise Rejected("the login server answers 401")
         if answer.status != HTTPStatus.OK:
             raise Troubled(f"the login server answers {answer.status}")
-        token, lifetime = document.get("access_token"), document.get("expires_in")
-        if not isinstance(token, str) or not token or not token.isascii() or not _visible(token):
+        grant = read_grant(document)
+        if grant is None:
             raise Troubled("the login server's answer has no usable access_token")
         if str(document.get("token_type", "")).lower() != "bearer":
             raise Troubled("the login server's token_type is not bearer")
-        if type(lifetime) is not int or lifetime <= 0:
+        now, date = self._clock.wall(), _date(answer)
+        lifetime = document.get("expires_in")
+        is_odd = isinstance(lifetime, float) and not lifetime.is_integer()
+        if lifetime is not None and (grant.lifetime is None or is_odd):
             raise Troubled("the login server's expires_in is not a number of seconds")
-        scope = document.get("scope")
-        date = _date(answer)
         return TokenAnswer(
-            value=token,
-            lifetime=float(min(lifetime, LONGEST_LIFE)),
-            scope=scope if isinstance(scope, str) else None,
-            server_time=None if date is None else http_date(date, now=self._clock.wall()),
+            value=grant.token,
+            lifetime=life_of(grant, now),
+            scope=None if grant.scope is None else " ".join(sorted(grant.scope)),
+            server_time=None if date is None else http_date(date, now=now),
         )
 
 
@@ -150,21 +152,9 @@ def _is_vendor_throttle(status: int, document: Mapping[str, Any]) -> bool:
     return "rate limit exceeded" in said.lower()
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 def _values(answer: Answer, name: str) -> Sequence[str]:
     return [value for field_name, value in answer.fields if field_name.lower() == name]
 
 
 def _date(answer: Answer) -> str | None:
     return next(iter(_values(answer, "date")), None)
-
-
-def _visible(token: str) -> bool:
-    return all("!" <= char <= "~" for char in token)

@@ -2,14 +2,18 @@
 
 Its life is counted on the monotonic clock from its receipt: a wall clock that is set changes
 nothing. Where the token is a JWT, its `exp` is compared with the `Date` of the server that issued
-it, never with our clock.
+it, never with our clock. A `Date` that is far from the token's own `iat` is wrong, and only
+`expires_in` counts.
 """
 
 from dataclasses import dataclass, field
+from typing import Final, TypeGuard
 
 from proxy.problems import Problem
 from proxy.rules.claims import held_scopes, read_claims
 from proxy.tokens.login_server import TokenAnswer
+
+_MOST_APART: Final = 3600.0  # seconds; one server's clock, read twice, is seconds apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,7 @@ class Token:
         expires = None if claims is None else claims.number("exp")
         issued_at = None if claims is None else claims.number("iat")
         lifetime = answer.lifetime
-        if expires is not None and answer.server_time is not None:
+        if expires is not None and _is_believable(answer.server_time, issued_at):
             lifetime = min(lifetime, expires - answer.server_time)
         return cls(
             value=answer.value,
@@ -58,3 +62,10 @@ class Token:
                 "next_refresh_in": None if next_refresh_in is None else round(next_refresh_in, 1),
             },
         )
+
+
+def _is_believable(server_time: float | None, issued_at: float | None) -> TypeGuard[float]:
+    """True if a `Date` can be of the clock that dated the token."""
+    if server_time is None:
+        return False
+    return issued_at is None or abs(server_time - issued_at) <= _MOST_APART

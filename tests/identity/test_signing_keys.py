@@ -1,6 +1,7 @@
 """The issuer's keys: fetched once however many ask, kept while that fails, and only fit ones."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -97,6 +98,12 @@ async def test_a_key_without_an_id_is_for_tokens_without_one() -> None:
     async with bench([jwks(rsa_jwk(None))]) as it:
         assert await it.has(None)
         assert not await it.has("k")
+
+
+async def test_keys_that_are_coded_without_being_asked_for_are_read() -> None:
+    coded = gzip.compress(jwks(rsa_jwk("k")).body)
+    async with bench([Reply(200, [("Content-Encoding", "gzip")], coded)]) as it:
+        assert await it.has("k")
 
 
 async def test_a_thousand_who_ask_at_once_cause_one_fetch() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -136,6 +138,11 @@ async def test_a_token() -> None:
         ({"expires_in": 172_800}, 172_800.0, None),
         ({"expires_in": 172_801}, 172_800.0, None),
         ({"expires_in": 10**400}, 172_800.0, None),
+        ({"expires_in": "3599"}, 3599.0, None),
+        ({"expires_in": 3599.0}, 3599.0, None),
+        ({"expires_in": None}, 3600.0, None),
+        ({"scope": ""}, 86400.0, None),
+        ({"scope": "b,a"}, 86400.0, "a b"),
         ({"scope": ["a"]}, 86400.0, None),
         ({"scope": 7}, 86400.0, None),
         ({"refresh_token": "x", "error": "invalid_client"}, 86400.0, None),
@@ -146,6 +153,13 @@ async def test_answers_that_hold_a_token(
 ) -> None:
     issued = await fetch(Reply(body=token_answer(**changes)))
     assert (issued.value, issued.lifetime, issued.scope) == (TOKEN, lifetime, scope)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_an_answer_that_is_coded_without_being_asked_for(coding: str) -> None:
+    plain = token_answer()
+    body = gzip.compress(plain) if coding == "gzip" else zlib.compress(plain)
+    assert (await fetch(Reply(headers=[("Content-Encoding", coding)], body=body))).value == TOKEN
 
 
 @pytest.mark.parametrize("date", [None, "yesterday", "2033-11-06T08:49:37Z"])
@@ -178,7 +192,7 @@ async def test_a_token_that_cannot_be_a_bearer_token(token: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "lifetime", [None, True, False, "86400", -1, 0, 1.5, [], {}, float("nan"), float("inf")]
+    "lifetime", [True, False, "soon", "-2", -1, 0, 1.5, [], {}, float("nan"), float("inf")]
 )
 async def test_a_lifetime_that_is_no_number_of_seconds(lifetime: object) -> None:
     with pytest.raises(Troubled, match="expires_in"):

@@ -17,6 +17,9 @@ from tests.kit.tokens import issued, scoped, unsigned
         ({"exp": "1001"}, 1000.0, 3600.0),
         ({"exp": 10**400}, 1000.0, 3600.0),
         ({}, 1000.0, 3600.0),
+        ({"iat": 7200, "exp": 9000}, 7205.0, 1795.0),
+        ({"iat": 7200, "exp": 9000}, 14_400.5, 3600.0),
+        ({"iat": 7200, "exp": 9000}, 10.0, 3600.0),
     ],
 )
 def test_lifetime(claims: dict[str, Any], server_time: float | None, expires_in: float) -> None:
