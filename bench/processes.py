@@ -90,7 +90,7 @@ async def proxy(
         "listen": {"port": 0},
         "admin": {"port": 0},
         "upstream": {"api_url": upstream.url, "login_url": upstream.url},
-        "identity": {"max_unidentified": 20_000},
+        "identity": {"max_unidentified": 20_000, "whoami": None},  # the tokens are made up
         "limits": {"max_connections": _CONNECTIONS, "max_connections_per_peer": _CONNECTIONS},
     }
     for name, section in sections.items():

@@ -4,7 +4,7 @@
 there. How a request waits and is sent is in sending.py, how its answer is given in relay.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import web
@@ -71,7 +71,7 @@ class Handler:
         target, route = self.routes.find(exchange, target)
         found = await self.intake.identify(request)
         if isinstance(found, Denied):
-            return await self.relay.pass_on(exchange, found.answer)
+            return await self._deny(exchange, found.answer)
         account = exchange.account = found.account
         body = await self.intake.body(request)
         try:
@@ -111,6 +111,13 @@ class Handler:
             return await self.relay.pass_on(exchange, answer)
         answer.headers["X-Request-Id"] = exchange.id
         return answer
+
+    async def _deny(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
+        """Give a caller the API's own 401 to its token, once the whole request has come."""
+        self.intake.release(await self.intake.body(exchange.request))
+        if exchange.request.method == "HEAD":
+            answer = replace(answer, body=b"")
+        return await self.relay.pass_on(exchange, answer)
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> web.Response:
         self.journal.refused(exchange, problem)

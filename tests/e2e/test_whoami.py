@@ -344,6 +344,25 @@ async def test_gone_caller_takes_its_question_along() -> None:
         assert all(b"leaving" not in one.head for one in upstream.requests)
 
 
+async def test_token_that_was_pushed_out_is_asked_about_again() -> None:
+    identity = {**ASK, "max_learned": 2}
+    async with api() as upstream, proxied(upstream.url, identity=identity) as proxy:
+        tokens = [upstream.mint(CLIENT) for _ in range(3)]
+        for token in [*tokens, tokens[0]]:
+            assert (await call(proxy, token, path="/api/v2/users/me")).status == 200
+        assert upstream.questions() == 4
+        assert len({account for account in proxy.accounts.accounts() if account.queues}) == 1
+
+
+async def test_refusal_of_a_head_request_has_no_body() -> None:
+    async with api() as upstream, proxied(upstream.url) as proxy:
+        assert (await call(proxy, upstream.mint(CLIENT))).status == 202
+        head = b"HEAD /api/v2/users/me HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer nobody\r\n\r\n"
+        raw = await exchange(HOST, port_of(proxy.url), head)
+        assert raw.startswith(b"HTTP/1.1 401 ")
+        assert raw.endswith(b"\r\n\r\n")
+
+
 # Entries that are due
 
 

@@ -34,6 +34,7 @@ def document_for(api_url: str, **sections: Mapping[str, Any] | list[Any]) -> dic
         "listen": {"port": 0},
         "admin": {"port": 0},
         "upstream": {"api_url": api_url, "login_url": api_url},
+        "identity": {"whoami": None},  # most tests count what reaches the API
         "log": {"max_lines_per_second": 100_000},
     }
     for name, section in sections.items():
