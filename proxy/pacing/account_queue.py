@@ -102,11 +102,17 @@ class AccountQueue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
-        return self.queue.opens_at(now, self.interval * self.allowance.spread)
+        return self._in_turn(self.queue.opens_at(now, self.interval * self.allowance.spread))
 
     def due(self, now: float) -> float:
         """Return when the next slot is due: `inf` while one is out that was not used yet."""
-        return self.queue.due(now, self.interval * self.allowance.spread)
+        return self._in_turn(self.queue.due(now, self.interval * self.allowance.spread))
+
+    def _in_turn(self, at: float) -> float:
+        """Return the first moment from then on that is this replica's."""
+        if not self.paced or at == inf:
+            return at
+        return self._turns.next_moment(at, self.interval)
 
     def is_free(self) -> bool:
         """True if a newcomer could be sent at once."""
@@ -116,7 +122,8 @@ class AccountQueue:
     def may_be_free(self) -> bool:
         """True if a newcomer could be sent at once, as far as is known without the store."""
         now = self._clock.monotonic()
-        due = self.pace_due() if self.queue.sending is None else self.due(now)
+        is_out = self.queue.sending is not None
+        due = self.due(now) if is_out else self._in_turn(self.pace_due())
         return not self.depth and max(self.allowance.opens_at(now), due) <= now
 
     def predicted_wait(self, ticket: Ticket) -> float:
@@ -144,6 +151,7 @@ class AccountQueue:
         allowance, queue = self.allowance, self.queue
         interval, spread = self.interval, allowance.spread
         due = max(queue.predicted_due(now, interval, spread), allowance.hold_until())
+        due = self._in_turn(due)
         by_pace = predicted_wait(
             now=now,
             due=due,

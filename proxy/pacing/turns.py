@@ -116,6 +116,10 @@ class Turns(Protocol):
         """The factor by which intervals grow: the number of replicas while the store is down."""
         ...
 
+    def next_moment(self, at: float, interval: float) -> float:
+        """The first moment from then on at which this replica may send, if it has the lease."""
+        ...
+
     @property
     def answer_timeout(self) -> float:
         """How many seconds the store may take to say whether a queue has the lease."""
@@ -154,6 +158,10 @@ class Alone:
     spread = 1
     answer_timeout = 0.0
     is_refusing = False
+
+    def next_moment(self, at: float, interval: float) -> float:  # noqa: ARG002 -- the protocol
+        """Any moment will do."""
+        return at
 
     def opened(self, queue: SharedQueue) -> None:
         """The queue's own pace is all there is."""

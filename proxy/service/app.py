@@ -204,7 +204,9 @@ class Proxy:
             return None, Alone()
         spawn = tasks.create_task
         connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
-        turns = SharedTurns(connection, clock=self.clock, metrics=self.metrics)
+        turns = SharedTurns(
+            connection, clock=self.clock, metrics=self.metrics, random=random.random
+        )
         self._forever.append(spawn(connection.listen(turns)))
         return connection, turns
 

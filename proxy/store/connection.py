@@ -59,8 +59,8 @@ class Connection:
     """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
 
     `settled` is set once it is known whether it answers. Those in `restorers` are called when it
-    comes back, and when it turns out to have lost what it was told; those in `closing` before the
-    connection is closed in order.
+    comes back, and when it turns out to have lost what it was told; those in `heartbeats` when it
+    comes back and once a second; those in `closing` before the connection is closed in order.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Connection:
         self.went_down: list[Callable[[], None]] = []
         self.came_back: list[Callable[[], None]] = []
         self.restorers: list[Callable[[], None]] = []
+        self.heartbeats: list[Callable[[], None]] = []
         self.closing: list[Callable[[], None]] = []
         self.client = Client(settings)
         self._clock = clock
@@ -96,10 +97,7 @@ class Connection:
             self._tell(self.went_down)  # waiters may have to be refused
 
     def send(self, words: tuple[Word, ...], answered: Answered) -> None:
-        """Run a command and hand its answer on: StoreDown if it fails, or while the store is down.
-
-        A reply that refuses the command is an answer, too; `fail` says that it is of no use.
-        """
+        """Run a command and hand its answer on; StoreDown if it fails, or the store is down."""
         if self._wire is None or not self.is_up:
             answered(StoreDown("down"))
         else:
@@ -135,6 +133,7 @@ class Connection:
                     _log.info("the store is up")
                     self._tell(self.came_back)
                     self._tell(self.restorers)
+                    self._tell(self.heartbeats)
                     self.settled.set()
                     await self._listen(news, subscriber)
             except StoreDown as down:
@@ -213,6 +212,7 @@ class Connection:
             since = self._clock.monotonic()
             if since >= look_at:
                 look_at = since + PROBE
+                self._tell(self.heartbeats)
                 self._spawn(self._look_at_mark())
             async with self._edge(self.settings.timeout + _QUIET):
                 # It connects anew before it says that a read failed.

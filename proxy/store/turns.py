@@ -7,7 +7,8 @@ a queue costs any. A lease belongs to the queue, not to a caller: if the first w
 next one uses it. A lease ends some time after it could first be used, unless the replica asks for
 it again. A replica that lost it without knowing, because the process stood still, does not use it.
 
-While the store is down each replica spaces its own sends by interval x replicas, or refuses them.
+While the store is down each replica spaces its own sends by interval x replicas, each in a phase of
+its own (numbers.py), or refuses them.
 When it is back, every queue keeps its distance for one interval first, so there is no burst. The
 replica that finds no state of an account tells all, and all say again what they knew of it.
 
@@ -16,6 +17,7 @@ no lease, unless it is not paced or the store is down. Each send is reported to 
 counted as one that bypassed it.
 """
 
+from collections.abc import Callable
 from math import inf
 from secrets import token_hex
 from typing import Final
@@ -25,21 +27,21 @@ from proxy.clock import Clock
 from proxy.pacing.turns import FREE, SharedQueue
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection
+from proxy.store.holds import SharedHolds
+from proxy.store.numbers import ReplicaNumber
 from proxy.store.script import (
     LEASE,
     HoldMessage,
     LeaseMessage,
-    LeaseStatus,
     LostMessage,
     Name,
-    Op,
     OverMessage,
     Script,
     WantedMessage,
     parse_message,
 )
 from proxy.store.seat import Seat, SeatContext, name_of, obey
-from proxy.store.wire import StoreDown, Wire
+from proxy.store.wire import Wire
 from proxy.telemetry.metrics import Metrics
 
 _ALL: Final = PREFIX + "all"
@@ -54,11 +56,14 @@ class SharedTurns:
         *,
         clock: Clock,
         metrics: Metrics,
+        random: Callable[[], float],
     ) -> None:
         self._connection = connection
         self._clock = clock
         self._metrics = metrics
         self._script = Script(connection, token_hex(6))
+        self._number = ReplicaNumber(connection, self._script.me, clock=clock, random=random)
+        self._holds = SharedHolds(self._script, self._report_all_again)
         self._context = SeatContext(
             clock=clock,
             script=self._script,
@@ -70,7 +75,6 @@ class SharedTurns:
         self._seats: dict[Name, Seat] = {}
         self._sends: WeakKeyDictionary[SharedQueue, tuple[float, float]] = WeakKeyDictionary()
         self._routes: set[str] = set()
-        self._looking: set[Name] = set()  # queues that wait to be told of a hold
         self._abandoned: dict[Name, SharedQueue] = {}  # whose wish the store may still keep
         self._is_shared = False
         connection.went_down.append(self._go_alone)
@@ -92,6 +96,15 @@ class SharedTurns:
     def spread(self) -> int:
         """The number of replicas while the store is down, else 1."""
         return 1 if self._is_shared else self.replicas
+
+    @property
+    def number(self) -> int:
+        """The number of this replica among all, from 0."""
+        return self._number.number
+
+    def next_moment(self, at: float, interval: float) -> float:
+        """The first moment from then on in this replica's phase, while the store is down."""
+        return at if self._is_shared else self._number.next_in_phase(at, interval)
 
     @property
     def answer_timeout(self) -> float:
@@ -118,7 +131,7 @@ class SharedTurns:
             return
         if not queue.paced:
             self.unused(queue)  # it may have been paced before
-            self._look(queue)
+            self._holds.look(queue)
         elif name_of(queue) not in self._seats:
             self._seat_of(queue).ask()
 
@@ -139,8 +152,10 @@ class SharedTurns:
 
     def held(self, key: str, seconds: float) -> None:
         """Tell all replicas of a hold."""
-        if self._is_shared and seconds > 0:
-            self._hold(key, seconds)
+        if not self._is_shared:
+            self._number.refused()
+        elif seconds > 0:
+            self._holds.tell(key, seconds)
 
     def _note_send(self, queue: SharedQueue) -> None:
         now = self._clock.monotonic()
@@ -156,31 +171,6 @@ class SharedTurns:
         if seat is None:
             seat = self._seats[name_of(queue)] = Seat(queue, self._context)
         return seat
-
-    # Holds.
-
-    def _hold(self, key: str, seconds: float) -> None:
-        def answered(status: LeaseStatus | StoreDown) -> None:
-            # Where the store is down, the others are told when it is back.
-            if not isinstance(status, StoreDown) and status.stamp.is_first:
-                self._report_all_again(key, status.stamp.born)
-
-        self._script.run(Op.HOLD, key, span=seconds, answered=answered)
-
-    def _look(self, queue: SharedQueue) -> None:
-        """Learn of a hold that began before this replica had anything to do with the account."""
-        name = name_of(queue)
-        if queue.lease is not FREE and name not in self._looking:
-            self._looking.add(name)
-
-            def answered(status: LeaseStatus | StoreDown) -> None:
-                self._looking.discard(name)
-                if not isinstance(status, StoreDown) and self._is_shared and not queue.paced:
-                    queue.lease_granted(FREE)
-                    obey(queue, status.hold)
-                    queue.reevaluate()
-
-            self._script.run(Op.LOOK, queue.key, answered=answered)
 
     # Messages of the other replicas.
 

@@ -1,6 +1,7 @@
 """Dispatchers as replicas of one proxy: one in memory, or several on one store, in real time."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Replica:
         if settings.store.is_shared:
             spawn = tasks.create_task
             self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
-            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics)
+            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, random=random.random)
             self._listening = spawn(self.connection.listen(turns))
         self._turns = turns
         self.accounts = Accounts(

@@ -64,7 +64,7 @@ async def connected(
         url = server.url if port is None else f"redis://{HOST}:{port}/0"
         settings = Store.model_validate({"url": url, "timeout": PATIENCE})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
-        turns = SharedTurns(connection, clock=clock, metrics=metrics)
+        turns = SharedTurns(connection, clock=clock, metrics=metrics, random=lambda: 0.0)
         listening = tasks.create_task(connection.listen(turns))
         await connection.settled.wait()
         yield connection, SharedTokens(connection, clock=clock, spawn=spawn), listening

@@ -11,6 +11,7 @@ import pytest
 
 from proxy.pacing.slot import Answered, Refused, Unused
 from proxy.problems import Problem
+from proxy.rules.phase import WINDOW
 from proxy.store import wire
 from proxy.store.wire import Reply, StoreDown, Word
 from tests.kit.fault_proxy import BlackHole, Delay, FaultProxy, Pass
@@ -395,10 +396,11 @@ async def test_caller_waits_for_a_store_that_does_not_answer_once_and_briefly(
         await fault(server)
         begun = CLOCK.monotonic()
         assert await here.export(here.queue()) is None
-        assert CLOCK.monotonic() - begun <= TIMEOUT + SLACK + stalls.total
+        in_phase = INTERVAL * REPLICAS  # it waits for its moment
+        assert CLOCK.monotonic() - begun <= TIMEOUT + in_phase + SLACK + stalls.total
         begun = CLOCK.monotonic()
         assert await here.export(here.queue("paris")) is None
-        assert CLOCK.monotonic() - begun <= 0.05 + stalls.total
+        assert CLOCK.monotonic() - begun <= in_phase + 0.05 + stalls.total
 
 
 async def test_store_that_stands_still_is_noticed_without_any_traffic(tmp_path: Path) -> None:
@@ -584,3 +586,23 @@ async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_a
             refused = await waiting
         assert refused is not None
         assert refused.name == "store-unavailable"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+async def test_saturated_replicas_without_the_store_do_not_send_at_the_same_moment(
+    count: int, tmp_path: Path
+) -> None:
+    """An API that allows 20 ms would refuse none of them."""
+    interval = 0.2
+    async with noting_stalls() as stalls, redis_server(tmp_path) as server:
+        settings = settings_of(server.url, interval=interval, replicas=count)
+        async with replicas_of(settings, count) as replicas:
+            assert len({replica.turns.number for replica in replicas}) == count
+            await server.kill()
+            await are_alone(replicas)
+            await pause(interval * count)  # what was sent with the store is past
+            began = CLOCK.monotonic()
+            assert await asyncio.gather(*crowd(replicas, 4)) == [None] * (4 * count)
+            took = CLOCK.monotonic() - began
+            assert early(times(replicas, began), interval - 0.02) == 0
+            assert took <= 4 * count * interval + 0.3 + count * interval * stalls.total / WINDOW

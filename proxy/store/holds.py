@@ -1,0 +1,52 @@
+"""Holds of an account, told to all replicas and asked of the store.
+
+The store keeps a hold with the account's leases. An answer about a lease says what is left of it,
+so only a queue that takes no leases, because it is not paced, has to ask.
+"""
+
+from collections.abc import Callable
+
+from proxy.pacing.turns import FREE, SharedQueue
+from proxy.store.script import LeaseStatus, Name, Op, Script
+from proxy.store.seat import name_of, obey
+from proxy.store.wire import StoreDown
+
+
+class SharedHolds:
+    """Tells the other replicas of holds, and asks for holds they were told of.
+
+    `found_new_state` is told of an account that the store did not know, and when its state began.
+    """
+
+    def __init__(self, script: Script, found_new_state: Callable[[str, int], object]) -> None:
+        self._script = script
+        self._found_new_state = found_new_state
+        self._looking: set[Name] = set()
+
+    def __repr__(self) -> str:
+        return f"<SharedHolds {len(self._looking)} asked for>"
+
+    def tell(self, key: str, seconds: float) -> None:
+        """Tell all replicas; where the store is down, they are told when it is back."""
+
+        def answered(status: LeaseStatus | StoreDown) -> None:
+            if not isinstance(status, StoreDown) and status.stamp.is_first:
+                self._found_new_state(key, status.stamp.born)
+
+        self._script.run(Op.HOLD, key, span=seconds, answered=answered)
+
+    def look(self, queue: SharedQueue) -> None:
+        """Learn of a hold that began before this replica had anything to do with the account."""
+        name = name_of(queue)
+        if queue.lease is FREE or name in self._looking:
+            return
+        self._looking.add(name)
+
+        def answered(status: LeaseStatus | StoreDown) -> None:
+            self._looking.discard(name)
+            if not isinstance(status, StoreDown) and not queue.paced:
+                queue.lease_granted(FREE)
+                obey(queue, status.hold)
+                queue.reevaluate()
+
+        self._script.run(Op.LOOK, queue.key, answered=answered)
