@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
+from math import inf
 
 from proxy.clock import Clock
 from proxy.forwarding.api_refusals import DENIALS, MAX_REFUSAL, ApiRefusal, denial
@@ -141,6 +142,8 @@ class Attempts:
         """True if the request may be written now that there is a connection for it."""
         if token and pending.managed and not pending.managed.may_be_sent(token):
             return False  # renewed or expired while it waited
+        if slot.sent_at > -inf:
+            return False  # a slot is for one send; what was lost comes back in its turn
         return slot.may_leave(self._clock.monotonic())
 
     async def _read_refusal(self, response: Response) -> Answer:

@@ -76,8 +76,10 @@ class Sender:
             with slot:
                 outcome = await self._attempts.make(pending, slot, token)
             match outcome:
-                case Withheld() | OutcomeUnknown():
-                    pass  # the former was no try; it is first in the queue again
+                case Withheld():
+                    pass  # no try, so nothing is counted; it is first in the queue again
+                case OutcomeUnknown():
+                    self._repeat(pending)
                 case Unsent():
                     await self._back_off(pending)
                 case ApiRefusal() as refusal:
@@ -158,6 +160,15 @@ class Sender:
         with self._waiting_for_token(exchange):
             renewed = await pending.managed.renewed(token, reason, limit=exchange.may_wait)
         return renewed is not None
+
+    def _repeat(self, pending: PendingRequest) -> None:
+        """Let a safe request whose answer was lost go back to the front of its queue, once."""
+        exchange = pending.exchange
+        if not self._rules.may_send_again(
+            attempts=len(exchange.attempts), elapsed=exchange.elapsed
+        ):
+            raise outcome_unknown(timed_out=False)
+        self._metrics.retried(pending.account.label, "connection_closed")
 
     async def _back_off(self, pending: PendingRequest) -> None:
         """Wait outside the queue before another try, or give up a request that never left."""

@@ -107,6 +107,10 @@ class Pool:
                     self._deadlines.discard(deadline)
         except (OSError, HttpProcessingError) as error:
             raise Unsent("given up" if self._is_closed else _reason(error)) from None
+        if self._is_closed:  # just as the connection was made
+            self._pass_on()
+            connection.abort(ConnectionAbortedError("given up"))
+            raise Unsent("given up")
         self._active.add(connection)
         return connection
 
@@ -144,7 +148,8 @@ class Pool:
         self._is_closed = self._is_retired = True
         now = asyncio.get_running_loop().time()
         for deadline in self._deadlines:
-            deadline.reschedule(now)
+            if not deadline.expired():
+                deadline.reschedule(now)
         for connection in (*self._active, *self._idle):
             connection.abort(ConnectionAbortedError("given up"))
         self._idle.clear()

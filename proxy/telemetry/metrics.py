@@ -199,7 +199,7 @@ class Metrics:
         self._upstream_durations[(route,)].observe(seconds, _exemplar(request_id))
 
     def retried(self, account: str, reason: str) -> None:
-        """Count a re-send: rate_limited, stale_token or unreachable."""
+        """Count a re-send: rate_limited, stale_token, unreachable or connection_closed."""
         self._retries[account, reason].inc()
 
     def hold_begun(self, account: str) -> None:

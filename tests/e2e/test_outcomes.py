@@ -342,8 +342,12 @@ async def test_a_get_that_meets_the_close_of_its_connection_is_sent_once_more(
         proxy_for(upstream.url, pacing={"interval": interval}) as proxy,
     ):
         responses = [await call(proxy, method, path) for method in ("GET", "GET", "POST")]
+        retries = proxy.proxy.registry.get_sample_value(
+            "export_proxy_retries_total", {"account": "other", "reason": "connection_closed"}
+        )
     assert [response.status for response in responses[:2]] == [202, 202]
     assert problem(responses[2]) == LOST
+    assert retries == 1
     assert [request.method for request in upstream.requests] == [b"GET"] * 3 + [b"POST"]
     if path == EXPORTS:
         times = [request.arrived_at for request in upstream.requests]
@@ -361,6 +365,21 @@ async def test_a_get_that_is_lost_again_and_again_is_sent_twice() -> None:
             await call(proxy, "POST", path, key="warm")
             assert problem(await call(proxy, "GET", path)) == LOST
         assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
+
+
+async def test_a_get_that_may_be_sent_once_is() -> None:
+    """`retry.max_attempts` bounds this as every other send."""
+
+    def script(request: RecordedRequest) -> Step:
+        return ACCEPTED if request.number == 1 else ReadThenReset()
+
+    async with (
+        RawUpstream(script) as upstream,
+        proxy_for(upstream.url, pacing=FAST, retry={"max_attempts": 1}) as proxy,
+    ):
+        await call(proxy, "GET", UNPACED)
+        assert problem(await call(proxy, "GET", UNPACED)) == LOST
+    assert len(upstream.requests) == 2
 
 
 async def test_an_answers_field_may_be_as_long_as_a_callers_head() -> None:
