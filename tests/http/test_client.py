@@ -545,6 +545,7 @@ async def test_the_wait_for_a_connection_has_its_time() -> None:
         (f"http://{HOST}:{free_port()}", "the server refuses connections"),
         ("http://nowhere.invalid", "the name of the server has no address"),
     ],
+    ids=["refused", "no address"],
 )
 async def test_why_nothing_was_sent_is_a_sentence(base: str, reason: str) -> None:
     settings = UpstreamSettings(api_url=base, login_url=base)
