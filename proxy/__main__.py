@@ -1,6 +1,35 @@
-"""`python -m proxy` is the command `export-proxy`."""
+"""The program `export-proxy`, also as `python -m proxy`.
 
-from proxy.cli.commands import main
+Its first lines run before the imports, which take most of a second: a SIGHUP in that time, from an
+operator who reloads, would end the process; a descriptor 0 to 2 that is closed would be given to
+the first socket, which then receives the log.
+"""
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Prepare the process, then run the command line."""
+    _open_standard_descriptors()
+    if sys.argv[1:2] == ["serve"]:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from proxy.cli.commands import main as run  # noqa: PLC0415 -- after the lines above
+
+    run()
+
+
+def _open_standard_descriptors() -> None:
+    """Open those that are missing on the null device."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
 
 if __name__ == "__main__":
     main()

@@ -139,6 +139,12 @@ def test_the_unit_gives_a_drain_its_time_and_the_program_its_descriptors() -> No
     assert int(values["LimitNOFILE"]) > connections + 64
 
 
+def test_the_unit_starts_again_unless_the_configuration_is_bad() -> None:
+    values = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE))
+    assert values["Restart"] == "on-failure"
+    assert values["RestartPreventExitStatus"].split() == ["2"]
+
+
 # The Dockerfile
 
 

@@ -19,6 +19,7 @@ from aiohttp.typedefs import Handler
 
 from proxy.http.responses import OwnResponse
 from proxy.settings import Admin
+from proxy.settings.files import read_small_file
 
 _PORT: Final = re.compile(r":[0-9]*\Z")
 _SAFE: Final = frozenset({"GET", "HEAD"})
@@ -39,7 +40,8 @@ class AdminGuard:
         return await handler(request) if refusal is None else refusal
 
     def _refusal(self, request: web.Request) -> web.Response | None:
-        if not self._is_known(request.headers.get("Host", "")):
+        host = request.headers.get("Host")
+        if host is not None and not self._is_known(host):  # every browser sends one
             return OwnResponse(text="Unknown Host.\n", status=HTTPStatus.FORBIDDEN)
         if _is_cross_site(request):
             return OwnResponse(text="Not for other sites.\n", status=HTTPStatus.FORBIDDEN)
@@ -74,7 +76,7 @@ def _is_cross_site(request: web.Request) -> bool:
 
 def _has_token(request: web.Request, file: Path) -> bool:
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        token = read_small_file(file).strip()
     except (OSError, UnicodeDecodeError):
         return False
     shown = request.headers.get("Authorization", "").encode("utf-8", "replace")

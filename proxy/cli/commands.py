@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +15,8 @@ from proxy import __version__, demo
 from proxy.cli import explain, status
 from proxy.cli.admin_client import NoAnswer
 from proxy.clock import SystemClock
+from proxy.http.sockets import authority
+from proxy.service.lifecycle import CannotListen
 from proxy.service.process import Service
 from proxy.service.reload import check_secrets
 from proxy.settings import ConfigError, Settings, load, schema
@@ -28,6 +30,7 @@ _cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
+_CANNOT_LISTEN: Final = 3  # an exit code of its own: starting again later may help
 _T = TypeVar("_T")
 _Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
 
@@ -40,6 +43,9 @@ def serve(config: _Config) -> None:
         _run(lambda: Service(config, os.environ, SystemClock()).run(settings))
     except ConfigError as error:
         raise _refused(error) from None
+    except CannotListen as error:
+        typer.echo(f"{error}")
+        raise typer.Exit(_CANNOT_LISTEN) from None
 
 
 @_cli.command()
@@ -88,8 +94,8 @@ def simulate(
     try:
         _run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))
     except OSError as error:
-        typer.echo(f"cannot listen on {host}:{port}: {error.strerror or error}")
-        raise typer.Exit(2) from None
+        typer.echo(f"cannot listen on {authority(host, port)}: {error.strerror or error}")
+        raise typer.Exit(_CANNOT_LISTEN) from None
 
 
 @_cli.command("explain")

@@ -6,17 +6,28 @@ in them. Nothing here waits for what has been sent.
 """
 
 import asyncio
+from math import inf
 from types import TracebackType
 
 from proxy.problems import draining
 
 
 class Drain:
-    """Knows if the end has begun, and which waits it interrupts."""
+    """Knows if the end is near or has begun, and which waits it interrupts."""
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.closes_at = inf  # monotonic seconds
         self._waits: set[_Wait] = set()
+
+    def announce(self, closes_at: float) -> None:
+        """Serve until then, but only requests that can be sent by then."""
+        self.closes_at = closes_at
+
+    @property
+    def is_announced(self) -> bool:
+        """True once the proxy is about to shut down, or does."""
+        return self.has_begun or self.closes_at < inf
 
     def begin(self) -> None:
         """End every wait, and from now on each as it begins."""

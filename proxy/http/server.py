@@ -21,6 +21,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from proxy.http.responses import problem_response
+from proxy.http.sockets import open_port
 from proxy.problems import Problem
 from proxy.rules.shares import FEW_CONNECTIONS, has_room
 from proxy.settings import Limits
@@ -166,19 +167,16 @@ class Site(web.TCPSite):
 
     async def start(self) -> None:
         """Open the port."""
-        if self._ssl_context is None:
-            await super().start()
-            return
         await web.BaseSite.start(self)
         server = self._runner.server
         assert isinstance(server, Server)  # noqa: S101 -- for the type checker
-        self._server = await asyncio.get_running_loop().create_server(
+        self._server = await open_port(
             server,
-            self._host,
+            self._host or "",
             self._port,
             backlog=self._backlog,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=server.limits.header_timeout,
+            tls=self._ssl_context,
+            handshake_timeout=server.limits.header_timeout,
         )
 
 

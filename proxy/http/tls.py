@@ -1,10 +1,12 @@
 """TLS contexts: what the listen port offers to callers, and which servers are trusted."""
 
+import errno
 import functools
 import ssl
 from pathlib import Path
 
 from proxy.settings import Tls
+from proxy.settings.files import check_regular_file
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -14,9 +16,24 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.cert_file, tls.key_file)
+    load_certificate(context, tls)
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def load_certificate(context: ssl.SSLContext, tls: Tls) -> None:
+    """Present this certificate from the next handshake on.
+
+    Raises OSError if the files cannot be used; a key with a pass phrase cannot, since there is
+    nobody to type it.
+    """
+    for path in (tls.cert_file, tls.key_file):
+        check_regular_file(path)
+    context.load_cert_chain(tls.cert_file, tls.key_file, _refuse_pass_phrase)
+
+
+def _refuse_pass_phrase() -> str:
+    raise OSError(errno.EACCES, "the key has a pass phrase; remove it")
 
 
 def verifying_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -28,7 +45,11 @@ def verifying_context(ca_file: Path | None) -> ssl.SSLContext:
     authorities, and SSLKEYLOGFILE have the session keys written down, if the `ssl` module's
     default context were used.
     """
-    return _system_context() if ca_file is None else _context(ca_file)
+    if ca_file is None:
+        return _system_context()
+    if not ca_file.is_dir():
+        check_regular_file(ca_file)
+    return _context(ca_file)
 
 
 @functools.cache

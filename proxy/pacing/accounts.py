@@ -42,6 +42,7 @@ class Accounts:
         random: Callable[[], float],
         turns: Turns | None = None,
         is_draining: Callable[[], bool] = lambda: False,
+        closes_at: Callable[[], float] = lambda: inf,
     ) -> None:
         self.context = context = PacingContext(
             clock=clock,
@@ -51,6 +52,7 @@ class Accounts:
             retry_rules=RetryRules(settings.retry),
             started_at=clock.monotonic(),
             is_draining=is_draining,
+            closes_at=closes_at,
             turns=turns or Alone(),
         )
         self.waiting = Waiting(context)

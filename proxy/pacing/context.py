@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 from proxy.clock import Clock
 from proxy.pacing.turns import Alone, Turns
@@ -21,6 +22,7 @@ class PacingContext:
     retry_rules: RetryRules
     started_at: float
     is_draining: Callable[[], bool]
+    closes_at: Callable[[], float] = lambda: inf  # when whatever waits then is refused; monotonic
     turns: Turns = field(default_factory=Alone)
     arrivals: int = 0
 

@@ -45,6 +45,9 @@ class Waiting:
             return
         limit = _seconds(wait, self._clock.monotonic())
         predicted = queue.predicted_wait(ticket)
+        if self._clock.monotonic() + predicted > self._context.closes_at():
+            self._count(queue, ticket, "drained", 0.0)
+            raise draining()
         has_place = queue.depth < self._context.pacing.max_queue
         is_in_time = fits(predicted, limit) and (limit > 0 or queue.may_be_free())
         if has_place and is_in_time and not queue.pushes_out(ticket):

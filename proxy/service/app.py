@@ -27,7 +27,7 @@ from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.bodies import Bodies
 from proxy.http.client import Client
 from proxy.http.server import Server
-from proxy.http.tls import tls_context
+from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
 from proxy.pacing.accounts import Accounts
@@ -83,6 +83,7 @@ class Proxy:
             random=random.random,
             turns=turns,
             is_draining=lambda: drain.has_begun,
+            closes_at=lambda: drain.closes_at,
         )
         self.api = Client(
             settings.upstream,
@@ -133,7 +134,7 @@ class Proxy:
             api=self.api,
             metrics=self.metrics,
             clock=clock,
-            is_serving=lambda: self.is_listening and not self.drain.has_begun,
+            is_serving=lambda: self.is_listening and not self.drain.is_announced,
             reload=reload,
         )
 
@@ -146,7 +147,7 @@ class Proxy:
         check_reload(self.settings, settings)
         tls = settings.listen.tls
         if tls is not None and self.tls is not None:
-            self.tls.load_cert_chain(tls.cert_file, tls.key_file)
+            load_certificate(self.tls, tls)
         self.settings = settings
         self.api.apply(
             settings.upstream, settings.upstream.api_url, max_header=settings.limits.max_header

@@ -1,11 +1,14 @@
 """A proxy's life: its two ports are opened, it serves, it drains, everything is closed.
 
-The drain: from its begin, requests that wait or arrive are refused; the listen port closes after
-`drain_delay`; requests that were sent get their answer, until two seconds before `drain_timeout`.
-What is unanswered then is given up, and its callers are told so.
+The drain: for `drain_delay` seconds only readiness fails, and requests that can be sent in that
+time are served. Then the listen port closes, and requests that wait or arrive are refused; those
+that were sent get their answer, until two seconds before `drain_timeout`. What is unanswered then
+is given up, and its callers are told so.
 """
 
 import asyncio
+import errno
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +19,7 @@ from aiohttp import web
 
 from proxy.clock import Clock
 from proxy.http.server import Server, Site
+from proxy.http.sockets import authority
 from proxy.pacing.accounts import Accounts
 from proxy.service.app import Proxy
 from proxy.settings import Admin as AdminSettings
@@ -26,6 +30,11 @@ _LAST_SECONDS: Final = 2.0  # of the drain, in which what is unanswered is given
 _DRAIN_POLL: Final = 0.05
 _BACKLOG: Final = 128
 _ADMIN_CONNECTIONS: Final = 24  # fewer than the descriptors that are kept for it
+_MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by itself, in a while
+
+
+class CannotListen(Exception):
+    """A port or address cannot be had now, and may be free later; the message names the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +107,10 @@ async def _drain(proxy: Proxy, public: web.ServerRunner) -> None:
     limits = proxy.settings.limits
     begun = proxy.clock.monotonic()
     deadline = begun + limits.drain_timeout - _LAST_SECONDS
+    if limits.drain_delay:
+        proxy.drain.announce(begun + limits.drain_delay)
+        await proxy.clock.sleep_until(begun + limits.drain_delay)
     proxy.begin_drain()
-    await proxy.clock.sleep_until(begun + limits.drain_delay)
     for site in list(public.sites):
         await site.stop()
     while proxy.under_way and proxy.clock.monotonic() < deadline:
@@ -117,9 +128,12 @@ async def _listen(
 ) -> str:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = Site(runner, at.host, at.port, backlog=_BACKLOG, ssl_context=tls)
     try:
-        await site.start()
+        await Site(runner, at.host, at.port, backlog=_BACKLOG, ssl_context=tls).start()
     except OSError as error:
-        raise ConfigError((f"{section}.port: cannot be listened on: {error.strerror}",)) from None
-    return f"{'https' if tls else 'http'}://{at.host}:{runner.addresses[0][1]}"
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        complaint = f"{section}.port: cannot be listened on: {reason}"
+        if error.errno in _MAY_PASS:
+            raise CannotListen(complaint) from None
+        raise ConfigError((complaint,)) from None
+    return f"{'https' if tls else 'http'}://{authority(at.host, runner.addresses[0][1])}"

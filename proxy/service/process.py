@@ -84,6 +84,8 @@ class Service:
             raise ConfigError(("the proxy is starting or shutting down; it does not reload now",))
         self._notifier.reloading(self._clock.monotonic())
         try:
+            if not self._config.is_file():  # a pipe has been read already, or would be waited for
+                raise ConfigError((f"{self._config}: is not a regular file",))
             settings = load(self._config, self._environ)
             self._proxy.apply(fit_descriptors(settings))
             obey(settings.log, self._sink)

@@ -4,6 +4,7 @@ A reload is all or nothing: if the new file asks for what only a restart can cha
 that cannot be used, the proxy keeps the old configuration.
 """
 
+import ssl
 from collections.abc import Iterator
 
 from proxy.http.tls import tls_context, verifying_context
@@ -51,11 +52,11 @@ def _unusable(settings: Settings) -> Iterator[str]:
         if settings.listen.tls is not None:
             tls_context(settings.listen.tls)
     except OSError as error:
-        yield f"listen.tls: cannot be used: {error.strerror or type(error).__name__}"
+        yield f"listen.tls: cannot be used: {_reason(error)}"
     try:
         verifying_context(settings.upstream.ca_file)
     except OSError as error:
-        yield f"upstream.ca_file: cannot be used: {error.strerror or type(error).__name__}"
+        yield f"upstream.ca_file: cannot be used: {_reason(error)}"
     yield from _bad_secrets(settings)
 
 
@@ -72,3 +73,10 @@ def _bad_secrets(settings: Settings) -> Iterator[str]:
                 yield f"accounts[{index}].client_secret_file: {error}"
             except SecretUnreadableError:
                 continue
+
+
+def _reason(error: OSError) -> str:
+    """Return why a file cannot be used; OpenSSL's errors bring a code, and not always a phrase."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not a certificate or key in PEM form").replace("_", " ").lower()
+    return error.strerror or "it cannot be read"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from proxy.rules.logins import has_control
 from proxy.settings import Account
+from proxy.settings.files import read_small_file
 
 
 class SecretUnreadableError(Exception):
@@ -57,11 +58,11 @@ class Credentials:
 
 def _read(file: Path) -> str:
     try:
-        secret = file.read_text(encoding="utf-8").rstrip(" \r\n").lstrip(" ")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecretUnreadableError(
-            f"the secret file cannot be read: {type(error).__name__}"
-        ) from None
+        secret = read_small_file(file).rstrip(" \r\n").lstrip(" ")
+    except OSError as error:
+        raise SecretUnreadableError(f"the secret file cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SecretUnreadableError("the secret file is not text in UTF-8") from None
     if not secret:
         raise SecretUnreadableError("the secret file is empty")
     if has_control(secret):

@@ -75,6 +75,13 @@ async def test_the_name_asked_for_is_an_address_or_known(host: str) -> None:
         assert (b"export_proxy" in body) == (answered == 200 and path == "/metrics")
 
 
+async def test_a_probe_without_host_is_answered() -> None:
+    """A plain health check in HTTP/1.0 sends none; a browser, whose name may be rebound, always."""
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        raw = await exchange(HOST, port_of(proxy.admin_url), b"GET /readyz HTTP/1.0\r\n\r\n")
+    assert parse_response(raw).status == 200
+
+
 SITES: list[tuple[dict[str, str], int]] = [
     ({}, 200),
     ({"Sec-Fetch-Site": "none"}, 200),  # typed by a person

@@ -161,12 +161,15 @@ async def test_what_is_not_answered_in_time_is_given_up_and_told_so(tmp_path: Pa
 
 
 async def test_readiness_fails_before_the_listener_closes(tmp_path: Path) -> None:
-    """A load balancer has `drain_delay` seconds to notice; who still comes is told to go."""
-    limits = {"drain_delay": 2.5}
+    """A load balancer has `drain_delay` seconds to notice; nobody is refused who can be served."""
+    limits, pacing = {"drain_delay": 6}, {"interval": 4, "max_wait": 60}
     async with (
         RawUpstream(default=ACCEPTED) as upstream,
-        serving(tmp_path, document_for(upstream.url, limits=limits)) as process,
+        serving(tmp_path, document_for(upstream.url, limits=limits, pacing=pacing)) as process,
     ):
+        assert (await post(process, "before")).status == 202
+        waiting = posts(process, 2)  # their slots are due after 4 and 8 s
+        await process.has_waiting(2)
         begun = time.monotonic()
         process.signal(signal.SIGTERM)
 
@@ -175,14 +178,19 @@ async def test_readiness_fails_before_the_listener_closes(tmp_path: Path) -> Non
 
         await until(is_unready)
         health = await process.ask("/healthz")
-        for _ in range(10):
-            check_drained(await post(process))
+        check_drained(await post(process, "too late"))
+        assert (await post(process, "a newcomer", "another")).status == 202
+        answers = await waiting
         assert await process.ended() == 0
         with pytest.raises(ConnectionRefusedError):
             await post(process)
     assert health.status == 200
-    assert time.monotonic() - begun >= 2.5
-    assert upstream.requests == []
+    assert sorted(answer.status for answer in answers) == [202, 503]
+    for answer in answers:
+        if answer.status == 503:
+            check_drained(answer)
+    assert time.monotonic() - begun >= 6
+    assert len(upstream.requests) == 3
 
 
 async def test_a_drain_ends_every_wait_that_comes_before_a_send(tmp_path: Path) -> None:
@@ -713,10 +721,9 @@ async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> No
 
 
 async def test_what_cannot_be_served_is_told_in_a_line(tmp_path: Path) -> None:
-    """A port that is taken, a file that is missing: no traceback, exit code 2."""
+    """A file that is missing, a value out of bounds: no traceback, exit code 2."""
     async with RawUpstream() as upstream:
         faults: dict[str, dict[str, Any]] = {
-            "listen.port: cannot be listened on": {"listen": {"port": upstream.port}},
             "upstream.ca_file: cannot be used: No such": {"upstream": {"ca_file": "/nowhere"}},
             "listen.tls: cannot be used: No such": {"listen": {"tls": MISSING}},
             "retry.budget: must be less": {"retry": {"budget": 2}},

@@ -82,7 +82,7 @@ def test_no_secret_to_read(tmp_path: Path, content: bytes | None) -> None:
 
 
 def test_a_directory_is_no_secret(tmp_path: Path) -> None:
-    with pytest.raises(SecretUnreadableError, match="cannot be read: IsADirectoryError"):
+    with pytest.raises(SecretUnreadableError, match="cannot be read: it is a directory"):
         in_file(tmp_path).read_secret()
 
 
