@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from proxy.admin.actions import SAFE
 from proxy.http.responses import OwnResponse
 from proxy.settings import Admin
 from proxy.settings.files import read_small_file
 
 _PORT: Final = re.compile(r":[0-9]*\Z")
-_SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 class AdminGuard:
@@ -45,7 +45,7 @@ class AdminGuard:
             return OwnResponse(text="Unknown Host.\n", status=HTTPStatus.FORBIDDEN)
         if _is_cross_site(request):
             return OwnResponse(text="Not for other sites.\n", status=HTTPStatus.FORBIDDEN)
-        if request.method in _SAFE or self._is_local:
+        if request.method in SAFE or self._is_local:
             return None
         if self._token_file is None:
             return OwnResponse(text="Not found.\n", status=HTTPStatus.NOT_FOUND)

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Final, Literal
@@ -10,6 +10,7 @@ from typing import Final, Literal
 from aiohttp import web
 
 from proxy.admin import status_page
+from proxy.admin.actions import ActionLog
 from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import ProxyStatus
@@ -28,6 +29,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TooSoon
 from proxy.tokens.managed import ManagedTokens
 
+_LISTED: Final = 20  # names in one answer
 _CLAIMS: Final = ("iss", "sub", "client_id")  # of a token; nothing else of it is shown
 
 
@@ -64,8 +66,10 @@ class Admin:
 
     def application(self) -> web.Application:
         """Return the application that serves the port."""
-        application = web.Application(middlewares=[self._guard.check])
+        actions = ActionLog(self._accounts.is_configured)
+        application = web.Application(middlewares=[actions.note, self._guard.check])
         application.on_response_prepare.append(_drop_server)
+        application.router.add_get("/", self._serve_root)
         application.router.add_get("/metrics", self._serve_metrics)
         application.router.add_get("/healthz", self._serve_health)
         application.router.add_get("/readyz", self._serve_readiness)
@@ -103,6 +107,9 @@ class Admin:
             return OwnResponse(text=f"{state}\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
         return OwnResponse(text="ready\n")
 
+    async def _serve_root(self, _: web.Request) -> web.StreamResponse:
+        return OwnResponse(status=HTTPStatus.FOUND, headers={"Location": "status"})
+
     async def _serve_page(self, _: web.Request) -> web.StreamResponse:
         return status_page.page()
 
@@ -122,7 +129,7 @@ class Admin:
         """Answer `explain`: the token's state and claims, the routes' needs, the clock skew."""
         name = request.match_info["name"]
         if not self._accounts.is_configured(name):
-            return OwnResponse(text="No such account.\n", status=HTTPStatus.NOT_FOUND)
+            return _unknown("account", self._accounts.names())
         token = self._tokens.by_name.get(name)
         answer = {
             "name": name,
@@ -149,7 +156,7 @@ class Admin:
         """Mint a token for an account now."""
         token = self._tokens.by_name.get(request.match_info["name"])
         if token is None:
-            return OwnResponse(text="No such managed account.\n", status=HTTPStatus.NOT_FOUND)
+            return _unknown("managed account", self._tokens.by_name)
         try:
             await token.refresh()
         except TooSoon as too_soon:
@@ -172,6 +179,15 @@ class Admin:
             lines = "".join(f"{problem}\n" for problem in error.problems)
             return OwnResponse(text=lines, status=HTTPStatus.UNPROCESSABLE_ENTITY)
         return OwnResponse(text="reloaded\n")
+
+
+def _unknown(kind: str, names: Iterable[str]) -> web.Response:
+    """Answer that there is no account of that name, and list those there are."""
+    known = sorted(names)
+    listed = f"known: {', '.join(known[:_LISTED])}" if known else "none is configured"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    text = f"No such {kind}; {listed}{more}.\n"
+    return OwnResponse(text=text, status=HTTPStatus.NOT_FOUND)
 
 
 async def _drop_server(_: web.Request, response: web.StreamResponse) -> None:

@@ -94,6 +94,10 @@ class Accounts:
         """Return the account of that configured name."""
         return self._configured[name]
 
+    def names(self) -> Iterator[str]:
+        """Return the names of the configured accounts."""
+        return iter(self._configured)
+
     def is_configured(self, name: str) -> bool:
         """True if there is an account of that name."""
         return name in self._configured

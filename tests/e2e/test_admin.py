@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from structlog.testing import capture_logs
 
 from proxy import __version__
 from proxy.service.lifecycle import Running
@@ -256,3 +257,60 @@ async def test_no_answer_names_the_software(host: str) -> None:
 def read_openmetrics(text: str) -> list[Metric]:
     families = openmetrics.text_string_to_metric_families(text)  # type: ignore[no-untyped-call] # left so
     return list(families)
+
+
+# What operators do
+
+
+async def test_the_root_leads_to_the_status_page() -> None:
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        answer = await get(proxy.admin_url, "/")
+    assert answer.status == 302
+    assert answer.values("location") == [b"status"]
+
+
+async def test_an_unknown_account_is_told_with_the_known_ones() -> None:
+    accounts = [{"name": name, "client_id": name} for name in ("paris", "london")]
+    async with RawUpstream() as upstream, proxy_for(upstream.url, accounts=accounts) as proxy:
+        answer = await get(proxy.admin_url, "/accounts/berlin")
+    assert (answer.status, answer.body) == (404, b"No such account; known: london, paris.\n")
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        answer = await get(proxy.admin_url, "/accounts/berlin")
+    assert (answer.status, answer.body) == (404, b"No such account; none is configured.\n")
+
+
+async def test_each_operator_action_is_one_log_line() -> None:
+    """Done or refused, with the name of the account where it is a configured one."""
+    accounts = [{"name": "london", "client_id": "id"}]
+    async with RawUpstream() as upstream, proxy_for(upstream.url, accounts=accounts) as proxy:
+        with capture_logs() as lines:
+            for method, path in (
+                ("POST", "/accounts/london/refresh"),
+                ("POST", "/accounts/planted-name/refresh"),
+                ("POST", "/-/reload"),
+                ("DELETE", "/planted-path"),
+                ("GET", "/status.json"),
+            ):
+                head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+                await exchange(HOST, port_of(proxy.admin_url), head.encode())
+    told = [line for line in lines if line["event"] == "operator action"]
+    assert [(one["action"], one["account"], one["outcome"], one["code"]) for one in told] == [
+        ("refresh", "london", "refused", 404),
+        ("refresh", None, "refused", 404),
+        ("reload", None, "refused", 404),
+        ("unknown", None, "refused", 404),
+    ]
+    assert {one["peer"] for one in told} == {HOST}
+    assert "planted" not in repr(lines)
+
+
+async def test_a_refused_operator_action_is_logged_too() -> None:
+    admin = {"host": "0.0.0.0"}
+    async with RawUpstream() as upstream, proxy_for(upstream.url, admin=admin) as proxy:
+        with capture_logs() as lines:
+            head = b"POST /-/reload HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 0\r\n\r\n"
+            await exchange(HOST, port_of(proxy.admin_url), head)
+    told = [line for line in lines if line["event"] == "operator action"]
+    assert [(one["action"], one["outcome"], one["code"]) for one in told] == [
+        ("reload", "refused", 403)
+    ]

@@ -132,7 +132,7 @@ async def test_off_loopback_a_change_needs_the_token(shown: str, tmp_path: Path)
     admin = {"host": "0.0.0.0", "token_file": str(tmp_path / "token")}
     answered, body = await status("POST", REFRESH, {"Authorization": shown}, admin)
     assert answered == TOKENS[shown]
-    assert (body == b"No such managed account.\n") == (answered == 404)
+    assert (body == b"No such managed account; none is configured.\n") == (answered == 404)
     assert TOKEN.encode() not in body
     assert (await status("GET", "/status.json", {}, admin))[0] == 200
 
