@@ -145,11 +145,6 @@ class Identity:
         """Ask the API no more."""
         self._whoami.close()
 
-    @property
-    def questions_waiting(self) -> int:
-        """How many questions wait for their place, or are under way."""
-        return len(self._whoami)
-
     async def caller(self, authorization: Sequence[str], *, peer: str) -> Caller:
         """Return whom these Authorization values, sent from the address `peer`, identify.
 

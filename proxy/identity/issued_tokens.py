@@ -70,9 +70,6 @@ class IssuedTokens:
         if shared is not None:
             shared.restore_from(self._entries_again)
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def apply(self, limit: int) -> None:
         """Hold so many entries from now on."""
         self._limit = limit

@@ -109,9 +109,6 @@ class Whoami:
         self._about: tuple[str, str | None, str] | None = None
         self.apply(settings)
 
-    def __len__(self) -> int:
-        return len(self._questions)
-
     def apply(self, settings: Settings) -> None:
         """Obey new settings from now on; another API or call is asked anew."""
         about = (
