@@ -92,11 +92,11 @@ def _table(accounts: Sequence[Account]) -> Table:
 def _cells_of_queue(queue: Mapping[str, Any] | None) -> tuple[Text | str, ...]:
     if queue is None:
         return ("-",) * 5
-    gap = queue["last_gap_seconds"]
+    gap, depth = queue["last_gap_seconds"], queue["queue_depth"]
     return (
         _plain(queue["name"]),
-        str(queue["queue_depth"]),
-        span(queue["oldest_seconds"]) if queue["queue_depth"] else "-",
+        f"{depth:,} ({span(queue['predicted_seconds'])})" if depth else "0",
+        span(queue["oldest_seconds"]) if depth else "-",
         f"{queue['interval']:g} s" if queue["interval"] else "-",
         "-" if gap is None or not queue["interval"] else span(gap),
     )

@@ -221,7 +221,7 @@ class Account:
         """Return what is known of the account."""
         return AccountState(
             name=self.label,
-            routes=tuple(queue.queue.state(now, queue.interval) for queue in self.queues),
+            routes=tuple(queue.state(now) for queue in self.queues),
             in_flight=self.allowance.in_flight,
             hold_remaining_seconds=self.allowance.hold_left(),
         )

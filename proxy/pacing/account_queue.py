@@ -5,6 +5,7 @@ A `Queue` knows no account and no clock; here it meets both. This is what pacing
 queue asks for through `Scheduler`.
 """
 
+from dataclasses import replace
 from math import inf
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from proxy.pacing.slot import Ending, Slot, Ticket
 from proxy.pacing.turns import Lease
 from proxy.rules.pace import fits, predicted_wait
 from proxy.rules.returns import Returns
+from proxy.rules.state import QueueState
 
 
 class Scheduler(Protocol):
@@ -129,6 +131,11 @@ class AccountQueue:
     def predicted_wait(self, ticket: Ticket) -> float:
         """Return the seconds until a request with this ticket would be sent."""
         return self._wait_behind(self.queue.cost_ahead(ticket), self._clock.monotonic())
+
+    def state(self, now: float) -> QueueState:
+        """Return what is known of the queue."""
+        predicted = self._wait_behind(self.waiters.cost, now)
+        return replace(self.queue.state(now, self.interval), predicted_seconds=predicted)
 
     def pushes_out(self, ticket: Ticket) -> bool:
         """True if a waiter that would be sent in time would not be if this newcomer were admitted.

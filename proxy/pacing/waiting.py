@@ -21,7 +21,7 @@ from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.context import PacingContext
 from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
 from proxy.problems import Problem, draining, store_unavailable
-from proxy.rules.pace import fits, longest_prediction
+from proxy.rules.pace import fits, in_words, longest_prediction
 
 
 class Waiting:
@@ -55,7 +55,8 @@ class Waiting:
         self._count(queue, ticket, "refused", 0.0)
         raise Problem(
             "queue-full",
-            f"A request sent now would wait {predicted:.1f} s.",
+            f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
+            " Come back after Retry-After, or ask for a longer pacing.max_wait.",
             retry_after=self._return_after(queue, predicted, limit),
             fields={"predicted_wait": round(predicted, 3)},
         )

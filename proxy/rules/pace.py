@@ -10,6 +10,8 @@ from math import ceil
 from typing import Final
 
 _DRIFT: Final = 0.03  # of a wait: by how much a pace may be slower than its interval
+_MANY_SECONDS: Final = 120
+_MANY_MINUTES: Final = 7200  # in seconds
 _LATENESS: Final = 0.05  # seconds by which one send may be late
 
 
@@ -32,6 +34,15 @@ def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float
     summed cost, in intervals, of all requests that go before the newcomer.
     """
     return max(0.0, due - now) + cost_ahead * interval
+
+
+def in_words(seconds: float) -> str:
+    """Return a wait as people say it: in seconds, minutes or hours."""
+    if seconds < _MANY_SECONDS:
+        return f"{seconds:.1f} s"
+    if seconds < _MANY_MINUTES:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def longest_prediction(limit: float) -> float:

@@ -8,16 +8,18 @@ OTHER = "other"  # the name under which all accounts nobody configured are shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueState:
-    """One line; seconds.
+    """One queue; seconds.
 
-    `last_gap_seconds` is what lay between the last two of the `sent` requests: None before there
-    were two, and where several lines are shown as one.
+    `predicted_seconds` is what a newcomer would wait, behind all that wait now. `last_gap_seconds`
+    is what lay between the last two of the `sent` requests: None before there were two, and where
+    several queues are shown as one.
     """
 
     name: str
     queue_depth: int
     oldest_seconds: float
     interval: float
+    predicted_seconds: float = 0.0
     sent: int = 0
     last_gap_seconds: float | None = None
 
@@ -73,22 +75,23 @@ def merged(states: Iterable[AccountState]) -> tuple[AccountState, ...]:
 
 
 def _merge(name: str, states: Sequence[AccountState]) -> AccountState:
-    lines: dict[str, list[QueueState]] = {}
+    queues: dict[str, list[QueueState]] = {}
     for state in states:
-        for line in state.routes:
-            lines.setdefault(line.name, []).append(line)
+        for queue in state.routes:
+            queues.setdefault(queue.name, []).append(queue)
     return AccountState(
         name=name,
         routes=tuple(
             QueueState(
                 name=route,
-                queue_depth=sum(line.queue_depth for line in same),
-                oldest_seconds=max(line.oldest_seconds for line in same),
-                interval=max(line.interval for line in same),
-                sent=sum(line.sent for line in same),
+                queue_depth=sum(queue.queue_depth for queue in same),
+                oldest_seconds=max(queue.oldest_seconds for queue in same),
+                interval=max(queue.interval for queue in same),
+                predicted_seconds=max(queue.predicted_seconds for queue in same),
+                sent=sum(queue.sent for queue in same),
                 last_gap_seconds=same[0].last_gap_seconds if len(same) == 1 else None,
             )
-            for route, same in lines.items()
+            for route, same in queues.items()
         ),
         in_flight=sum(state.in_flight for state in states),
         hold_remaining_seconds=max(state.hold_remaining_seconds for state in states),

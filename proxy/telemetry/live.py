@@ -62,6 +62,11 @@ class Live(Collector):
             [(key, queue.oldest_seconds) for key, queue in queues],
         )
         yield of_queue(
+            "queue_seconds",
+            "What a request that comes now would wait: the time to clear the queue.",
+            [(key, queue.predicted_seconds) for key, queue in queues],
+        )
+        yield of_queue(
             "interval_seconds",
             "Seconds between two sends, as configured now.",
             [(key, queue.interval) for key, queue in queues],

@@ -26,7 +26,7 @@ EXPORTS = "/api/v2/recordings/exports"
 
 def line_of(**others: object) -> dict[str, object]:
     line = {"name": "exports", "queue_depth": 0, "oldest_seconds": 0.0, "interval": 0.5}
-    return {**line, "sent": 3, "last_gap_seconds": 0.512, **others}
+    return {**line, "predicted_seconds": 0.0, "sent": 3, "last_gap_seconds": 0.512, **others}
 
 
 def token_of(**others: object) -> dict[str, object]:
@@ -86,7 +86,10 @@ def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
         answer_of(
             account_of(
                 "london",
-                routes=[line_of(queue_depth=7, oldest_seconds=3.25), line_of(name="api")],
+                routes=[
+                    line_of(queue_depth=9941, oldest_seconds=3.25, predicted_seconds=4970.0),
+                    line_of(name="api"),
+                ],
                 in_flight=2,
                 hold_remaining_seconds=41.7,
                 refusals=[refusal] * 3,
@@ -95,7 +98,7 @@ def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
         )
     )
     assert row_of(text, "london ") == [
-        *("london", "exports", "7", "3.2 s", "0.5 s", "0.5 s", "2", "42 s", "-"),
+        *("london", "exports", "9,941 (83 min)", "3.2 s", "0.5 s", "0.5 s", "2", "42 s", "-"),
         "on hold, waiting",
     ]
     assert "london: on hold - What to do about on hold." in text

@@ -95,6 +95,7 @@ NAMES = {  # without the prefix, and without the _total of a counter
     "queue_wait_seconds": ("histogram", {"account", "route", "outcome"}),
     "queue_depth": ("gauge", {"account", "route"}),
     "queue_oldest_seconds": ("gauge", {"account", "route"}),
+    "queue_seconds": ("gauge", {"account", "route"}),
     "in_flight": ("gauge", {"account"}),
     "send_lateness_seconds": ("histogram", {"route"}),
     "early_sends": ("counter", {"account", "route"}),
@@ -211,6 +212,7 @@ async def test_the_status_counts_who_waits() -> None:
     assert by_name["london"]["in_flight"] == 0
     other = by_name["other"]
     assert (other["in_flight"], other["hold_remaining_seconds"]) == (1, 0)
+    assert other["routes"][0].pop("predicted_seconds") <= 0.01
     assert other["routes"] == [
         {
             "name": "exports",

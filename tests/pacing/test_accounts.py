@@ -147,7 +147,12 @@ async def test_state_shows_who_waits_how_long_and_why() -> None:
                 name="london",
                 routes=(
                     QueueState(
-                        name="exports", queue_depth=2, oldest_seconds=1.0, interval=0.5, sent=1
+                        name="exports",
+                        queue_depth=2,
+                        oldest_seconds=1.0,
+                        interval=0.5,
+                        predicted_seconds=4.25,
+                        sent=1,
                     ),
                 ),
                 in_flight=0,
@@ -157,7 +162,13 @@ async def test_state_shows_who_waits_how_long_and_why() -> None:
             AccountState(
                 name="other",
                 routes=(
-                    QueueState(name="exports", queue_depth=2, oldest_seconds=1.0, interval=0.5),
+                    QueueState(
+                        name="exports",
+                        queue_depth=2,
+                        oldest_seconds=1.0,
+                        interval=0.5,
+                        predicted_seconds=1.0,
+                    ),
                 ),
                 in_flight=2,
                 hold_remaining_seconds=0.0,
