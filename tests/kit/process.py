@@ -29,7 +29,10 @@ _clock = SystemClock()
 
 
 def document_for(api_url: str, **sections: Mapping[str, Any] | list[Any]) -> dict[str, Any]:
-    """The configuration of a proxy in front of that server; `sections` override keys."""
+    """The configuration of a proxy in front of that server; `sections` override keys.
+
+    It asks nobody whose a token is unless `identity` says so.
+    """
     document: dict[str, Any] = {
         "listen": {"port": 0},
         "admin": {"port": 0},
