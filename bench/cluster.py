@@ -9,8 +9,10 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -87,9 +89,12 @@ async def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
         cluster = Cluster()
         stack.push_async_callback(cluster.stop)
-        entries = await start_all(cluster, folder, options.port)
+        if not is_free(options.port):
+            print(f"port {options.port} is taken")
+            return 1
+        entries, admins = await start_all(cluster, folder, options.port)
         if options.check:
-            return await check(entries)
+            return await check(cluster, entries, admins)
         return await wait_for_the_end(cluster, stop, options.seconds)
 
 
@@ -109,15 +114,21 @@ async def wait_for_the_end(cluster: Cluster, stop: asyncio.Event, seconds: float
     return 0
 
 
-async def start_all(cluster: Cluster, folder: Path, port: int) -> list[int]:
-    """Start everything; the ports at which callers are served."""
+def is_free(port: int) -> bool:
+    """True if nothing listens there yet, so that what answers later is ours."""
+    with socket.socket() as sock:
+        return sock.connect_ex((HOST, port)) != 0
+
+
+async def start_all(cluster: Cluster, folder: Path, port: int) -> tuple[list[int], list[int]]:
+    """Start everything; the ports at which callers are served, and the replicas' admin ports."""
     redis_port, api_port = free_port(), free_port()
     redis = ["redis-server", str(FILES / "redis.conf"), "--bind", HOST]
     await cluster.start("redis", [*redis, "--port", str(redis_port), "--dir", str(folder)])
     await cluster.start("simulator", [*PYTHON, "simulate", "--port", str(api_port)])
     api_url = f"http://{HOST}:{api_port}"
     addresses: dict[str, str] = {"CLUSTER_LISTEN": f"{HOST}:{port}"}
-    entries = []
+    entries, admins = [], []
     for number in (1, 2):
         listen, admin = free_port(), free_port()
         await cluster.start(
@@ -136,6 +147,7 @@ async def start_all(cluster: Cluster, folder: Path, port: int) -> list[int]:
         addresses[f"CLUSTER_PROXY_{number}"] = f"{HOST}:{listen}"
         addresses[f"CLUSTER_ADMIN_{number}"] = str(admin)
         entries.append(listen)
+        admins.append(admin)
         await until_ready(admin)
         print(f"proxy-{number}: http://{HOST}:{listen}, admin port http://{HOST}:{admin}")
     if shutil.which("haproxy"):
@@ -146,7 +158,7 @@ async def start_all(cluster: Cluster, folder: Path, port: int) -> list[int]:
         print(f"load balancer: http://{HOST}:{port}")
     else:
         print("no load balancer: haproxy is not installed")
-    return entries
+    return entries, admins
 
 
 async def until_ready(port: int, *, path: str = "/readyz", status: int = 200) -> None:
@@ -159,8 +171,11 @@ async def until_ready(port: int, *, path: str = "/readyz", status: int = 200) ->
             await asyncio.sleep(0.05)
 
 
-async def check(entries: Sequence[int]) -> int:
-    """Log in, then fire exports at all entries at once; 0 if all were accepted, at the pace."""
+async def check(cluster: Cluster, entries: Sequence[int], admins: Sequence[int]) -> int:
+    """Log in, then fire exports at all entries at once; 0 if all were accepted, at the pace.
+
+    They must have been answered by our replicas, each of them, and every program must still run.
+    """
     token = await log_in(entries[0])
     begun = time.monotonic()
     answers = await asyncio.gather(
@@ -170,7 +185,19 @@ async def check(entries: Sequence[int]) -> int:
     statuses = sorted(answer.status for answer in answers)
     print(f"{EXPORTS} exports at once: {statuses} in {took:.2f} s")
     is_paced = (EXPORTS - 1) * INTERVAL <= took <= (EXPORTS + 1) * INTERVAL
-    return 0 if statuses == [202] * EXPORTS and is_paced else 1
+    shares = [await exports_answered(admin) for admin in admins]
+    ended = [name for name, child in cluster.children.items() if child.returncode is not None]
+    print(f"answered by replica: {shares}; ended: {', '.join(ended) or 'none'}")
+    is_ours = sum(shares) == EXPORTS and all(shares) and not ended
+    return 0 if statuses == [202] * EXPORTS and is_paced and is_ours else 1
+
+
+async def exports_answered(admin: int) -> int:
+    """Ask a replica how many exports it answered with 202."""
+    request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    text = parse_response(await exchange(HOST, admin, request)).body.decode()
+    found = re.findall(r'^export_proxy_requests_total\{.*code="202".*\} (\S+)$', text, re.MULTILINE)
+    return int(sum(map(float, found)))
 
 
 async def log_in(port: int) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from proxy.settings import Settings, load
 from tests.conftest import program
+from tests.kit.listener import HOST
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "config" / "deploy"
@@ -204,3 +206,12 @@ def test_no_request_meets_a_connection_that_a_replica_is_closing(replica: Settin
     seconds = {name: int(s) for name, s in re.findall(r"timeout (\S+) (\d+)s", text)}
     assert seconds["http-keep-alive"] + seconds["http-request"] < replica.limits.header_timeout
     assert "http-reuse never" in text
+
+
+def test_the_cluster_is_not_started_where_something_answers_already() -> None:
+    """Its check would judge the answers of a stranger."""
+    with socket.create_server((HOST, 0)) as other:
+        command = [sys.executable, "-m", "bench.cluster", "--check", "--port"]
+        port = str(other.getsockname()[1])
+        done = subprocess.run([*command, port], cwd=ROOT, capture_output=True, check=False)  # noqa: S603 -- a fixed command
+    assert (done.returncode, done.stdout.decode()) == (1, f"port {port} is taken\n")
