@@ -143,6 +143,9 @@ def show_status(
         str, typer.Option(help="The running proxy's admin port.")
     ] = "http://127.0.0.1:9180",
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print /status.json, for programs.")
+    ] = False,
 ) -> None:
     """Show the accounts of a running proxy: what waits, why, and what to do.
 
@@ -150,7 +153,11 @@ def show_status(
     """
     console = Console(highlight=False)
     try:
-        if watch:
+        if watch and as_json:
+            raise typer.BadParameter("give --watch or --json")
+        if as_json:
+            typer.echo(json.dumps(_run(lambda: status.ask(url)), indent=2))
+        elif watch:
             _run(lambda: status.watch(url, console, SystemClock()))
         else:
             console.print(status.picture(_run(lambda: status.ask(url))))

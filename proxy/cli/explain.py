@@ -77,7 +77,7 @@ class Subject:
         expires_in, scopes, claims = token["expires_in"], token["scopes"], answer["claims"]
         is_valid = expires_in is not None
         return cls(
-            title=title,
+            title=title if is_valid else f"none: {title} has no valid one",
             held=None if scopes is None and is_valid else frozenset(scopes or ()),
             claims={key: str(claims[key]) for key in NAMES if key in claims},
             issued_at=token["issued_at"],
@@ -144,7 +144,7 @@ def advice(subject: Subject, rows: Sequence[Row], now: float) -> str:  # noqa: P
         return f"Was {missing} granted a moment ago? The token was minted {age}; {step}."
     for server, seconds in subject.skew.items():
         if abs(seconds) > _SKEW_THAT_MATTERS:
-            return f"The {server} clock is {seconds:+.0f} s against ours: correct the clocks."
+            return f"The {server} clock is {round(seconds):+d} s against ours: correct the clocks."
     if subject.held is None:
         return "Opaque token: its scopes cannot be read; GET /api/v2/tokens/me shows them."
     return "No scope is missing: a 403 has another reason, such as a role or a division."
@@ -168,7 +168,9 @@ def show(subject: Subject, rows: Sequence[Row], now: float, console: Console) ->
         if at is not None:
             date = f"{datetime.fromtimestamp(at, UTC):%F %T} UTC" if 0 <= at < _FAR else "nonsense"
             facts[label] = f"{date}, {_ago(at, now)}"
-    facts |= {f"{server} clock": f"{by:+.0f} s against ours" for server, by in subject.skew.items()}
+    facts |= {
+        f"{server} clock": f"{round(by):+d} s against ours" for server, by in subject.skew.items()
+    }
     for label, value in facts.items():
         console.print(Text.assemble((f"{label:<12}", "bold"), printable(value)), soft_wrap=True)
     table = Table("route", "request", "needs", "held")

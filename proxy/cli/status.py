@@ -3,9 +3,9 @@
 `ask` and `watch` do I/O; `picture` turns an answer into what is shown, and is pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from rich import box
 from rich.console import Console, Group
@@ -35,15 +35,25 @@ async def ask(url: str) -> Status:
 
 
 async def watch(url: str, console: Console, clock: Clock) -> None:
-    """Show the status every second until cancelled; ask again if there is no answer."""
+    """Show the status every second until cancelled; ask again if there is no answer.
+
+    A terminal shows it in place. A pipe, or a terminal that cannot move its cursor, gets one after
+    the other, as plain lines.
+    """
+    if not console.is_terminal or console.is_dumb_terminal:
+        await _repeat(url, clock, console.print)
     with Live(console=console, auto_refresh=False) as live:
-        while True:
-            begun = clock.monotonic()
-            try:
-                live.update(picture(await ask(url)), refresh=True)
-            except NoAnswer as trouble:
-                live.update(Text(f"{trouble}; asking again", style="red"), refresh=True)
-            await clock.sleep_until(begun + _PERIOD)
+        await _repeat(url, clock, lambda shown: live.update(shown, refresh=True))
+
+
+async def _repeat(url: str, clock: Clock, show: Callable[[Group | Text], None]) -> NoReturn:
+    while True:
+        begun = clock.monotonic()
+        try:
+            show(picture(await ask(url)))
+        except NoAnswer as trouble:
+            show(Text(f"{trouble}; asking again", style="red"))
+        await clock.sleep_until(begun + _PERIOD)
 
 
 def picture(status: Status) -> Group:
@@ -63,7 +73,7 @@ def _headline(status: Status) -> Text:
     if not status["store_up"]:
         line.append(", store down", "red")
     for server, skew in status["clock_skew"].items():
-        line.append(f", {server} clock {skew:+.1f} s")
+        line.append(f", {server} clock {round(skew, 1) + 0.0:+.1f} s")  # never -0.0
     return line
 
 

@@ -202,7 +202,7 @@ def test_the_skew_of_each_server_is_shown() -> None:
     answer = answer_of({}, clock_skew={"api": -0.4, "login": 12.0}, claims={"sub": "0a1b"})
     text = shown(Subject.of_account(answer, NOW))
     assert "login clock +12 s against ours" in text
-    assert "api clock   -0 s against ours" in text
+    assert "api clock   +0 s against ours" in text
     assert "token       account london" in text
 
 
@@ -236,6 +236,17 @@ def test_a_token_as_it_may_be_copied(prefix: str) -> None:
 def test_what_is_no_token(text: str) -> None:
     with pytest.raises(CannotExplain):
         Subject.of_token(text, NOW)
+
+
+def test_an_account_without_a_valid_token_has_none() -> None:
+    text = shown(Subject.of_account(answer_of(REJECTED), NOW))
+    assert "token       none: account london has no valid one" in text
+
+
+@pytest.mark.parametrize(("skew", "told"), [(-0.4, "+0 s"), (0.4, "+0 s"), (-0.6, "-1 s")])
+def test_no_clock_is_off_by_minus_zero(skew: float, told: str) -> None:
+    answer = answer_of({}, clock_skew={"api": skew})
+    assert f"api clock   {told} against ours" in shown(Subject.of_account(answer, NOW))
 
 
 # The command

@@ -239,3 +239,42 @@ async def test_watching_shows_what_changes_and_outlives_a_proxy_that_is_away() -
     assert (
         text.index("one-account") < text.index("answers 503; asking again") < text.index("another")
     )
+
+
+async def test_watching_without_a_terminal_prints_one_status_after_the_other() -> None:
+    """A pipe, and a terminal that cannot move its cursor, get plain lines."""
+    for console_options in ({"force_terminal": False}, {"force_terminal": True, "_environ": DUMB}):
+        out = StringIO()
+        console = Console(file=out, width=120, color_system=None, **console_options)
+        body = json.dumps(answer_of(account_of("london"))).encode()
+        reply = Reply(200, [("Content-Type", "application/json")], body)
+        async with RawUpstream(default=reply) as server:
+            watching = asyncio.get_running_loop().create_task(
+                status.watch(server.url, console, Impatient())
+            )
+            await server.received(3, within=15)
+            watching.cancel()
+            await asyncio.wait([watching])
+        assert out.getvalue().count("london") >= 2
+        assert "\x1b" not in out.getvalue()
+
+
+DUMB = {"TERM": "dumb"}
+
+
+async def test_the_status_as_json_is_what_the_admin_port_says() -> None:
+    answer = answer_of(account_of("london"))
+    reply = Reply(200, [("Content-Type", "application/json")], json.dumps(answer).encode())
+    async with RawUpstream(default=reply) as server:
+        arguments = ["status", "--json", "--url", server.url]
+        result = await asyncio.to_thread(CliRunner().invoke, _cli, arguments)
+        assert (result.exit_code, json.loads(result.output)) == (0, answer)
+        arguments.append("--watch")
+        assert (await asyncio.to_thread(CliRunner().invoke, _cli, arguments)).exit_code == 2
+
+
+def test_no_clock_is_off_by_minus_zero() -> None:
+    console = Console(file=StringIO(), width=120)
+    console.print(status.picture({**answer_of(), "clock_skew": {"api": -0.04}}))
+    assert isinstance(console.file, StringIO)
+    assert "api clock +0.0 s" in console.file.getvalue()
