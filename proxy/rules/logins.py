@@ -85,7 +85,7 @@ def read_call(query: str, body: bytes, authorization: Sequence[str]) -> Call:
     `body` is without its content coding, `authorization` holds the Authorization values.
     """
     fields = [*_form(query), *_body(body)]
-    grants = {pair.decoded for name, pair in fields if name == "grant_type"}
+    grants = {pair.decoded for pair in _values(fields, "grant_type")}
     basic = _basic(authorization, strict=True)
     if basic is not None and basic[1].raw and _secrets(fields):
         raise LoginError("Credentials are given both in the header and in the form.")
@@ -122,6 +122,7 @@ def _secrets(fields: Iterable[tuple[str, _Pair]]) -> list[_Pair]:
 
 
 def _values(fields: Iterable[tuple[str, _Pair]], wanted: str) -> list[_Pair]:
+    """An empty value counts as none (RFC 6749 section 3.2)."""
     return [pair for name, pair in fields if name == wanted and pair.raw]
 
 
