@@ -89,3 +89,43 @@ def test_brotli_is_read_where_its_library_is(monkeypatch: pytest.MonkeyPatch) ->
     assert decoded(zlib.compress(TEXT)[:-1], ["br"], limit=1000) is None
     assert decoded(zlib.compress(bytes(100_000)), ["br"], limit=1000) is None
     assert decoded(TEXT, ["br"], limit=1000) is None
+
+
+class _Zstd:
+    """A library of the same shape, whose coding is deflate."""
+
+    ZstdError = zlib.error
+
+    class ZstdDecompressor:
+        def __init__(self) -> None:
+            self._coder = zlib.decompressobj()
+
+        def decompress(self, data: bytes, max_length: int) -> bytes:
+            return self._coder.decompress(data, max_length)
+
+        @property
+        def eof(self) -> bool:
+            return self._coder.eof
+
+
+@pytest.mark.parametrize(
+    ("coding", "module", "library"),
+    [
+        ("br", "brotli", _Brotli),
+        ("br", "brotlicffi", _Brotli),
+        ("zstd", "compression.zstd", _Zstd),
+        ("zstd", "backports.zstd", _Zstd),
+    ],
+)
+def test_a_coding_is_read_to_its_limit_by_any_library(
+    coding: str, module: str, library: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("brotli", "brotlicffi", "compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported
+    body = zlib.compress(TEXT)
+    assert decoded(body, [coding], limit=1000) is None
+    monkeypatch.setitem(sys.modules, module, library)
+    assert decoded(body, [coding], limit=len(TEXT)) == TEXT
+    assert decoded(body, [coding], limit=len(TEXT) - 1) is None
+    assert decoded(body[:-1], [coding], limit=1000) is None
+    assert decoded(TEXT, [coding], limit=1000) is None

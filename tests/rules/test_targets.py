@@ -354,3 +354,23 @@ def test_prefix_is_stripped(raw: str, prefix: str, path: str, match: str) -> Non
 def test_prefix_is_required(raw: str) -> None:
     """Without the prefix, whole and spelled exactly, there is no target."""
     assert strip_prefix(parse_target(raw), "/gc") is None
+
+
+def test_a_route_takes_each_of_its_paths() -> None:
+    for path in (EXPORTS, f"{EXPORTS}/x"):
+        assert find_route([EXPORTS_RULE], "GET", path) == 0
+    assert find_route([EXPORTS_RULE], "GET", f"{EXPORTS}x") is None
+    assert EXPORTS_RULE.patterns[0].text == EXPORTS
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("/a/", "a pattern is a plain path: no trailing slash, no ';', no '?', no escapes"),
+        ("/a*", "'*' stands for a whole segment, and '**' only at the end"),
+        ("/**/a", "'*' stands for a whole segment, and '**' only at the end"),
+    ],
+)
+def test_a_bad_pattern_is_explained(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        PathPattern.parse(text)

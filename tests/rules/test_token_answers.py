@@ -80,3 +80,11 @@ def test_life_without_expires_in_is_to_the_tokens_own_end_or_an_hour() -> None:
 def test_token_that_is_over_has_less_than_nothing_left() -> None:
     assert remaining_life(unsigned({"exp": 900}), 1000.0) == -100
     assert remaining_life("opaque", 1000.0) is None
+
+
+def test_less_than_a_second_counts_and_nothing_does_not() -> None:
+    grant = read_grant({"access_token": "t", "expires_in": 0.5})
+    assert grant is not None
+    assert grant.lifetime == 0.5
+    assert life_of(Grant(token=unsigned({"exp": 1000}), lifetime=None, scope=None), 1000.0) == 3600
+    assert life_of(Grant(token=unsigned({"exp": 1000.5}), lifetime=None, scope=None), 1000.0) == 0.5

@@ -128,3 +128,17 @@ def test_five_404_in_a_row_switch_asking_off_for_ten_minutes() -> None:
     assert not switch.is_on(699.9)
     assert switch.is_on(700.0)
     assert not switch.note(missing, 700.0), "it counts from the start again"
+
+
+def test_the_address_with_the_most_is_displaced_wherever_it_stands() -> None:
+    places = waiting(("z", "z1"), ("z", "z2"), ("z", "z3"), ("z", "z4"), ("a", "a1"), limit=5)
+    assert places.add("a", "a2") == "z4"
+    assert places.add("a", "a3") == "a3", "each would have three: nobody is displaced for one more"
+    places = waiting(("a", "a1"), ("b", "b1"), ("b", "b2"), ("b", "b3"), limit=4)
+    assert places.add("c", "c1") == "b3"
+
+
+def test_after_ten_minutes_it_takes_five_404_again() -> None:
+    switch, missing = Switch(), Unclear(is_missing=True)
+    for start in (0.0, 600.0, 1200.0):
+        assert [switch.note(missing, start) for _ in range(5)] == [False] * 4 + [True]
