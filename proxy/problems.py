@@ -23,7 +23,9 @@ Name = Literal[
     "method-not-allowed",
     "timeout",
     "too-large",
+    "in-doubt",
     "nested-field",
+    "key-reused",
     "queue-full",
     "wait-expired",
     "internal",
@@ -73,10 +75,16 @@ KINDS: Final[Mapping[Name, Kind]] = {
     "not-found": Kind(404, "No route for this path", Again.NO, "http_request_denied"),
     "method-not-allowed": Kind(405, "Not a method of this path", Again.NO, "http_request_denied"),
     "timeout": Kind(408, "The body came too slowly", Again.NO, "http_request_error"),
+    "in-doubt": Kind(
+        409, "An equal request may have been carried out", Again.NO, "http_request_denied"
+    ),
     "too-large": Kind(
         413, "The request is too large", Again.NO, "http_request_error", variants=(431,)
     ),
     "nested-field": Kind(422, "A field must be flat", Again.NO, "http_request_denied"),
+    "key-reused": Kind(
+        422, "The Idempotency-Key is of another request", Again.NO, "http_request_denied"
+    ),
     "queue-full": Kind(429, "The line is too long", Again.YES, "http_request_denied"),
     "wait-expired": Kind(429, "No slot within the limit", Again.YES, "http_request_denied"),
     "internal": Kind(500, "A bug in the proxy", Again.NO, "proxy_internal_error"),

@@ -119,6 +119,8 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.queue_opened("a", "r")
     metrics.answered("a", "r", 200, 1)
     metrics.retried("a", "unreachable")
+    metrics.repeated("a", "joined")
+    metrics.repeat_evicted("a")
     metrics.hold_begun("a")
     metrics.held("a", 1)
     metrics.token_refreshed("a", "startup", "ok")

@@ -3,7 +3,7 @@
 What may follow, another attempt or the answer to the caller, is decided in sending.py.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -39,7 +39,8 @@ class PendingRequest:
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
     `caller` takes turns with the other callers of the account. `managed` is the account's own
-    token, sent in the place of the caller's credential.
+    token, sent in the place of the caller's credential. `is_present` says if a caller is still
+    there, `on_sent` is called when the request has left.
     """
 
     exchange: Exchange
@@ -49,6 +50,13 @@ class PendingRequest:
     outgoing: Outgoing
     needs: Needs
     managed: TokenKeeper | None
+    is_present: Callable[[], bool]
+    on_sent: Callable[[], None] = lambda: None
+
+    def sent(self, wall: float) -> None:
+        """Note that the request left at that wall time."""
+        self.exchange.sent_at = wall
+        self.on_sent()
 
 
 class Attempts:
@@ -89,6 +97,8 @@ class Attempts:
                     case ApiRefusal():
                         attempt = "stale token"
         finally:
+            if attempt not in {"answered", "no answer"}:
+                exchange.sent_at = None  # the API did nothing, or it never left
             if attempt is not None:
                 exchange.attempted(attempt, begun=begun)
         return outcome
@@ -101,7 +111,7 @@ class Attempts:
             response = await self._api.send(
                 _signed(pending.outgoing, token),
                 may_leave=partial(self._may_leave, pending, slot, token),
-                on_sent=lambda at: slot.report(Sent(at)),
+                on_sent=partial(self._sent, pending, slot),
             )
             self._metrics.answered(
                 pending.account.label,
@@ -137,6 +147,10 @@ class Attempts:
             if answer is not None:
                 return denial(answer)
         return response
+
+    def _sent(self, pending: PendingRequest, slot: Slot, at: float) -> None:
+        slot.report(Sent(at))
+        pending.sent(self._clock.wall())
 
     def _may_leave(self, pending: PendingRequest, slot: Slot, token: Token | None) -> bool:
         """True if the request may be written now that there is a connection for it."""

@@ -30,7 +30,9 @@ class Exchange:
     """One request on its way; times and durations are monotonic seconds.
 
     `limit` is how long it may wait in all, `held` the part of its time in the queue that a hold
-    took. `first_sent` is when its first try began. `correlation_id` is the API's name for it,
+    took. `first_sent` is when its first try began, `sent_at` the wall time of a send that may have
+    been carried out. `is_cut` says that the answer broke off on its way to the caller.
+    `correlation_id` is the API's name for it,
     `problem` that of our refusal.
     """
 
@@ -43,11 +45,13 @@ class Exchange:
     route: str = "none"
     limit: float = 0.0
     attempts: tuple[Attempt, ...] = ()
+    sent_at: float | None = None
     held: float = 0.0
     spent: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(get_args(Part), 0.0))
     origin: Literal["upstream", "proxy"] = "proxy"
     correlation_id: str | None = None
     problem: str | None = None
+    is_cut: bool = False
 
     def __post_init__(self) -> None:
         self.arrived = self.clock.monotonic()

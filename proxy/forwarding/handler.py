@@ -14,10 +14,11 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.intake import Intake
 from proxy.forwarding.journal import Journal
 from proxy.forwarding.relay import Relay, abort
+from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import TokenCalls
-from proxy.http.connection import Response
+from proxy.http.connection import Response, is_closed_by_peer
 from proxy.http.messages import Answer
 from proxy.http.responses import problem_response, token_error_response
 from proxy.identity.whoami import Denied
@@ -34,6 +35,7 @@ class Handler:
     intake: Intake
     routes: Routes
     sender: Sender
+    repeats: Repeats
     relay: Relay
     login: TokenCalls
     journal: Journal
@@ -74,20 +76,28 @@ class Handler:
             return await self._deny(exchange, found.answer)
         account = exchange.account = found.account
         body = await self.intake.body(request)
+        paced = route.settings.paced
         try:
-            answer = await self.sender.send(
-                PendingRequest(
-                    exchange,
-                    caller=found.caller,
-                    account=account,
-                    queue=account.queue(exchange.route, paced=route.settings.paced),
-                    outgoing=self.relay.outgoing(request, target, body),
-                    needs=self.routes.needs(exchange, route, body),
-                    managed=found.managed,
-                )
+            pending = PendingRequest(
+                exchange,
+                caller=found.caller,
+                account=account,
+                queue=account.queue(exchange.route, paced=paced),
+                outgoing=self.relay.outgoing(request, target, body),
+                needs=self.routes.needs(exchange, route, body),
+                managed=found.managed,
+                is_present=lambda: not is_closed_by_peer(request.transport),
             )
+            if self.repeats.concern(request.method, paced=paced):
+                digests = self.intake.digests(exchange, pending.outgoing)
+                async with self.repeats.answering(pending, self.sender, digests) as answer:
+                    return await self._relayed(exchange, answer)
+            answer = await self.sender.send(pending)
         finally:
             self.intake.release(body)
+        return await self._relayed(exchange, answer)
+
+    async def _relayed(self, exchange: Exchange, answer: Answer | Response) -> web.StreamResponse:
         if isinstance(answer, Response):
             return await self.relay.stream(exchange, answer)
         return await self.relay.pass_on(exchange, answer)

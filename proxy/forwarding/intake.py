@@ -11,8 +11,10 @@ from aiohttp import web
 
 from proxy.forwarding.attempts import QueueCaller
 from proxy.forwarding.drain import Drain
+from proxy.forwarding.exchange import Exchange
 from proxy.http.bodies import Bodies
 from proxy.http.head import check_head
+from proxy.http.messages import Outgoing
 from proxy.identity import callers
 from proxy.identity.callers import Caller, Configured, Identity, Stranger
 from proxy.identity.whoami import Denied
@@ -20,6 +22,7 @@ from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.problems import draining
 from proxy.rules.prefer import prefer_wait
+from proxy.rules.repeats import Digests, digests_of, scope_of
 from proxy.rules.targets import Target
 from proxy.settings import Settings
 from proxy.tokens.account_token import TokenKeeper
@@ -94,6 +97,15 @@ class Intake:
         if isinstance(caller, Configured) and caller.key is not None:
             return QueueCaller(caller.key, caller.key.weight)
         return QueueCaller((hash(credential), address))
+
+    def digests(self, exchange: Exchange, outgoing: Outgoing) -> Digests:
+        """Return the names by which the request is recognised when its caller sends it again."""
+        request, account = exchange.request, exchange.account
+        authorization = request.headers.getall("Authorization", ())
+        address = "" if self.identity.is_key(authorization) else request.remote or ""
+        scope = scope_of(account.allowance.key if account else "", ",".join(authorization), address)
+        key = ", ".join(request.headers.getall("Idempotency-Key", ())).strip()
+        return digests_of(scope, key, outgoing.method, outgoing.target, outgoing.body)
 
     async def body(self, request: web.BaseRequest) -> bytes:
         """Return the body; call `release` when it is no longer needed."""

@@ -61,6 +61,7 @@ class Relay:
             while chunk := await self._api.next_chunk(answer):
                 await response.write(chunk)
         except OutcomeUnknown:
+            exchange.is_cut = True
             abort(exchange.request)
         finally:
             answer.release()

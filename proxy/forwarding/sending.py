@@ -17,7 +17,7 @@ from proxy.forwarding.api_refusals import ApiRefusal
 from proxy.forwarding.attempts import Attempts, PendingRequest, outcome_unknown
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
-from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.slot import OnlyIfFree, Slot, Ticket, Wait, WaitUntil
@@ -59,7 +59,7 @@ class Sender:
         ticket = Ticket(
             self._accounts.context.next_arrival(),
             cost=pending.needs.cost,
-            is_present=lambda: not is_closed_by_peer(exchange.request.transport),
+            is_present=pending.is_present,
             request_id=exchange.id,
             caller=pending.caller.id,
             weight=pending.caller.weight,

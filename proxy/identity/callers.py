@@ -178,6 +178,10 @@ class Identity:
             case _:
                 assert_never(answer)
 
+    def is_key(self, authorization: Sequence[str]) -> bool:
+        """True if these Authorization values are a caller key of a configured account."""
+        return bool(self._keys) and hash_token(_bearer_token(authorization)) in self._keys
+
     @property
     def managed_ids(self) -> Sequence[str]:
         """The client ids of the managed accounts."""

@@ -21,6 +21,7 @@ from proxy.forwarding.handler import Handler
 from proxy.forwarding.intake import Intake
 from proxy.forwarding.journal import Journal
 from proxy.forwarding.relay import Relay
+from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import TokenCalls
@@ -37,6 +38,7 @@ from proxy.service.reload import check_reload, check_start
 from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
 from proxy.store.issued_tokens import SharedTokens
+from proxy.store.repeats import LocalRepeats
 from proxy.store.turns import SharedTurns
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
@@ -117,6 +119,16 @@ class Proxy:
             spawn=tasks.create_task,
             shared=shared,
         )
+        self.repeats = Repeats(
+            settings,
+            api=self.api,
+            store=LocalRepeats(
+                settings.repeats, clock=clock, on_evicted=self.metrics.repeat_evicted
+            ),
+            clock=clock,
+            metrics=self.metrics,
+            spawn=tasks.create_task,
+        )
         self._login = TokenCalls(
             settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
         )
@@ -154,6 +166,7 @@ class Proxy:
         )
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
         self._login.apply(settings)
+        self.repeats.apply(settings)
         if self.store is not None:
             self.store.apply(settings.store)
         self.accounts.apply(settings)
@@ -194,9 +207,14 @@ class Proxy:
             await upstream.close()
 
     @property
-    def under_way(self) -> int:
-        """How many requests are being answered."""
+    def handled(self) -> int:
+        """How many callers wait for an answer."""
         return self._under_way
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are being answered, those included whose callers left."""
+        return self._under_way + self.repeats.under_way
 
     def _connect_store(
         self, settings: Store, tasks: asyncio.TaskGroup
@@ -242,6 +260,7 @@ class Proxy:
                     max_hold=self.settings.retry.max_retry_after,
                 ),
             ),
+            repeats=self.repeats,
             relay=Relay(self.api, pseudonym=self._pseudonym),
             login=self._login,
             journal=Journal(

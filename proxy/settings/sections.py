@@ -409,6 +409,19 @@ class Store(Section):
         return self.url.get_secret_value() != "memory://"
 
 
+class Repeats(Section):
+    """Requests that come again after their answer was lost, on paced routes."""
+
+    window: Seconds = 120.0
+    """Seconds for which a request whose answer was lost is recognised; 0: off."""
+    keep: Seconds = 600.0
+    """Seconds for which a delivered answer is kept for its Idempotency-Key."""
+    max_entries: Count = 10_000
+    """Requests remembered; the oldest of the account that holds most go first."""
+    max_bytes: TotalSize = 67_108_864
+    """Bytes of all that is remembered."""
+
+
 class Limits(Section):
     """Sizes in bytes, counts of connections, deadlines in seconds."""
 
@@ -526,6 +539,8 @@ class Settings(Section):
         DEFAULT_ROUTES
     )
     """What happens to a request; the first match wins. A list here replaces the default one."""
+    repeats: Repeats = Repeats()
+    """What is recognised when it comes again."""
     store: Store = Store()
     """Where the state of the pace lives."""
     limits: Limits = Limits()

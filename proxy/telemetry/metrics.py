@@ -109,6 +109,15 @@ class Metrics:
             "upstream_duration_seconds", "From a send to the head of its answer.", "route"
         )
         self._retries = counter("retries", "Requests sent again, by reason.", "account", "reason")
+        self._repeats = counter(
+            "repeats",
+            "Requests recognised as sent before: joined, replayed, in_doubt or reused.",
+            "account",
+            "outcome",
+        )
+        self._repeats_evicted = counter(
+            "repeats_evicted", "Records of sent requests given up before their time.", "account"
+        )
         self._holds = counter("holds", "Holds the API imposed.", "account")
         self._held = counter("held_seconds", "Seconds spent on hold.", "account")
         self._refreshes = counter(
@@ -201,6 +210,14 @@ class Metrics:
     def retried(self, account: str, reason: str) -> None:
         """Count a re-send: rate_limited, stale_token, unreachable or connection_closed."""
         self._retries[account, reason].inc()
+
+    def repeated(self, account: str, outcome: str) -> None:
+        """Count a request that was sent before: joined, replayed, in_doubt or reused."""
+        self._repeats[account, outcome].inc()
+
+    def repeat_evicted(self, account: str) -> None:
+        """Count a record of a sent request that was given up before its time."""
+        self._repeats_evicted[(account,)].inc()
 
     def hold_begun(self, account: str) -> None:
         """Count a hold."""

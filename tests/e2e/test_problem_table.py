@@ -224,7 +224,7 @@ async def test_a_shutdown() -> None:
     ):
         waiting = asyncio.ensure_future(answer(proxy, request()))
         await has_waiting(proxy)
-        proxy.accounts.drain()
+        proxy.proxy.begin_drain()
         responses = [await waiting, await answer(proxy, request())]
     for response in responses:
         check(response, "draining", 503, "proxy_internal_response")

@@ -95,6 +95,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
             outgoing=Outgoing("POST", "/", "", [], b""),
             needs=Needs(scopes=frozenset(), cost=1.0),
             managed=cast("Any", ManagedToken(renewals=3)),
+            is_present=lambda: True,
         )
 
         async def fail() -> None:

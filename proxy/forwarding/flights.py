@@ -1,0 +1,280 @@
+"""Flights: sends that do not end with the caller they are for.
+
+Theory of operation. An unsafe request on a paced route is sent by a flight: a task of its own, for
+which one or more callers wait. If all of them leave before it is sent, it ends with them. If they
+leave later, the flight reads the answer to its end, for at most `upstream.response_timeout`. What
+is kept of it then, rules/repeats.py decides.
+
+Invariants: one replica has one flight for a key at most. Only a flight that was sent outlives its
+callers. Every flight is settled once, when it is over and no caller is left. A mark that other
+replicas see of a flight is gone when the flight is, or is in the place of what is kept of it.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from proxy.clock import Clock, Timer
+from proxy.forwarding.attempts import PendingRequest
+from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.sending import Sender
+from proxy.http.client import Client
+from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.messages import Answer, OutcomeUnknown
+from proxy.problems import Problem
+from proxy.rules.repeats import (
+    MAX_ANSWER,
+    Digests,
+    Ended,
+    KeptAnswer,
+    Record,
+    State,
+    UnderWay,
+    kept_of,
+)
+from proxy.settings import Settings
+from proxy.store.repeats import Owner, RepeatStore
+
+CLAIM_SECONDS: Final = 10.0  # the claim of a replica that died is over by then
+_RENEWAL: Final = 3.0  # seconds after which a claim is renewed
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request on its way, and its callers; `done` has the answer, or the Problem.
+
+    `marked` are the names under which other replicas see it. `is_lost` says that all its callers
+    left before the answer came: it is kept as one that was not delivered, even if another came.
+    """
+
+    pending: PendingRequest
+    digests: Digests
+    owner: Owner
+    done: "asyncio.Future[Answer | Response | Problem]"
+    callers: dict[int, Exchange] = field(default_factory=dict)
+    marked: set[bytes] = field(default_factory=set)
+    task: "asyncio.Task[None] | None" = None
+    timer: Timer | None = None
+    is_lost: bool = False
+    is_delivered: bool = False
+    is_taken: bool = False
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange of the caller that came first."""
+        return self.pending.exchange
+
+    @property
+    def is_sent(self) -> bool:
+        """True if it may have been carried out."""
+        return self.exchange.sent_at is not None
+
+    def has_callers(self) -> bool:
+        """True if a caller is still connected."""
+        return any(
+            not is_closed_by_peer(exchange.request.transport) for exchange in self.callers.values()
+        )
+
+    def record(self, state: State, *, seconds: float, now: float) -> Record:
+        """Return what is to be kept of it, at the wall time `now`."""
+        return record_of(self.exchange, self.digests, state, until=now + seconds)
+
+
+def record_of(exchange: Exchange, digests: Digests, state: State, *, until: float) -> Record:
+    """Return what is to be kept of a request; `until` is wall time."""
+    return Record(
+        sameness=digests.sameness,
+        request_id=exchange.id,
+        sent_at=exchange.sent_at or 0.0,
+        until=until,
+        state=state,
+    )
+
+
+class Flights:
+    """The flights of this replica."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        api: Client,
+        store: RepeatStore,
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._clock = clock
+        self._spawn = spawn
+        self._by_key: dict[bytes, Flight] = {}
+        self._abandoned: dict[bytes, Flight] = {}  # by sameness; the newest, if there are more
+        self._reading: set[Flight] = set()  # all whose callers left
+        self.apply(settings)
+
+    def __repr__(self) -> str:
+        return f"<Flights: {len(self._reading)} without callers>"
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from now on."""
+        self._rules = settings.repeats
+        self._response_timeout = settings.upstream.response_timeout
+
+    @property
+    def without_callers(self) -> int:
+        """How many answers are read for callers who left."""
+        return len(self._reading)
+
+    def find(self, digests: Digests) -> Flight | None:
+        """Return the flight that a request joins: with a key any, else one without callers."""
+        if digests.key is None:
+            return self._abandoned.get(digests.sameness)
+        return self._by_key.get(digests.key)
+
+    def start(self, pending: PendingRequest, sender: Sender, digests: Digests) -> Flight:
+        """Start the flight of a request."""
+        owner = Owner(pending.account.allowance.key, pending.account.label)
+        done = asyncio.get_running_loop().create_future()
+        flight = Flight(pending, digests, owner, done)
+        flight.pending = replace(
+            pending, is_present=flight.has_callers, on_sent=lambda: self._mark(flight)
+        )
+        if digests.key is not None:
+            self._by_key[digests.key] = flight
+            self._renew(flight)
+        flight.task = self._spawn(self._fly(flight, sender))
+        return flight
+
+    def join(self, flight: Flight, exchange: Exchange) -> None:
+        """Let a caller wait for the flight."""
+        flight.callers[id(exchange)] = exchange
+
+    def leave(self, flight: Flight, exchange: Exchange, *, is_delivered: bool) -> None:
+        """Let a caller go, with its answer or without."""
+        del flight.callers[id(exchange)]
+        if is_delivered and not flight.is_lost:
+            flight.is_delivered = True
+        if flight.callers:
+            return
+        if flight.done.done():
+            self._settle(flight)
+        elif flight.is_sent:
+            flight.is_lost = True
+            self._abandoned[flight.digests.sameness] = flight
+            self._reading.add(flight)
+            self._mark(flight)
+            self._call_later(flight, self._response_timeout, lambda: _cancel(flight))
+        else:
+            self._forget(flight)  # a new one may start before this one has ended
+            _cancel(flight)
+
+    async def _fly(self, flight: Flight, sender: Sender) -> None:
+        try:
+            answer = await sender.send(flight.pending)
+            if isinstance(answer, Response):
+                answer = await self._read(answer)
+            flight.done.set_result(answer)
+        except Problem as problem:
+            flight.done.set_result(problem)
+        except Exception as bug:  # noqa: BLE001 -- raised again for each caller
+            flight.done.set_exception(bug)
+            flight.done.exception()  # there may be no caller left
+        finally:
+            flight.done.cancel()  # where it was given up
+            if not flight.callers:
+                self._settle(flight)
+
+    async def _read(self, response: Response) -> Answer | Response:
+        """Read an answer whole; one that is too large or breaks off is still to be streamed."""
+        body = bytearray()
+        try:
+            while chunk := await self._api.next_chunk(response):
+                body += chunk
+                if len(body) > MAX_ANSWER:
+                    break
+            else:
+                return Answer(response.status, *response.head(), bytes(body))
+        except OutcomeUnknown:
+            pass  # what has come goes to the caller, cut short as it is
+        response.keep(bytes(body))
+        return response
+
+    def _settle(self, flight: Flight) -> None:
+        """Keep of a flight that is over what its repeats need."""
+        failed = flight.done.cancelled() or flight.done.exception() is not None
+        result = None if failed else flight.done.result()
+        if isinstance(result, Response):
+            result.release()
+        if flight.is_sent or isinstance(result, Answer | Response):
+            ended = _ended(result, is_delivered=flight.is_delivered)
+            rules = self._rules
+            for name, state, seconds in kept_of(
+                ended, flight.digests, window=rules.window, keep=rules.keep
+            ):
+                flight.marked.discard(name)
+                record = flight.record(state, seconds=seconds, now=self._clock.wall())
+                record = replace(record, is_delivered=flight.is_delivered)
+                self._store.put(flight.owner, name, record, seconds)
+        self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        """End what is known of a flight here, and what other replicas see of it."""
+        if flight.timer is not None:
+            flight.timer.cancel()
+            flight.timer = None
+        for name in flight.marked:
+            self._store.drop(name)
+        flight.marked.clear()
+        self._reading.discard(flight)
+        key, sameness = flight.digests.key, flight.digests.sameness
+        if key is not None and self._by_key.get(key) is flight:
+            del self._by_key[key]
+        if self._abandoned.get(sameness) is flight:
+            del self._abandoned[sameness]
+
+    # What other replicas are told meanwhile
+
+    def _mark(self, flight: Flight) -> None:
+        """Tell other replicas that the flight is under way, and if it was sent."""
+        if not self._store.is_shared:
+            return
+        names = set() if flight.digests.key is None else {flight.digests.key}
+        seconds = CLAIM_SECONDS
+        if flight.is_sent:
+            seconds = self._response_timeout + self._rules.window
+            if not flight.callers:
+                names.add(flight.digests.sameness)
+        flight.marked |= names
+        state = UnderWay(is_sent=flight.is_sent)
+        record = flight.record(state, seconds=seconds, now=self._clock.wall())
+        for name in names:
+            self._store.put(flight.owner, name, record, seconds)
+
+    def _renew(self, flight: Flight) -> None:
+        self._mark(flight)
+        if self._store.is_shared:
+            self._call_later(flight, _RENEWAL, lambda: self._renew(flight))
+
+    def _call_later(self, flight: Flight, seconds: float, callback: Callable[[], None]) -> None:
+        if flight.timer is not None:
+            flight.timer.cancel()
+        flight.timer = self._clock.call_at(self._clock.monotonic() + seconds, callback)
+
+
+def _ended(result: Answer | Response | Problem | None, *, is_delivered: bool) -> Ended:
+    match result:
+        case Answer():
+            kept = None
+            if len(result.body) <= MAX_ANSWER:
+                kept = KeptAnswer.of(result.status, result.reason, result.fields, result.body)
+            return Ended(status=result.status, answer=kept, is_delivered=is_delivered)
+        case Response():
+            return Ended(status=result.status, answer=None, is_delivered=is_delivered)
+        case _:
+            return Ended(status=None, answer=None, is_delivered=is_delivered)
+
+
+def _cancel(flight: Flight) -> None:
+    if flight.task is not None:
+        flight.task.cancel()

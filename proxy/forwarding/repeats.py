@@ -1,0 +1,198 @@
+"""No doubles: a request that comes again after its answer was lost is not sent again.
+
+A request is looked up when its body is there, before it is admitted: it joins a flight, gets an
+answer that was kept, is refused as `in-doubt` or `key-reused`, or is sent by a flight of its own
+(flights.py). What is the same, and what is kept, is in rules/repeats.py; where, in
+store/repeats.py.
+
+Invariant: nothing waits between the look-up that finds nothing and the start of the flight.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+from proxy.clock import Clock
+from proxy.forwarding.attempts import PendingRequest
+from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.flights import CLAIM_SECONDS, Flight, Flights, record_of
+from proxy.forwarding.sending import Sender
+from proxy.http.client import Client
+from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.messages import Answer
+from proxy.problems import Problem
+from proxy.rules.repeats import (
+    SAFE_METHODS,
+    Digests,
+    InDoubt,
+    KeptAnswer,
+    Record,
+    UnderWay,
+    is_reused,
+)
+from proxy.settings import Settings
+from proxy.store.repeats import RepeatStore
+from proxy.telemetry.metrics import Metrics
+
+_POLL: Final = 0.25  # seconds between two looks at what another replica does
+
+
+class Repeats:
+    """Recognises requests that were sent before, and answers them without another send."""
+
+    def __init__(  # noqa: PLR0913 -- the parts it works with, each by name
+        self,
+        settings: Settings,
+        *,
+        api: Client,
+        store: RepeatStore,
+        clock: Clock,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
+    ) -> None:
+        self._flights = Flights(settings, api=api, store=store, clock=clock, spawn=spawn)
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._rules = settings.repeats
+
+    def __repr__(self) -> str:
+        return f"<Repeats: {self._flights}>"
+
+    def apply(self, settings: Settings) -> None:
+        """Obey new settings from now on."""
+        self._rules = settings.repeats
+        self._flights.apply(settings)
+        self._store.apply(settings.repeats)
+
+    @property
+    def under_way(self) -> int:
+        """How many answers are read for callers who left."""
+        return self._flights.without_callers
+
+    def concern(self, method: str, *, paced: bool) -> bool:
+        """True if requests of this method and route are recognised when they come again."""
+        return paced and self._rules.window > 0 and method not in SAFE_METHODS
+
+    @asynccontextmanager
+    async def answering(
+        self, pending: PendingRequest, sender: Sender, digests: Digests
+    ) -> AsyncIterator[Answer | Response]:
+        """Return the request's answer, of this send or of an earlier one; the block delivers it.
+
+        A block that fails has not delivered it. Raises a Problem when there is no answer.
+        """
+        exchange = pending.exchange
+        found = await self._look_up(pending, digests)
+        if isinstance(found, KeptAnswer):
+            yield _marked(Answer(found.status, found.reason, list(found.fields), found.body))
+            return
+        flight = self._flights.start(pending, sender, digests) if found is None else found
+        self._flights.join(flight, exchange)
+        is_delivered = False
+        try:
+            answer = await self._answer(flight, exchange)
+            if is_closed_by_peer(exchange.request.transport):
+                raise ConnectionResetError("the caller left")
+            yield answer if found is None else _marked(answer)
+            is_delivered = not exchange.is_cut
+        finally:
+            self._flights.leave(flight, exchange, is_delivered=is_delivered)
+
+    async def _look_up(
+        self, pending: PendingRequest, digests: Digests
+    ) -> Flight | KeptAnswer | None:
+        """Return the flight to join or the answer to give again; None if it is to be sent."""
+        label = pending.account.label
+        while True:
+            flight, record = self._flights.find(digests), None
+            if flight is None:
+                record = await self._find(pending.exchange, digests)
+                flight = self._flights.find(digests)  # one may have started meanwhile
+            if flight is not None:
+                if flight.digests.sameness != digests.sameness:
+                    raise self._reused(label)
+                self._metrics.repeated(label, "joined")
+                return flight
+            if record is None:
+                return None
+            if is_reused(record, digests):
+                raise self._reused(label)
+            match record.state:
+                case KeptAnswer() as kept:
+                    self._metrics.repeated(label, "replayed")
+                    return kept
+                case InDoubt():
+                    raise self._in_doubt(label, record)
+                case UnderWay(is_sent):
+                    await self._wait_for_replica(pending.exchange, label, record, is_sent=is_sent)
+
+    async def _find(self, exchange: Exchange, digests: Digests) -> Record | None:
+        claim = None
+        if digests.key is not None:
+            until = self._clock.wall() + CLAIM_SECONDS
+            claim = record_of(exchange, digests, UnderWay(is_sent=False), until=until)
+        try:
+            with exchange.spending("queue"):
+                return await self._store.find(digests.name, claim)
+        except asyncio.CancelledError:
+            if self._flights.find(digests) is None and claim is not None:
+                self._store.unclaim(digests.name, claim)
+            raise
+
+    async def _wait_for_replica(
+        self, exchange: Exchange, label: str, record: Record, *, is_sent: bool
+    ) -> None:
+        """Let some time pass in which the replica that has the request in hand may answer it."""
+        if exchange.may_wait <= 0:
+            if is_sent:
+                raise self._in_doubt(label, record)
+            raise Problem(
+                "wait-expired", "The same request waits already.", retry_after=CLAIM_SECONDS
+            )
+        with exchange.spending("queue"):
+            await self._clock.sleep_until(self._clock.monotonic() + _POLL)
+
+    async def _answer(self, flight: Flight, exchange: Exchange) -> Answer | Response:
+        """Wait for the flight; a joined caller waits as if it were in the queue."""
+        if flight.exchange is exchange:
+            result = await asyncio.shield(flight.done)
+        else:
+            with exchange.spending("queue"):
+                result = await asyncio.shield(flight.done)
+        if isinstance(result, Problem):
+            raise result
+        if isinstance(result, Response):
+            if flight.is_taken:
+                raise self._in_doubt(
+                    flight.owner.label,
+                    flight.record(InDoubt(), seconds=self._rules.window, now=self._clock.wall()),
+                )
+            flight.is_taken = True
+        return result
+
+    def _in_doubt(self, label: str, record: Record) -> Problem:
+        self._metrics.repeated(label, "in_doubt")
+        return Problem(
+            "in-doubt",
+            "An equal request was sent and its answer was lost; it may have been carried out."
+            " Look for its result before you send it again with another Idempotency-Key.",
+            fields={
+                "first_request_id": record.request_id,
+                "sent_at": round(record.sent_at, 3),
+                "until": round(record.until, 3),
+            },
+        )
+
+    def _reused(self, label: str) -> Problem:
+        self._metrics.repeated(label, "reused")
+        return Problem("key-reused", "Another request was sent with this Idempotency-Key.")
+
+
+def _marked(answer: Answer | Response) -> Answer | Response:
+    """Mark an answer as that of an earlier send; one that is streamed has no room for a mark."""
+    if isinstance(answer, Response):
+        return answer
+    return replace(answer, fields=[*answer.fields, ("Idempotency-Replayed", "true")])
