@@ -134,13 +134,8 @@ class Repeats:
         if digests.key is not None:
             until = self._clock.wall() + CLAIM_SECONDS
             claim = record_of(exchange, digests, UnderWay(is_sent=False), until=until)
-        try:
-            with exchange.spending("queue"):
-                return await self._store.find(digests.name, claim)
-        except asyncio.CancelledError:
-            if self._flights.find(digests) is None and claim is not None:
-                self._store.unclaim(digests.name, claim)
-            raise
+        with exchange.spending("queue"):
+            return await self._store.find(digests.name, claim)
 
     async def _wait_for_replica(
         self, exchange: Exchange, label: str, record: Record, *, is_sent: bool

@@ -38,7 +38,7 @@ from proxy.service.reload import check_reload, check_start
 from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
 from proxy.store.issued_tokens import SharedTokens
-from proxy.store.repeats import LocalRepeats
+from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
 from proxy.store.turns import SharedTurns
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
@@ -122,9 +122,7 @@ class Proxy:
         self.repeats = Repeats(
             settings,
             api=self.api,
-            store=LocalRepeats(
-                settings.repeats, clock=clock, on_evicted=self.metrics.repeat_evicted
-            ),
+            store=self._keep_repeats(settings),
             clock=clock,
             metrics=self.metrics,
             spawn=tasks.create_task,
@@ -228,6 +226,12 @@ class Proxy:
         )
         self._forever.append(spawn(connection.listen(turns)))
         return connection, turns
+
+    def _keep_repeats(self, settings: Settings) -> RepeatStore:
+        local = LocalRepeats(
+            settings.repeats, clock=self.clock, on_evicted=self.metrics.repeat_evicted
+        )
+        return local if self.store is None else SharedRepeats(local, self.store, clock=self.clock)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self._under_way += 1

@@ -4,6 +4,7 @@ It knows nothing of a pace, has no timeout, and re-sends whatever carries Retry-
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from yarl import URL
 
 from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from tests.kit.client import port_of
+from tests.kit.fault_proxy import FaultProxy, Pass, ResetAfter
 from tests.kit.listener import HOST
+from tests.kit.process import until
 from tests.kit.proxy import proxy_for
+from tests.kit.upstream import RawUpstream, ReadThenReset
 
 PACKAGE = "PureCloudPlatformClientV2"
 INTERVAL = 0.1
@@ -167,3 +173,62 @@ async def test_a_hold_longer_than_the_proxy_lets_wait(sdk: Any) -> None:
     assert (report.exports, report.duplicates) == (2, {})
     assert report.refused == report.eaten == 1
     assert 2.5 <= elapsed < 10
+
+
+@asynccontextmanager
+async def api_that_reads_and_resets() -> AsyncIterator[tuple[RawUpstream, Running]]:
+    async with (
+        RawUpstream(default=ReadThenReset()) as upstream,
+        proxy_for(upstream.url, pacing={"interval": INTERVAL}) as proxy,
+    ):
+        yield upstream, proxy
+
+
+def create_job(sdk: Any, client: Any) -> tuple[int, str]:
+    """The status and problem with which the SDK ends."""
+    try:
+        sdk.RecordingApi(client).post_recording_jobs({"externalId": "k"})
+    except sdk.rest.ApiException as error:
+        return error.status, json.loads(error.body)["type"]
+    finally:
+        close(client)
+    return 200, ""
+
+
+async def test_a_connection_that_breaks_after_a_lost_answer_makes_no_double(sdk: Any) -> None:
+    """The SDK sends the POST again at once; it ends with 409."""
+    async with (
+        api_that_reads_and_resets() as (upstream, proxy),
+        FaultProxy(port_of(proxy.url), ResetAfter(0)) as network,
+    ):
+        sdk.configuration.host = f"http://{HOST}:{network.port}"
+        client = sdk.api_client.ApiClient()
+        client.access_token = "a-token"
+        ending = asyncio.create_task(asyncio.to_thread(create_job, sdk, client))
+        await upstream.received()
+        await until_connected_again(network)
+        network.mode = Pass()
+        assert await ending == (409, "urn:export-proxy:in-doubt")
+    assert len(upstream.requests) == 1
+
+
+async def until_connected_again(network: FaultProxy) -> None:
+    async def question() -> bool:
+        return network.connections > 1
+
+    await until(question)
+
+
+async def test_an_sdk_that_sends_again_after_a_502_makes_no_double(sdk: Any) -> None:
+    """As Go, .NET, Java and Terraform do by themselves."""
+    async with api_that_reads_and_resets() as (upstream, proxy):
+        sdk.configuration.host = proxy.url
+        client = sdk.api_client.ApiClient()
+        client.access_token = "a-token"
+        pools = client.get_http_client().rest_client.pool_manager
+        pools.connection_pool_kw["retries"] = urllib3.util.Retry(
+            total=3, allowed_methods=None, status_forcelist=[502, 504], backoff_factor=0.1
+        )
+        ending = await asyncio.to_thread(create_job, sdk, client)
+    assert ending == (409, "urn:export-proxy:in-doubt")
+    assert len(upstream.requests) == 1

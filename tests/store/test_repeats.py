@@ -1,15 +1,23 @@
 """Where the records of sent requests are kept."""
 
+import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.rules.repeats import InDoubt, KeptAnswer, Record
+from proxy.clock import SystemClock
+from proxy.rules.repeats import InDoubt, KeptAnswer, Record, UnderWay
 from proxy.settings import Repeats
-from proxy.store.repeats import ENTRY_BYTES, LocalRepeats, Owner
+from proxy.store.repeats import ENTRY_BYTES, LocalRepeats, Owner, RepeatStore, SharedRepeats
 from tests.kit.clock import FakeClock
+from tests.kit.process import until
+from tests.kit.redis import RedisServer, redis_server
+from tests.store.test_connection import connected
 
 LONDON, PARIS = Owner("l", "london"), Owner("p", "paris")
 DOUBT = Record(sameness=b"s", request_id="1", sent_at=1.0, until=2.0, state=InDoubt())
@@ -96,3 +104,123 @@ async def test_what_is_over_makes_room_by_itself() -> None:
     table.store.put(LONDON, b"new", DOUBT, 5)
     assert len(table.store) == 1
     assert table.evicted == {}
+
+
+# One contract for both places
+
+
+@asynccontextmanager
+async def in_memory(_: Path) -> AsyncIterator[RepeatStore]:
+    yield LocalRepeats(Repeats(), clock=SystemClock(), on_evicted=lambda _: None)
+
+
+@asynccontextmanager
+async def in_redis(folder: Path) -> AsyncIterator[RepeatStore]:
+    async with redis_server(folder) as server, shared(server) as store:
+        yield store
+
+
+@asynccontextmanager
+async def shared(server: RedisServer) -> AsyncIterator[SharedRepeats]:
+    async with connected(server) as (connection, _, _):
+        clock = SystemClock()
+        local = LocalRepeats(Repeats(), clock=clock, on_evicted=lambda _: None)
+        yield SharedRepeats(local, connection, clock=clock)
+
+
+BOTH = pytest.mark.parametrize(
+    "place",
+    [in_memory, pytest.param(in_redis, marks=pytest.mark.needs("redis-server"))],
+    ids=["memory", "redis"],
+)
+Place = Callable[[Path], AbstractAsyncContextManager[RepeatStore]]
+
+
+@BOTH
+async def test_what_is_kept_is_found(place: Place, tmp_path: Path) -> None:
+    async with place(tmp_path) as store:
+        for record in (DOUBT, answer(), replace(answer(), is_delivered=True)):
+            store.put(LONDON, b"name", record, 60)
+            assert await store.find(b"name") == record
+        assert await store.find(b"other") is None
+
+
+@BOTH
+async def test_what_is_dropped_is_gone(place: Place, tmp_path: Path) -> None:
+    async with place(tmp_path) as store:
+        store.put(LONDON, b"name", DOUBT, 60)
+        store.drop(b"name")
+        store.drop(b"name")
+        assert await store.find(b"name") is None
+
+
+@BOTH
+async def test_what_is_kept_ends(place: Place, tmp_path: Path) -> None:
+    async with place(tmp_path) as store:
+        store.put(LONDON, b"name", DOUBT, 0.1)
+
+        async def is_gone() -> bool:
+            return await store.find(b"name") is None
+
+        await until(is_gone)
+
+
+@BOTH
+async def test_a_claim_of_ones_own_is_no_record(place: Place, tmp_path: Path) -> None:
+    async with place(tmp_path) as store:
+        for _ in range(2):
+            assert await store.find(b"name", claimed()) is None
+
+
+def claimed() -> Record:
+    until_then = SystemClock().wall() + 10
+    return replace(DOUBT, state=UnderWay(is_sent=False), sent_at=0.0, until=until_then)
+
+
+# Two replicas
+
+
+@pytest.mark.needs("redis-server")
+async def test_what_one_replica_keeps_the_other_finds(tmp_path: Path) -> None:
+    odd = KeptAnswer(202, "", (("A", "\udcff"),), bytes(range(256)))
+    async with redis_server(tmp_path) as server, shared(server) as here, shared(server) as there:
+        for state in (InDoubt(), odd, UnderWay(is_sent=True)):
+            record = replace(DOUBT, state=state)
+            here.put(LONDON, b"name", record, 60)
+            await here.find(b"another")  # commands are carried out in order
+            assert await there.find(b"name") == record
+        here.drop(b"name")
+        await here.find(b"another")
+        assert await there.find(b"name") is None
+
+
+@pytest.mark.needs("redis-server")
+async def test_of_two_replicas_that_look_up_a_key_one_claims_it(tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as server, shared(server) as here, shared(server) as there:
+        for number in range(20):
+            name = b"%d" % number
+            found = await asyncio.gather(here.find(name, claimed()), there.find(name, claimed()))
+            assert sorted(one is None for one in found) == [False, True]
+
+
+@pytest.mark.needs("redis-server")
+@pytest.mark.parametrize("trouble", ["stop", "flush"])
+async def test_a_replica_knows_what_it_sent_whatever_becomes_of_the_store(
+    trouble: str, tmp_path: Path
+) -> None:
+    async with redis_server(tmp_path) as server, shared(server) as store:
+        store.put(LONDON, b"before", DOUBT, 60)
+        await store.find(b"another")
+        await getattr(server, trouble)()
+        store.put(LONDON, b"after", answer(), 60)
+        assert await store.find(b"before") == DOUBT
+        assert await store.find(b"after") == answer()
+        assert await store.find(b"another") is None
+
+
+@pytest.mark.needs("redis-server")
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"{}", b'{"sameness": 1}', b"\xff"])
+async def test_what_no_replica_wrote_is_no_record(value: bytes, tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as server, shared(server) as store:
+        await server.client.set(f"export-proxy:2:repeat:{b'name'.hex()}", value)
+        assert await store.find(b"name") is None
