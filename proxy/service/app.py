@@ -42,6 +42,7 @@ from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
 from proxy.store.turns import SharedTurns
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.process import ProcessMetrics
 from proxy.telemetry.refusals import Refusals
 from proxy.tokens.login_server import LoginServer
 from proxy.tokens.managed import ManagedTokens
@@ -74,6 +75,7 @@ class Proxy:
             interval=settings.pacing.interval,
             longest_wait=settings.pacing.max_wait,
             log_lines_dropped=_never if sink is None else lambda: sink.dropped,
+            process=ProcessMetrics(),
         )
         self.refusals = Refusals()
         self.store, turns = self._connect_store(settings.store, tasks)

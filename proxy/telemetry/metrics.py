@@ -18,6 +18,7 @@ from proxy import __version__
 from proxy.rules.state import OTHER
 from proxy.telemetry.exposition import Family, QuickHistogram, Series, exposition
 from proxy.telemetry.live import Live
+from proxy.telemetry.process import ProcessMetrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -49,7 +50,10 @@ class Metrics:
         interval: float = 0.5,
         longest_wait: float = 15.0,
         log_lines_dropped: Callable[[], int] = lambda: 0,
+        process: ProcessMetrics | None = None,
     ) -> None:
+        self._process = process
+
         def counter(name: str, text: str, *labels: str) -> Series[Counter]:
             family = Family(f"export_proxy_{name}", "counter", text, labels)
             made = Series(Counter(family.name, text, labels, registry=registry), family)
@@ -148,7 +152,8 @@ class Metrics:
 
     def text(self, *, is_open: bool) -> bytes:
         """Return the text of a scrape, with exemplars if in OpenMetrics."""
-        return exposition([*self._families, *self.live.families()], is_open=is_open)
+        process = () if self._process is None else self._process.families()
+        return exposition([*self._families, *self.live.families(), *process], is_open=is_open)
 
     def keep(self, accounts: Iterable[str]) -> None:
         """Forget the series of accounts that are configured no more."""

@@ -261,6 +261,20 @@ def read_openmetrics(text: str) -> list[Metric]:
     return list(families)
 
 
+@pytest.mark.parametrize("accept", ["*/*", OPENMETRICS])
+async def test_the_process_is_measured_too(accept: str) -> None:
+    """Under the names that every Prometheus client uses."""
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        text = (await get(proxy.admin_url, "/metrics", accept=accept)).body.decode()
+    read = openmetrics.text_string_to_metric_families if "openmetrics" in accept else read_text
+    families = {family.name: family for family in read(text)}
+    assert families["process_cpu_seconds"].type == "counter"
+    assert families["process_resident_memory_bytes"].samples[0].value > 1e7
+    assert families["process_open_fds"].samples[0].value > 3
+    generations = {one.labels["generation"] for one in families["python_gc_collections"].samples}
+    assert generations == {"0", "1", "2"}
+
+
 # What operators do
 
 
