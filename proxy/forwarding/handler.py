@@ -21,7 +21,7 @@ from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.connection import Response, is_closed_by_peer
 from proxy.http.messages import Answer
 from proxy.http.responses import problem_response, token_error_response
-from proxy.identity.whoami import Denied
+from proxy.identity.verdicts import Denied
 from proxy.problems import Problem
 from proxy.rules.targets import Target
 

@@ -17,7 +17,7 @@ from proxy.http.head import check_head
 from proxy.http.messages import Outgoing
 from proxy.identity import callers
 from proxy.identity.callers import Caller, Configured, Identity, Stranger
-from proxy.identity.whoami import Denied
+from proxy.identity.verdicts import Denied
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.problems import draining

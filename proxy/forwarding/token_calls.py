@@ -102,7 +102,7 @@ class TokenCalls:
             return refused
         async with self._place(f"peer {peer}" if login is None else f"id {login.client_id}"):
             answer = await self._forward(outgoing)
-        await self._learn_from(answer, login, key)
+        await self._take_note(answer, login, key)
         return answer
 
     async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> web.Response:
@@ -160,7 +160,7 @@ class TokenCalls:
         except BadAnswer:
             raise Problem("bad-upstream", "The login server's answer is not usable.") from None
 
-    async def _learn_from(self, answer: Answer, login: Login | None, key: bytes) -> None:
+    async def _take_note(self, answer: Answer, login: Login | None, key: bytes) -> None:
         """Note whose the token of an answer is, or that it refuses the secret."""
         text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
         document = read_document(text or b"")

@@ -28,7 +28,8 @@ from proxy.identity.failed_logins import FailedLogins
 from proxy.identity.issued_tokens import Found, IssuedTokens, Owner
 from proxy.identity.issuer import Issuer
 from proxy.identity.organizations import Organizations
-from proxy.identity.whoami import Denied, Whoami
+from proxy.identity.verdicts import Denied
+from proxy.identity.whoami import Whoami
 from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
 from proxy.rules.logins import Secret

@@ -4,7 +4,8 @@ Theory of operation. A request whose token nobody knows becomes a *question*, or
 is for its token. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then asked
 in a task of this module, and ends with an `Owner`, which goes into the table of issued tokens, with
 `Denied`, the API's own 401, or with None: the token is a stranger's. What is not an `Owner` is
-remembered here for a while. With a shared store one replica asks, the others wait for its entry.
+remembered for a while (`identity/verdicts.py`). With a shared store one replica asks, and the others
+wait for its entry.
 
 Invariants. One question a token. A question ends at most `connect_timeout` + 1 s after it began,
 whatever the API does. It carries the token and nothing else of a caller. A question that nobody
@@ -15,7 +16,6 @@ here can delay them.
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import structlog
@@ -24,12 +24,12 @@ from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.identity.issued_tokens import IssuedTokens, Owner
+from proxy.identity.verdicts import Denied, Verdicts
 from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.digests import account_id, digest
 from proxy.rules.token_answers import read_document, remaining_life
 from proxy.rules.whoami import (
     ASK_AGAIN,
-    DENIED_FOR,
     LONGEST_WAIT,
     UNDER_WAY,
     USUAL_LIFE,
@@ -48,16 +48,8 @@ from proxy.store.wire import StoreDown
 
 _log = structlog.get_logger(__name__)
 _MAX_ANSWER: Final = 65_536  # bytes; the vendor's is below 2,000
-_MAX_REMEMBERED: Final = 1000  # tokens; ten questions a second leave some 600 in a minute
 _MORE_THAN_CONNECTING: Final = 1.0  # seconds for the answer, besides the time to connect
 _LOOK_AGAIN: Final = 0.05  # seconds between two looks at what another replica found
-
-
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """The API's own 401 to a token, for its caller."""
-
-    answer: Answer
 
 
 Outcome = Owner | Denied | None
@@ -122,16 +114,14 @@ class Whoami:
             _, self._target, self._field = about
             self._switch = Switch()
             self._has_named = False
-            self._remembered: dict[bytes, tuple[Denied | None, float]] = {}
+            self._verdicts = Verdicts(clock=self._clock)
 
     async def ask(
         self, token: str, token_hash: bytes, *, peer: str, is_own: bool = False
     ) -> Outcome:
         """Return whose the token is, the API's refusal, or None if it is a stranger's for now."""
-        now = self._clock.monotonic()
-        remembered, until = self._remembered.get(token_hash, (None, 0.0))
-        if until > now:
-            return remembered
+        if self._verdicts.has(token_hash):
+            return self._verdicts.get(token_hash)
         question = self._questions.get(token_hash)
         if question is None:
             question = self._begin(token, token_hash, peer, is_own=is_own, is_again=False)
@@ -291,15 +281,7 @@ class Whoami:
         if outcome is None and question.is_again:
             self._issued.postpone(question.token_hash, ASK_AGAIN)
             return None
-        now = self._clock.monotonic()
-        if len(self._remembered) >= _MAX_REMEMBERED:
-            self._remembered = {
-                key: value for key, value in self._remembered.items() if value[1] > now
-            }
-        if len(self._remembered) >= _MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
-        until = now + (ASK_AGAIN if outcome is None else DENIED_FOR)
-        self._remembered[question.token_hash] = (outcome, until)
+        self._verdicts.add(question.token_hash, outcome)
         return outcome
 
     def _life_of(self, token: str) -> float:
