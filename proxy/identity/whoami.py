@@ -4,7 +4,7 @@ Theory of operation. A request whose token nobody knows becomes a *question*, or
 is for its token. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then asked
 in a task of this module, and ends with an `Owner`, which goes into the table of issued tokens, with
 `Denied`, the API's own 401, or with None: the token is a stranger's. What is not an `Owner` is
-remembered for a while (`identity/verdicts.py`). With a shared store one replica asks, and the others
+remembered for a while (`identity/verdicts.py`). With a shared store one replica asks, the others
 wait for its entry.
 
 Invariants. One question a token. A question ends at most `connect_timeout` + 1 s after it began,
