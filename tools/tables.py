@@ -121,7 +121,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.retried("a", "unreachable")
     metrics.repeated("a", "joined")
     metrics.repeat_evicted("a")
-    metrics.hold_begun("a")
+    metrics.hold_begun("a", "refused")
     metrics.held("a", 1)
     metrics.token_refreshed("a", "startup", "ok")
     metrics.nested_field("r", "legal_hold")
@@ -133,7 +133,12 @@ def _let_everything_happen(metrics: Metrics) -> None:
         expires_in=1, scopes=(), missing=(), next_refresh_in=1, issued_at=1, rejected=False
     )
     state = AccountState(
-        name="a", routes=(line,), in_flight=0, hold_remaining_seconds=0, token=token
+        name="a",
+        routes=(line,),
+        in_flight=0,
+        hold_remaining_seconds=0,
+        quota_remaining=0,
+        token=token,
     )
     metrics.live.snapshot = Snapshot(accounts=(state,))
 

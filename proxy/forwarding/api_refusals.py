@@ -47,8 +47,8 @@ def denial(answer: Answer) -> ApiRefusal:
     return ApiRefusal(answer, "stale_scope" if lacks_permission else None)
 
 
-def _error_code(answer: Answer) -> str | None:
-    """Read the vendor's error code from a decoded copy of the body."""
+def document_of(answer: Answer) -> object:
+    """Read the JSON of a decoded copy of the body; None if it is none."""
     encodings = [
         value.lower() for name, value in answer.fields if name.lower() == "content-encoding"
     ]
@@ -58,8 +58,13 @@ def _error_code(answer: Answer) -> str | None:
             body = zlib.decompressobj(31).decompress(body, MAX_REFUSAL)
         elif encodings == ["deflate"]:
             body = zlib.decompressobj().decompress(body, MAX_REFUSAL)
-        document = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError, zlib.error):
         return None
+
+
+def _error_code(answer: Answer) -> str | None:
+    """Read the vendor's error code."""
+    document = document_of(answer)
     code = document.get("code") if isinstance(document, dict) else None
     return code if isinstance(code, str) else None

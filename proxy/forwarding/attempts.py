@@ -8,22 +8,34 @@ from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from math import inf
+from typing import Final
 
 from proxy.clock import Clock
-from proxy.forwarding.api_refusals import DENIALS, MAX_REFUSAL, ApiRefusal, denial
+from proxy.forwarding.api_refusals import (
+    DENIALS,
+    MAX_REFUSAL,
+    ApiRefusal,
+    denial,
+    document_of,
+)
 from proxy.forwarding.exchange import Attempt, Exchange
 from proxy.http.client import Client
 from proxy.http.connection import Response
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
-from proxy.pacing.slot import Answered, NotSent, Refused, Sent, Slot
+from proxy.pacing.slot import Answered, NotSent, Refused, Refusing, Sent, Slot
 from proxy.problems import Problem
+from proxy.rules.limits import NO_LIMIT, limit_of
 from proxy.rules.needs import Needs
+from proxy.rules.quota import Quota
 from proxy.rules.retry_after import http_date, retry_after
+from proxy.settings import Quota as QuotaFields
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.token import Token
+
+_BODY_SECONDS: Final = 1.0  # for the body of a 429, in which the whole account stands still
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +74,16 @@ class PendingRequest:
 class Attempts:
     """Sends requests to the API, each once.
 
-    `max_hold` is for how many seconds the API may ask for no requests; more is cut to it.
+    `quota` names the header fields in which the API announces a quota; None: it is not looked at.
     """
 
-    def __init__(self, api: Client, *, clock: Clock, metrics: Metrics, max_hold: float) -> None:
+    def __init__(
+        self, api: Client, *, clock: Clock, metrics: Metrics, quota: QuotaFields | None
+    ) -> None:
         self._api = api
         self._clock = clock
         self._metrics = metrics
-        self._max_hold = max_hold
+        self._quota = quota
         self._seen_date = ""
 
     async def make(
@@ -136,12 +150,11 @@ class Attempts:
     ) -> Response | ApiRefusal:
         """Return the answer, or the refusal it is; tell the slot."""
         if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            slot.report(Refused(self._named_wait(response)))
-            return ApiRefusal(await self._read_refusal(response), "rate_limited")
+            return await self._refused(slot, response)
         if not response.is_complete:  # or slow readers could have all connections
             pending.account.take_room()
             response.on_release(pending.account.make_room)
-        slot.report(Answered())
+        slot.report(Answered(self._quota_in(response)))
         if is_managed and response.status in DENIALS:
             answer = await self._api.read_short(response, MAX_REFUSAL)
             if answer is not None:
@@ -159,6 +172,32 @@ class Attempts:
         if slot.sent_at > -inf:
             return False  # a slot is for one send; what was lost comes back in its turn
         return slot.may_leave(self._clock.monotonic())
+
+    async def _refused(self, slot: Slot, response: Response) -> ApiRefusal:
+        """Hold what the 429 is about: its body may say so, if it comes in time.
+
+        Until then nothing of the account leaves. A caller who goes away meanwhile changes nothing.
+        """
+        named = self._named_wait(response)
+        slot.report(Refusing())
+        late = self._clock.call_at(
+            self._clock.monotonic() + _BODY_SECONDS, lambda: slot.report(Refused(named))
+        )
+        limit = NO_LIMIT
+        try:
+            answer = await self._read_refusal(response)
+            limit = limit_of(document_of(answer))
+        finally:
+            late.cancel()
+            if slot.is_open:
+                slot.report(Refused(named, limit))
+        return ApiRefusal(answer, "rate_limited")
+
+    def _quota_in(self, response: Response) -> Quota | None:
+        if self._quota is None:
+            return None
+        fields = (self._quota.count, self._quota.allowed, self._quota.reset)
+        return Quota.parse(*(response.headers.getall(name, ()) for name in fields))
 
     async def _read_refusal(self, response: Response) -> Answer:
         """Read a 429; it is a refusal even if its body is broken or absurdly long."""
@@ -183,7 +222,7 @@ class Attempts:
             response.headers.getall("Retry-After", ()),
             date=response.headers.get("Date"),
             now=self._clock.wall(),
-            maximum=self._max_hold,
+            maximum=inf,
         )
 
 

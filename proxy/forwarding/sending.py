@@ -72,7 +72,7 @@ class Sender:
             except Problem:
                 if refusal is None or self._drain.has_begun:
                     raise
-                return refusal.passed_on(pending.queue.hold_left())
+                return refusal.passed_on(pending.queue.named_left())
             with slot:
                 outcome = await self._attempts.make(pending, slot, token)
             match outcome:
@@ -84,7 +84,7 @@ class Sender:
                     await self._back_off(pending)
                 case ApiRefusal() as refusal:
                     if not await self._goes_back(pending, ticket, token, refusal):
-                        return refusal.passed_on(pending.queue.hold_left())
+                        return refusal.passed_on(pending.queue.named_left())
                 case Response() as response:
                     return response
 

@@ -14,25 +14,34 @@ open, and the answers of which more is to come. A caller who has gone, or is pas
 offered no slot.
 """
 
+from collections.abc import Iterable
 from math import inf
-from typing import assert_never
+from typing import Literal, assert_never
 
 from proxy.clock import Timer
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.allowance import Allowance
 from proxy.pacing.context import PacingContext
+from proxy.pacing.holding import HoldOrder
 from proxy.pacing.slot import (
     Answered,
     Ending,
     NotSent,
     Refused,
+    Refusing,
     Report,
     Sent,
     Slot,
     Ticket,
     Unused,
 )
+from proxy.rules.hold import Hold
+from proxy.rules.limits import reach_of
+from proxy.rules.quota import Quota
+from proxy.rules.retry_after import believable
 from proxy.rules.state import AccountState
+
+HoldReason = Literal["refused", "quota", "operator"]
 
 
 class Account:
@@ -104,7 +113,8 @@ class Account:
                 if at < inf:
                     self._timer = clock.call_at(at, self.pump)
                 return
-            self._offer(min(due, key=_first_arrival), now)
+            is_held = self.allowance.holding.hold is not None
+            self._offer(min(due, key=lambda queue: _turn(queue, is_held=is_held)), now)
 
     def _offer(self, queue: "AccountQueue", now: float) -> None:
         """Offer the slot that is due to the first waiter, and drop one that cannot use it.
@@ -126,11 +136,13 @@ class Account:
 
     def grant(self, queue: "AccountQueue", ticket: Ticket, now: float) -> Slot:
         """Give the slot that is due to that ticket."""
-        not_before = queue.due(now)
-        allowance = self.allowance
-        due = max(not_before, ticket.joined_at, allowance.room_since, allowance.hold_until())
+        not_before = queue.paced_due(now)
+        due = max(not_before, ticket.joined_at, self.allowance.room_since)
+        for holding in (self.allowance.holding, queue.holding):
+            due = max(due, holding.state.opens_at(-inf))
         slot = Slot(self, queue.route, ticket, at=now, due_at=min(due, now), not_before=not_before)
-        allowance.granted(slot)
+        self.allowance.granted(slot)
+        queue.holding.granted(slot, now)
         queue.queue.granted(slot)
         queue.waiters.served(ticket)
         return slot
@@ -140,7 +152,8 @@ class Account:
     def may_send(self, slot: Slot, now: float) -> bool:
         """True if hold, pace and lease still let the slot's request leave."""
         queue = self._queues[slot.route]
-        return self.allowance.may_leave(slot, now) and queue.opens_at(now) <= now
+        is_open = self.allowance.may_leave(slot, now) and queue.holding.may_leave(slot, now)
+        return is_open and queue.opens_at(now) <= now
 
     def settle(self, slot: Slot, report: Report) -> None:
         """Take what became of a slot."""
@@ -150,10 +163,14 @@ class Account:
             case NotSent():
                 self._spend(slot, self._context.clock.monotonic())
                 self._leave(slot, accepted=False)
-            case Answered():
+            case Answered(quota):
+                if quota is not None:
+                    self._note_quota(quota)
                 self._leave(slot, accepted=True)
-            case Refused(seconds):
-                self.allowance.refused(slot, seconds)
+            case Refusing():
+                self._suspend(slot)
+            case Refused():
+                self._refused(slot, report)
                 self._leave(slot, accepted=False)
             case Unused():
                 self._leave(slot, accepted=False)
@@ -189,11 +206,82 @@ class Account:
         """Take back the room a slot had in flight, once, and let the next request have it."""
         if slot.is_open:
             slot.is_open = False
-            queue = self._queues[slot.route].queue
-            queue.given_back(slot)
-            queue.ended(slot, self._context.clock.monotonic(), accepted=accepted)
-            self.allowance.ended(slot, accepted=accepted)
+            queue, now = self._queues[slot.route], self._context.clock.monotonic()
+            queue.queue.given_back(slot)
+            queue.queue.ended(slot, now, accepted=accepted)
+            ended = [
+                holding.ended(slot, now, accepted=accepted)
+                for holding in (self.allowance.holding, queue.holding)
+            ]
+            if any(ended):
+                self.count_hold()
+            self.allowance.refusing -= slot.is_refusing
+            self.allowance.leave_room()
             self.pump()
+
+    # Refusals and quotas
+
+    def _suspend(self, slot: Slot) -> None:
+        """Let nothing leave until it is known what the refusal of `slot` covers."""
+        if slot.is_open and not slot.is_refusing:
+            slot.is_refusing = True
+            self.allowance.refusing += 1
+
+    def _refused(self, slot: Slot, refused: Refused) -> None:
+        """Hold what the API's refusal of `slot` covers, for as long as it asked for."""
+        now, queue = self._context.clock.monotonic(), self._queues[slot.route]
+        clamp = self._context.retry_rules.settings.max_retry_after
+        named = believable(refused.seconds, maximum=clamp)
+        rule = self._context.hold_rules.get(slot.route, "auto")
+        reach = reach_of(refused.limit, rule, named=named, maximum=clamp)
+        held = queue if reach.is_route else None
+        holding = self.allowance.holding if held is None else held.holding
+        order = self.allowance.order_of(slot, Refused(named, refused.limit), holding, now)
+        holding.refused(slot)
+        self.hold(order, held, "refused")
+        if reach.is_organization and self.allowance.organization is not None:
+            route = None if held is None else (held.route, held.paced)
+            self._context.hold_organization(self.allowance.organization, order, route)
+
+    def _note_quota(self, quota: Quota) -> None:
+        order = self.allowance.note_quota(quota, self._context.clock.monotonic())
+        if order is not None:
+            self.hold(order, None, "quota")
+
+    def hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
+        """Hold one queue, or the whole account (None), and tell the other replicas."""
+        self._hold(order, queue, reason)
+        if queue is None:
+            now = self._context.clock.monotonic()
+            self._context.turns.held(self.allowance.key, order.until - now)
+
+    def obey_hold(self, seconds: float) -> None:
+        """Hold the account, of which another replica was told."""
+        now = self._context.clock.monotonic()
+        self._hold(HoldOrder(until=now + seconds), None, "refused")
+        self.pump()
+
+    def _hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
+        now = self._context.clock.monotonic()
+        holding = self.allowance.holding if queue is None else queue.holding
+        if holding.prolong(order, now):
+            self._context.metrics.hold_begun(self.label, reason)
+        if holding.hold is not None and holding.hold.named_until > holding.hold.until:
+            self._end_hopeless(self.queues if queue is None else (queue,), holding.hold)
+
+    def _end_hopeless(self, queues: Iterable[AccountQueue], hold: Hold) -> None:
+        """End the waits that a named wait outlasts, but for the one that goes as the probe."""
+        waiting = [(queue, ticket) for queue in queues for ticket in queue.waiters]
+        probes = [
+            (not queue.paced, ticket.number)
+            for queue, ticket in waiting
+            if ticket.deadline >= hold.until and ticket.is_waiting
+        ]
+        probe = min(probes, default=None)
+        for queue, ticket in waiting:
+            is_probe = (not queue.paced, ticket.number) == probe
+            if ticket.deadline < hold.named_until and not is_probe:
+                ticket.end(Ending.HELD)
 
     def take_room(self) -> None:
         """Count an answer as in flight, of which more is to come, until `make_room` is called."""
@@ -211,11 +299,26 @@ class Account:
 
     # What can be seen
 
+    def count_hold(self) -> None:
+        """Count the seconds on hold that were not counted yet, those of present holds too.
+
+        Of holds of several routes at the same time the longest counts.
+        """
+        now = self._context.clock.monotonic()
+        holdings = [self.allowance.holding, *(queue.holding for queue in self.queues)]
+        seconds = max(holding.take_uncounted(now) for holding in holdings)
+        if seconds > 0:
+            self._context.metrics.held(self.label, seconds)
+
     def idle_from(self) -> float:
         """When the account can be dropped without losing its pace or hold (`inf`: in use)."""
         if self.allowance.in_flight or any(queue.depth for queue in self.queues):
             return inf
-        return max(0.0, self.allowance.hold_until(), *(one.pace_due() for one in self.queues))
+        hold = self.allowance.holding.hold
+        held = [] if hold is None else [hold.until]
+        for queue in self.queues:
+            held += [queue.hold_until(), queue.pace_due()]
+        return max(0.0, *held) if held else 0.0
 
     def state(self, now: float) -> AccountState:
         """Return what is known of the account."""
@@ -223,10 +326,18 @@ class Account:
             name=self.label,
             routes=tuple(queue.state(now) for queue in self.queues),
             in_flight=self.allowance.in_flight,
-            hold_remaining_seconds=self.allowance.hold_left(),
+            hold_remaining_seconds=self.allowance.holding.state.remaining(now),
+            hold_named_seconds=max(
+                self.allowance.holding.state.named_remaining(now),
+                *(queue.holding.state.named_remaining(now) for queue in self.queues),
+                0.0,
+            ),
+            hold_limit=self.allowance.holding.limit,
+            quota_remaining=self.allowance.quota_remaining(now),
         )
 
 
-def _first_arrival(queue: AccountQueue) -> float:
+def _turn(queue: AccountQueue, *, is_held: bool) -> tuple[bool, float]:
+    """Return the order of queues whose slots are due; as a probe, a paced request is preferred."""
     first = queue.waiters.first
-    return inf if first is None else first.number
+    return is_held and not queue.paced, inf if first is None else first.number

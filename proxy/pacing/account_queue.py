@@ -10,6 +10,7 @@ from math import inf
 from typing import Protocol
 
 from proxy.pacing.allowance import Allowance
+from proxy.pacing.holding import Holding
 from proxy.pacing.queue import Queue
 from proxy.pacing.slot import Ending, Slot, Ticket
 from proxy.pacing.turns import Lease
@@ -25,6 +26,10 @@ class Scheduler(Protocol):
         """Offer every slot that is due."""
         ...
 
+    def obey_hold(self, seconds: float) -> None:
+        """Hold the account, of which another replica was told."""
+        ...
+
     def grant(self, queue: "AccountQueue", ticket: Ticket, now: float) -> Slot:
         """Give the slot that is due to that ticket."""
         ...
@@ -38,6 +43,7 @@ class AccountQueue:
         "_clock",
         "_turns",
         "allowance",
+        "holding",
         "queue",
         "returns",
         "scheduler",
@@ -50,6 +56,7 @@ class AccountQueue:
         context = allowance.context
         self.scheduler = scheduler
         self.allowance = allowance
+        self.holding = Holding()  # of this route alone
         self.queue = Queue(route, paced=paced, started_at=context.started_at)
         self.waiters = self.queue.waiters
         self.returns = Returns()
@@ -106,8 +113,8 @@ class AccountQueue:
         """Return when pace and lease allow the holder of a slot to send."""
         return self._in_turn(self.queue.opens_at(now, self.interval * self.allowance.spread))
 
-    def due(self, now: float) -> float:
-        """Return when the next slot is due: `inf` while one is out that was not used yet."""
+    def paced_due(self, now: float) -> float:
+        """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
         return self._in_turn(self.queue.due(now, self.interval * self.allowance.spread))
 
     def _in_turn(self, at: float) -> float:
@@ -115,6 +122,10 @@ class AccountQueue:
         if not self.paced or at == inf:
             return at
         return self._turns.next_moment(at, self.interval)
+
+    def due(self, now: float) -> float:
+        """Return when the next slot of this route is due; the account may have to wait longer."""
+        return max(self.paced_due(now), self.holding.state.opens_at(now))
 
     def is_free(self) -> bool:
         """True if a newcomer could be sent at once."""
@@ -125,17 +136,16 @@ class AccountQueue:
         """True if a newcomer could be sent at once, as far as is known without the store."""
         now = self._clock.monotonic()
         is_out = self.queue.sending is not None
-        due = self.due(now) if is_out else self._in_turn(self.pace_due())
-        return not self.depth and max(self.allowance.opens_at(now), due) <= now
+        due = self.paced_due(now) if is_out else self._in_turn(self.pace_due())
+        opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
+        return not self.depth and max(opens, due) <= now
 
     def predicted_wait(self, ticket: Ticket) -> float:
-        """Return the seconds until a request with this ticket would be sent."""
-        return self._wait_behind(self.queue.cost_ahead(ticket), self._clock.monotonic())
+        """Return the seconds until a request with this ticket would be sent.
 
-    def state(self, now: float) -> QueueState:
-        """Return what is known of the queue."""
-        predicted = self._wait_behind(self.waiters.cost, now)
-        return replace(self.queue.state(now, self.interval), predicted_seconds=predicted)
+        Until a hold's named end nothing is promised, although probes go sooner.
+        """
+        return self._wait_behind(self.queue.cost_ahead(ticket), self._clock.monotonic())
 
     def pushes_out(self, ticket: Ticket) -> bool:
         """True if a waiter that would be sent in time would not be if this newcomer were admitted.
@@ -157,8 +167,8 @@ class AccountQueue:
         """
         allowance, queue = self.allowance, self.queue
         interval, spread = self.interval, allowance.spread
-        due = max(queue.predicted_due(now, interval, spread), allowance.hold_until())
-        due = self._in_turn(due)
+        held = self.named_left()
+        due = self._in_turn(max(queue.predicted_due(now, interval, spread), now + held))
         by_pace = predicted_wait(
             now=now,
             due=due,
@@ -170,17 +180,45 @@ class AccountQueue:
         if without_room <= 0:
             return by_pace
         rounds = 1 + (without_room - 1) / in_flight
-        by_room = max(0.0, allowance.hold_until() - now) + rounds * queue.answer_seconds(now)
+        by_room = held + rounds * queue.answer_seconds(now)
         return max(by_pace, by_room)
 
     def held_seconds(self) -> float:
         """Return the seconds spent on hold so far, those of the present hold included."""
-        return self.allowance.held_seconds()
+        now = self._clock.monotonic()
+        return sum(one.state.held_seconds(now) for one in self._holdings())
+
+    def _holdings(self) -> tuple[Holding, Holding]:
+        return self.allowance.holding, self.holding
+
+    def named_left(self) -> float:
+        """Return the seconds left of what the API named, or of the hold if that is longer."""
+        now = self._clock.monotonic()
+        return max(one.state.named_remaining(now) for one in self._holdings())
+
+    def is_clamped(self) -> bool:
+        """True if the API named a wait that outlasts the time without a probe."""
+        holds = (one.hold for one in self._holdings())
+        return any(hold.named_until > hold.until for hold in holds if hold)
+
+    def hold_until(self) -> float:
+        """Return when the last hold of this route ends; `-inf` if there is none."""
+        return max((one.hold.until for one in self._holdings() if one.hold), default=-inf)
 
     def end_waits(self, ending: Ending) -> None:
         """End every wait without a slot."""
         for ticket in self.waiters:
             ticket.end(ending)
+
+    def state(self, now: float) -> QueueState:
+        """Return what is known of the queue."""
+        return replace(
+            self.queue.state(now, self.interval),
+            predicted_seconds=self._wait_behind(self.waiters.cost, now),
+            hold_remaining_seconds=self.holding.state.remaining(now),
+            hold_named_seconds=self.holding.state.named_remaining(now),
+            hold_limit=self.holding.limit,
+        )
 
     # What the store asks and tells
 
@@ -195,7 +233,9 @@ class AccountQueue:
 
     def wants_lease(self) -> bool:
         """True if a waiter could be sent with a lease."""
-        return self.depth > 0 and self.allowance.opens_at(self._clock.monotonic()) < inf
+        now = self._clock.monotonic()
+        opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
+        return self.depth > 0 and opens < inf
 
     def pace_left(self) -> float:
         """Seconds for which the last send of this replica keeps the next one back."""
@@ -203,7 +243,7 @@ class AccountQueue:
 
     def hold_left(self) -> float:
         """Seconds until the account's hold ends."""
-        return self.allowance.hold_left()
+        return self.allowance.holding.state.remaining(self._clock.monotonic())
 
     def lease_granted(self, lease: Lease) -> None:
         """Send with this lease from now on."""
@@ -227,8 +267,7 @@ class AccountQueue:
 
     def obey_hold(self, seconds: float) -> None:
         """Obey a hold of which another replica was told."""
-        self.allowance.obey_hold(seconds)
-        self.scheduler.pump()
+        self.scheduler.obey_hold(seconds)
 
     def refuse_waiters(self) -> None:
         """Refuse all waiters: there is no store to keep the pace."""

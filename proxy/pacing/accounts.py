@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.pacing.context import PacingContext
+from proxy.pacing.holding import HoldOrder
 from proxy.pacing.slot import Ending
 from proxy.pacing.turns import Alone, Turns
 from proxy.pacing.waiting import Waiting
@@ -50,6 +51,8 @@ class Accounts:
             random=random,
             pacing=settings.pacing,
             retry_rules=RetryRules(settings.retry),
+            reserve=_reserve(settings),
+            hold_organization=self._hold_organization,
             started_at=clock.monotonic(),
             is_draining=is_draining,
             closes_at=closes_at,
@@ -70,6 +73,8 @@ class Accounts:
         """
         self.context.pacing = settings.pacing
         self.context.retry_rules = RetryRules(settings.retry)
+        self.context.reserve = _reserve(settings)
+        self.context.hold_rules = {route.name: route.hold for route in settings.routes}
         self._learned.limit = settings.identity.max_learned
         self._unidentified.limit = settings.identity.max_unidentified
         known = {self._ids[name]: account for name, account in self._configured.items()}
@@ -81,8 +86,10 @@ class Accounts:
             )
             self._configured[wanted.name] = account
             account.rename(wanted.name, interval=wanted.interval)
+            account.allowance.organization = wanted.organization
         for key, account in known.items():
             account.rename(OTHER, interval=None)
+            account.allowance.organization = None
             self._learned.put(key, account)
         paced = {route.name: route.paced for route in settings.routes}
         for account in self.accounts():
@@ -121,6 +128,15 @@ class Accounts:
         late = self.context.clock.monotonic() - _STALLED_AFTER
         return any(account.offers_at() < late for account in self.accounts())
 
+    def _hold_organization(
+        self, organization: str, order: HoldOrder, route: tuple[str, bool] | None
+    ) -> None:
+        for account in self._configured.values():
+            if account.allowance.organization == organization:
+                queue = None if route is None else account.queue(route[0], paced=route[1])
+                account.hold(order, queue, "refused")
+                account.pump()
+
     def states(self) -> tuple[AccountState, ...]:
         """Return what is known of the accounts now; those not configured are shown as one."""
         now = self.context.clock.monotonic()
@@ -130,6 +146,10 @@ class Accounts:
         """Refuse all that wait; `is_draining` says so to all that come."""
         for account in self.accounts():
             account.end_waits(Ending.DRAINED)
+
+
+def _reserve(settings: Settings) -> int:
+    return 0 if settings.quota is None else settings.quota.reserve
 
 
 class _Table:

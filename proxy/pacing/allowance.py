@@ -4,11 +4,13 @@ Invariants: a hold outlasts whatever the room in flight says. Nothing here looks
 next; the account does, after each change (account.py).
 """
 
+from dataclasses import replace
 from math import inf
 
 from proxy.pacing.context import PacingContext
-from proxy.pacing.holding import Holding
-from proxy.pacing.slot import Slot
+from proxy.pacing.holding import Holding, HoldOrder
+from proxy.pacing.slot import Refused, Slot
+from proxy.rules.quota import Quota, QuotaLeft
 from proxy.rules.retry_budget import RetryBudget
 
 
@@ -23,15 +25,18 @@ class Allowance:
         self.key = key
         self.label = label
         self.own_interval = interval
+        self.organization: str | None = None
         self.may_be_another = False  # whose it is could not be asked; the other has its own pace
         self.in_flight = 0
         self.room_since = 0.0  # when room in flight was last made
-        self._holding = Holding()
+        self.refusing = 0  # slots whose 429 is still being read
+        self.holding = Holding()
+        self.quota: Quota | None = None  # as the API last announced it
+        self._quota_left: QuotaLeft | None = None
         self._budget = RetryBudget()
-        self._held_counted = 0.0
 
     def __repr__(self) -> str:
-        return f"<Allowance {self.label}: {self.in_flight} in flight, {self._holding}>"
+        return f"<Allowance {self.label}: {self.in_flight} in flight, {self.holding}>"
 
     @property
     def interval(self) -> float:
@@ -47,31 +52,27 @@ class Allowance:
 
     def opens_at(self, now: float) -> float:
         """Return when the account may send at all: `inf` while an answer must come first."""
-        if not self.has_room():
+        if self.refusing or not self.has_room():
             return inf
-        return self._holding.state.opens_at(now)
+        opens = self.holding.state.opens_at(now)
+        if self._quota_left is not None:
+            opens = max(opens, self._quota_left.opens_at(now, self.in_flight))
+        return opens
 
     def has_room(self) -> bool:
         """True if one more request may be in flight."""
         return self.in_flight < self.context.pacing.max_in_flight
 
     def may_leave(self, slot: Slot, now: float) -> bool:
-        """True if no hold keeps that slot's request from leaving."""
-        return self._holding.may_leave(slot, now)
+        """True if no refusal keeps that slot's request from leaving."""
+        return not self.refusing and self.holding.may_leave(slot, now)
 
     # What changes it
 
     def granted(self, slot: Slot) -> None:
         """Note a slot that was granted."""
         self.in_flight += 1
-        self._holding.granted(slot)
-
-    def ended(self, slot: Slot, *, accepted: bool) -> None:
-        """Note that a slot is over; the answer to a probe may end the hold."""
-        now = self.context.clock.monotonic()
-        if self._holding.ended(slot, now, accepted=accepted):
-            self.count_hold()
-        self.leave_room()
+        self.holding.granted(slot, self.context.clock.monotonic())
 
     def leave_room(self) -> None:
         """Make room for one more in flight."""
@@ -87,52 +88,41 @@ class Allowance:
         share = self.context.retry_rules.settings.budget
         return self._budget.take(self.context.clock.monotonic(), share)
 
-    def refused(self, slot: Slot, named: float | None) -> None:
-        """Go on hold because the API refused `slot`, for the seconds it named if it did."""
-        now = self.context.clock.monotonic()
-        hold = self._holding.state.hold
+    def note_quota(self, quota: Quota, now: float) -> HoldOrder | None:
+        """Obey what the API announced; return the hold if the next request would be refused."""
+        room = quota.remaining - self.context.reserve
+        self.quota = quota
+        self._quota_left = QuotaLeft(room, now + quota.reset)
+        return None if room > 0 else self.clamped(now, quota.reset)
+
+    def clamped(self, now: float, named: float, limit: str | None = None) -> HoldOrder:
+        """Return the hold for a wait that the API named."""
+        clamp = self.context.retry_rules.settings.max_retry_after
+        return HoldOrder(until=now + min(named, clamp), named_until=now + named, limit=limit)
+
+    def order_of(self, slot: Slot, refused: Refused, holding: Holding, now: float) -> HoldOrder:
+        """Return the hold that a refusal asks for.
+
+        Without a usable time it grows with the refusals in a row; a time that was named before
+        still stands.
+        """
+        rules, hold, limit = self.context.retry_rules, holding.hold, refused.limit.name
         refusals = 0 if hold is None else hold.refusals
-        if named is None:
-            refusals = self._holding.refusals_after(slot)
-            until = now + self.context.retry_rules.after_refusals(max(1, refusals))
-        elif named > 0:
-            until = now + named
+        if refused.seconds is None:
+            refusals = holding.refusals_after(slot)
+            until = now + rules.after_refusals(max(1, refusals))
+            if hold is not None:
+                until = max(until, min(hold.named_until, now + rules.settings.max_retry_after))
+        elif refused.seconds > 0:
+            return replace(self.clamped(now, refused.seconds, limit), refusals=refusals)
         else:
             until = slot.sent_at + slot.cost * self.interval  # the normal pace
-        self._hold(now, until, refusals)
-        self.context.turns.held(self.key, until - now)
-
-    def obey_hold(self, seconds: float) -> None:
-        """Obey a hold of which another replica was told."""
-        now = self.context.clock.monotonic()
-        self._hold(now, now + seconds, 0)
-
-    def _hold(self, now: float, until: float, refusals: int) -> None:
-        if self._holding.hold(now=now, until=until, refusals=refusals):
-            self.context.metrics.hold_begun(self.label)
+        return HoldOrder(until=until, refusals=refusals, limit=limit)
 
     # What can be seen
 
-    def is_held(self) -> bool:
-        """True from a refusal until the answer to the probe."""
-        return self._holding.state.hold is not None
-
-    def hold_until(self) -> float:
-        """Return when the hold ends; `-inf` if there is none."""
-        hold = self._holding.state.hold
-        return -inf if hold is None else hold.until
-
-    def hold_left(self) -> float:
-        """Return the seconds until the hold ends."""
-        return self._holding.state.remaining(self.context.clock.monotonic())
-
-    def held_seconds(self) -> float:
-        """Return the seconds spent on hold so far, those of the present hold included."""
-        return self._holding.state.held_seconds(self.context.clock.monotonic())
-
-    def count_hold(self) -> None:
-        """Count the seconds on hold that were not counted yet, those of the present hold too."""
-        held = self.held_seconds()
-        if held > self._held_counted:
-            self.context.metrics.held(self.label, held - self._held_counted)
-            self._held_counted = held
+    def quota_remaining(self, now: float) -> int | None:
+        """Return what is left of the quota, until its window ends."""
+        if self.quota is None or self._quota_left is None or self._quota_left.until <= now:
+            return None
+        return self.quota.remaining

@@ -1,29 +1,40 @@
 """What all accounts of one proxy have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
 from proxy.clock import Clock
+from proxy.pacing.holding import HoldOrder
 from proxy.pacing.turns import Alone, Turns
 from proxy.retries import RetryRules
+from proxy.rules.limits import HoldRule
 from proxy.settings import Pacing
 from proxy.telemetry.metrics import Metrics
+
+# Holds the accounts of an organization, on all routes (None) or one: its name, if it is paced.
+HoldOrganization = Callable[[str, HoldOrder, tuple[str, bool] | None], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class PacingContext:
-    """What all accounts share; a reload replaces `pacing` and `retry_rules`."""
+    """What all accounts share; a reload replaces `pacing`, `retry_rules` and `reserve`.
+
+    `reserve` is how many requests of an announced quota are left unused.
+    """
 
     clock: Clock
     metrics: Metrics
     random: Callable[[], float]
     pacing: Pacing
     retry_rules: RetryRules
+    reserve: int
     started_at: float
     is_draining: Callable[[], bool]
     closes_at: Callable[[], float] = lambda: inf  # when whatever waits then is refused; monotonic
     turns: Turns = field(default_factory=Alone)
+    hold_rules: Mapping[str, HoldRule] = field(default_factory=dict)  # by route
+    hold_organization: HoldOrganization = lambda *_: None
     arrivals: int = 0
 
     def next_arrival(self) -> int:

@@ -1,49 +1,97 @@
-"""A hold that is kept: its phase, and the slot that is its probe.
+"""A hold that is kept: its phase, and the slots that are its probes.
 
-The phases and what changes them are in rules/hold.py; here is which slot is the probe, which a rule
-cannot know.
+The phases and what changes them are in rules/hold.py; here is which slots are probes, which a rule
+cannot know. An account has a holding, and so has each of its queues.
 """
 
+from dataclasses import dataclass
+from math import inf
+
 from proxy.pacing.slot import Slot
-from proxy.rules.hold import HoldState
+from proxy.rules.hold import Hold, HoldState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldOrder:
+    """What the API, or another replica, asked for; monotonic seconds.
+
+    `named_until` is what the API named, `until` that as far as the proxy obeys without another
+    look. `limit` is the name of the limit that was hit.
+    """
+
+    until: float
+    named_until: float = -inf
+    refusals: int = 0
+    limit: str | None = None
 
 
 class Holding:
-    """Whether an account is open, held or probing."""
+    """Whether an account, or a route of it, is open, held or probing."""
 
-    __slots__ = ("_probe", "state")
+    __slots__ = ("_counted_seconds", "_probes", "state")
 
     def __init__(self) -> None:
         self.state = HoldState()
-        self._probe: Slot | None = None
+        self._probes: set[Slot] = set()
+        self._counted_seconds = 0.0
 
     def __repr__(self) -> str:
         return f"<Holding {self.state}>"
 
+    @property
+    def hold(self) -> Hold | None:
+        """The hold; None if open."""
+        return self.state.hold
+
+    @property
+    def limit(self) -> str | None:
+        """The name of the limit that was hit, while the hold lasts."""
+        return self.state.hold.limit if self.state.hold else None
+
     def may_leave(self, slot: Slot, now: float) -> bool:
         """True if no hold keeps that slot's request from leaving."""
-        return self.state.may_leave(now, is_probe=slot is self._probe)
+        return self.state.may_leave(now, is_probe=slot in self._probes)
 
-    def granted(self, slot: Slot) -> None:
-        """Note a slot that was granted: on hold, it is the probe."""
+    def granted(self, slot: Slot, now: float) -> None:
+        """Note a slot that was granted: on hold, it is a probe."""
         if self.state.hold is not None:
-            self._probe = slot
-            self.state = self.state.granted()
+            self._probes.add(slot)
+            self.state = self.state.granted(now)
 
     def refusals_after(self, slot: Slot) -> int:
         """Return the refusals in a row after one of `slot` that names no time."""
-        return self.state.refusals_after(is_probe=slot is self._probe)
+        return self.state.refusals_after(is_probe=slot in self._probes)
 
-    def hold(self, *, now: float, until: float, refusals: int = 0) -> bool:
+    def refused(self, slot: Slot) -> None:
+        """Note that a slot was refused: if it is a probe, those beside it are none any more."""
+        if slot in self._probes:
+            self._probes.clear()
+            self.state = self.state.probes_ended()
+
+    def prolong(self, order: HoldOrder, now: float) -> bool:
         """Begin or prolong the hold; True if it begins."""
         begins = self.state.hold is None
-        self.state = self.state.refused(now=now, until=until, refusals=refusals)
+        self.state = self.state.held(
+            now=now,
+            until=order.until,
+            named_until=order.named_until,
+            refusals=order.refusals,
+            limit=order.limit,
+        )
         return begins
 
     def ended(self, slot: Slot, now: float, *, accepted: bool) -> bool:
         """Note that a slot is over; True if that ends the hold."""
-        if slot is not self._probe:
+        if slot not in self._probes:
             return False
-        self._probe = None
+        self._probes.discard(slot)
         self.state = self.state.probe_ended(now, accepted=accepted)
+        if self.state.hold is None:
+            self._probes.clear()
         return self.state.hold is None
+
+    def take_uncounted(self, now: float) -> float:
+        """Return the seconds on hold that were not returned before."""
+        held = self.state.held_seconds(now)
+        uncounted, self._counted_seconds = held - self._counted_seconds, held
+        return uncounted

@@ -13,6 +13,9 @@ from math import inf
 from types import TracebackType
 from typing import Final, Protocol, Self
 
+from proxy.rules.limits import NO_LIMIT, Limit
+from proxy.rules.quota import Quota
+
 _A_MOMENT: Final = 0.005  # seconds in which a caller who was there a moment ago still is
 
 
@@ -30,7 +33,14 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer came that is not a refusal."""
+    """An answer came that is not a refusal, and perhaps says what is left of a quota."""
+
+    quota: Quota | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """A 429 came, and its body is still being read: nothing may leave until it is `Refused`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,7 @@ class Refused:
     """A 429 came that asks for so many seconds without requests (None: it names no usable time)."""
 
     seconds: float | None
+    limit: Limit = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class Unused:
     """The holder gives the slot back; after another last report this changes nothing."""
 
 
-Report = Sent | NotSent | Answered | Refused | Unused
+Report = Sent | NotSent | Answered | Refusing | Refused | Unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +77,10 @@ Wait = WaitUntil | OnlyIfFree
 class Ending(Enum):
     """Why a wait ended without a slot, if the caller is still there to be told."""
 
-    EXPIRED = "expired"
-    DRAINED = "drained"
-    NO_STORE = "refused"
+    EXPIRED = "the time is over"
+    DRAINED = "the proxy shuts down"
+    NO_STORE = "no store keeps the pace"
+    HELD = "a hold outlasts the wait"
 
 
 class Ticket:
@@ -125,6 +137,11 @@ class Ticket:
         """True if it was in the queue before, and so goes to the front when it comes back."""
         return self.joined_at > -inf
 
+    @property
+    def is_waiting(self) -> bool:
+        """True if it is in a queue and its wait has not ended."""
+        return self.offer is not None and not self.offer.done()
+
     def end(self, ending: Ending) -> None:
         """End the wait without a slot, unless it has ended."""
         if self.offer is not None and not self.offer.done():
@@ -159,6 +176,7 @@ class Slot:
         "due_at",
         "granted_at",
         "is_open",
+        "is_refusing",
         "not_before",
         "route",
         "sent_at",
@@ -178,6 +196,7 @@ class Slot:
         self._granter = granter
         self._ticket = ticket
         self.is_open = True
+        self.is_refusing = False
         self.route = route
         self.due_at = due_at
         self.not_before = not_before

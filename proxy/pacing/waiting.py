@@ -16,12 +16,21 @@ the caller is cancelled is given back.
 
 import asyncio
 from math import inf
+from typing import Final
 
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.context import PacingContext
 from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
 from proxy.problems import Problem, draining, store_unavailable
 from proxy.rules.pace import fits, in_words, longest_prediction
+from proxy.rules.retry_after import delay_seconds
+
+_OUTCOMES: Final = {  # under which a wait that ended without a slot is counted
+    Ending.EXPIRED: "expired",
+    Ending.DRAINED: "drained",
+    Ending.NO_STORE: "refused",
+    Ending.HELD: "refused",
+}
 
 
 class Waiting:
@@ -53,13 +62,7 @@ class Waiting:
         if has_place and is_in_time and not queue.pushes_out(ticket):
             return
         self._count(queue, ticket, "refused", 0.0)
-        raise Problem(
-            "queue-full",
-            f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
-            " Come back after Retry-After, or ask for a longer pacing.max_wait.",
-            retry_after=self._return_after(queue, predicted, limit),
-            fields={"predicted_wait": round(predicted, 3)},
-        )
+        raise self._full(queue, predicted, limit)
 
     async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot:
         """Wait for a slot, in order of arrival.
@@ -92,7 +95,7 @@ class Waiting:
         try:
             result = await offer
             if isinstance(result, Ending):
-                self._count(queue, ticket, result.value)
+                self._count(queue, ticket, _OUTCOMES[result])
                 raise self._refusal(queue, ticket, result, ends - now)
         except asyncio.CancelledError:
             self._abandon(queue, ticket, offer)
@@ -109,7 +112,7 @@ class Waiting:
     ) -> None:
         """Count a wait whose caller left, and give back what came in the very same step."""
         result = None if offer.cancelled() else offer.result()
-        self._count(queue, ticket, result.value if isinstance(result, Ending) else "abandoned")
+        self._count(queue, ticket, _OUTCOMES[result] if isinstance(result, Ending) else "abandoned")
         if isinstance(result, Slot):
             result.report(Unused())
 
@@ -129,6 +132,17 @@ class Waiting:
                 return draining()
             case Ending.NO_STORE:
                 return store_unavailable()
+            case Ending.HELD:
+                return self._full(queue, queue.named_left(), limit)
+
+    def _full(self, queue: AccountQueue, predicted: float, limit: float) -> Problem:
+        return Problem(
+            "queue-full",
+            f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
+            " Come back after Retry-After, or ask for a longer pacing.max_wait.",
+            retry_after=self._return_after(queue, predicted, limit),
+            fields={"predicted_wait": round(predicted, 3)},
+        )
 
     def _expired(self, queue: AccountQueue, ticket: Ticket, limit: float) -> Problem:
         newcomer = Ticket(self._context.next_arrival(), caller=ticket.caller, weight=ticket.weight)
@@ -140,15 +154,20 @@ class Waiting:
         )
 
     def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
+        """Return the seconds after which to come back: never before a hold that the API named."""
+        named = queue.named_left()
+        if queue.is_clamped():
+            return delay_seconds(named)
         excess = predicted - longest_prediction(limit)
         if excess <= 0:  # the wait was not too long; there was no place, or it came to nothing
             excess = min(predicted, queue.interval)
-        return queue.returns.retry_after(
+        seconds = queue.returns.retry_after(
             now=self._clock.monotonic(),
             excess=excess,
             interval=queue.interval,
             jitter=self._context.random(),
         )
+        return max(seconds, delay_seconds(named))
 
     def _count(
         self, queue: AccountQueue, ticket: Ticket, outcome: str, seconds: float | None = None

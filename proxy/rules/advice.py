@@ -39,14 +39,7 @@ def level_of(notes: tuple[Note, ...]) -> Level:
 
 def _notes(state: AccountState, now: float) -> Iterator[Note]:
     yield from _of_token(state)
-    if state.hold_remaining_seconds > 0:
-        yield Note(
-            "trouble",
-            "on hold",
-            "The API answered 429 and named a time to wait. Until then nothing is sent; then one"
-            " request goes first. No action is needed now. If it recurs, find out who else uses"
-            " this account's quota.",
-        )
+    yield from _of_holds(state)
     recent = [refusal for refusal in state.refusals if refusal.at > now - _RECENT]
     if recent:
         yield Note(
@@ -56,6 +49,30 @@ def _notes(state: AccountState, now: float) -> Iterator[Note]:
         )
     if any(line.queue_depth for line in state.routes):
         yield Note("busy", "waiting", "Requests wait to be sent at the pace. This is normal.")
+
+
+def _of_holds(state: AccountState) -> Iterator[Note]:
+    if state.hold_remaining_seconds > 0:
+        yield Note(
+            "trouble",
+            "on hold",
+            f"The API answered 429 and named a time to wait{_because(state.hold_limit)}. Until then"
+            " nothing is sent; then one request goes first. No action is needed now. If it recurs,"
+            " find out who else uses this account's quota.",
+        )
+    for route in state.routes:
+        if route.hold_named_seconds > 0:
+            yield Note(
+                "trouble",
+                f"{route.name} on hold",
+                f"The API answered 429 on this route and named a time to wait"
+                f"{_because(route.hold_limit)}. Its callers are told when to come back; other"
+                " routes go on.",
+            )
+
+
+def _because(limit: str | None) -> str:
+    return "" if limit is None else f" (limit {limit})"
 
 
 def _of_token(state: AccountState) -> Iterator[Note]:

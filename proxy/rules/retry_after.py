@@ -1,7 +1,7 @@
 """Retry-After: how long a server asks to be left alone, and how we ask the same of a caller.
 
 A field that cannot be read counts as absent: nothing a server writes raises here, or makes a wait
-that is negative, infinite or not a number. Who waits for it, if anyone, is decided elsewhere.
+that is negative, infinite or not a number. Whether anything waits for it is decided elsewhere.
 
 Every `now` is wall time in epoch seconds; dates mean nothing on another clock.
 
@@ -10,10 +10,13 @@ Obeys RFC 9110 sections 10.2.3 (Retry-After) and 5.6.7 (HTTP-date).
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Final
 
+# A day, which a daily limit may ask for. A longer wait is taken for an error, and not promised.
+LONGEST_NAMED: Final = 86_400.0
 # A server's Date farther from our clock than this is broken, not merely a little off.
 SANE_SKEW_SECONDS: Final = 86_400
 
@@ -26,11 +29,17 @@ def retry_after(
     0 if the time has come or is past, None if no field can be read. A date counts from `date`,
     the response's own, for the two come from one clock and that need not agree with ours; where
     it is absent, unreadable or more than a day from `now`, from `now`. Decimals such as `1.5` are
-    not in the grammar and are rounded up.
+    not in the grammar and are rounded up. Neither are lists such as `2, 2`, as which some servers
+    and proxies write a field that is there twice: each value of a list counts.
     """
     sent = _sent(date, now=now)
-    waits = [wait for value in values if (wait := _wait(value, sent=sent, now=now)) is not None]
+    waits = [wait for value in values for wait in _waits(value, sent=sent, now=now)]
     return min(max(waits), maximum) if waits else None
+
+
+def believable(wait: float | None, *, maximum: float) -> float | None:
+    """Return the wait that a server named, or `maximum` in the place of one that is absurd."""
+    return maximum if wait is not None and wait > max(LONGEST_NAMED, maximum) else wait
 
 
 def http_date(value: str, *, now: float) -> float | None:
@@ -59,18 +68,40 @@ _WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _LONG_WEEKDAY = "(?:Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)"
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = "(?P<hour>[01][0-9]|2[0-3]):(?P<minute>[0-5][0-9]):(?P<second>[0-5][0-9]|60)"
+_IMF_FIXDATE = f"{_WEEKDAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME}"
 _DATE_FORMS = (
     # IMF-fixdate, RFC 850, asctime; HTTP-date is case sensitive.
-    re.compile(f"{_WEEKDAY}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT"),
+    re.compile(f"{_IMF_FIXDATE} GMT"),
     re.compile(f"{_LONG_WEEKDAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT"),
     re.compile(f"{_WEEKDAY} {_MONTH} (?P<day>[0-9]{{2}}| [0-9]) {_TIME} (?P<year>[0-9]{{4}})"),
 )
+# As date libraries of other languages write it: RFC 5322 sections 3.3 and 4.3.
+_LENIENT_DATE = re.compile(f"{_IMF_FIXDATE} (?:UTC|\\+0000)")
+_LIST = re.compile(r"[ \t]*,[ \t]*")
 
 
 def _sent(date: str | None, *, now: float) -> float:
     """When the response says it was made, if that can be believed."""
     stamp = None if date is None else http_date(date, now=now)
     return now if stamp is None or abs(stamp - now) > SANE_SKEW_SECONDS else stamp
+
+
+def _waits(value: str, *, sent: float, now: float) -> Iterator[float]:
+    """Yield the waits of a field: of its whole value, else of the values of a list.
+
+    A list of dates is a list too: the comma behind a weekday is put back together.
+    """
+    whole = _wait(value, sent=sent, now=now)
+    if whole is not None:
+        yield whole
+        return
+    parts = _LIST.split(value.strip(_OWS))
+    for before, part in pairwise(["", *parts]):
+        wait = _wait(part, sent=sent, now=now)
+        if wait is None and before:
+            wait = _wait(f"{before}, {part}", sent=sent, now=now)
+        if wait is not None:
+            yield wait
 
 
 def _wait(value: str, *, sent: float, now: float) -> float | None:
@@ -80,6 +111,8 @@ def _wait(value: str, *, sent: float, now: float) -> float | None:
         # And no rounding of a float: it would lose the last digits of a long fraction.
         return float(delay["whole"]) + bool((delay["fraction"] or "").strip("0"))
     due = http_date(value, now=now)
+    if due is None and (parts := _LENIENT_DATE.fullmatch(value.strip(_OWS))):
+        due = _epoch_seconds(parts, now=now)
     return None if due is None else float(max(0, math.ceil(due - sent)))
 
 

@@ -12,7 +12,8 @@ class QueueState:
 
     `predicted_seconds` is what a newcomer would wait, behind all that wait now. `last_gap_seconds`
     is what lay between the last two of the `sent` requests: None before there were two, and where
-    several queues are shown as one.
+    several queues are shown as one. The hold is that of this route alone; `hold_named_seconds` is
+    what is left of what the API named, `hold_limit` the limit it named.
     """
 
     name: str
@@ -22,6 +23,9 @@ class QueueState:
     predicted_seconds: float = 0.0
     sent: int = 0
     last_gap_seconds: float | None = None
+    hold_remaining_seconds: float = 0.0
+    hold_named_seconds: float = 0.0
+    hold_limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +58,19 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
-    """One account, or everyone else under the name `other`; seconds."""
+    """One account, or all that are not configured under the name `other`; seconds.
+
+    `hold_remaining_seconds` and `hold_limit` are of the hold of all its routes,
+    `hold_named_seconds` is the longest of that and of the holds of single routes.
+    """
 
     name: str
     routes: Sequence[QueueState]
     in_flight: int
     hold_remaining_seconds: float
+    hold_named_seconds: float = 0.0
+    hold_limit: str | None = None
+    quota_remaining: int | None = None
     token: TokenState | None = None
     refusals: Sequence[Refusal] = ()
 
@@ -90,9 +101,14 @@ def _merge(name: str, states: Sequence[AccountState]) -> AccountState:
                 predicted_seconds=max(queue.predicted_seconds for queue in same),
                 sent=sum(queue.sent for queue in same),
                 last_gap_seconds=same[0].last_gap_seconds if len(same) == 1 else None,
+                hold_remaining_seconds=max(queue.hold_remaining_seconds for queue in same),
+                hold_named_seconds=max(queue.hold_named_seconds for queue in same),
+                hold_limit=next((queue.hold_limit for queue in same if queue.hold_limit), None),
             )
             for route, same in queues.items()
         ),
         in_flight=sum(state.in_flight for state in states),
         hold_remaining_seconds=max(state.hold_remaining_seconds for state in states),
+        hold_named_seconds=max(state.hold_named_seconds for state in states),
+        hold_limit=next((state.hold_limit for state in states if state.hold_limit), None),
     )

@@ -263,7 +263,7 @@ class Proxy:
                     self.api,
                     clock=self.clock,
                     metrics=self.metrics,
-                    max_hold=self.settings.retry.max_retry_after,
+                    quota=self.settings.quota,
                 ),
             ),
             repeats=self.repeats,

@@ -28,6 +28,7 @@ from proxy.settings.values import (
     Filled,
     Flag,
     ForwardProxyUrl,
+    HeaderName,
     HeaderSize,
     Host,
     HostName,
@@ -41,6 +42,7 @@ from proxy.settings.values import (
     Port,
     PositiveSeconds,
     Prefix,
+    Reserve,
     Scope,
     Seconds,
     Secret,
@@ -194,7 +196,8 @@ class Retry(Section):
     max_elapsed: PositiveSeconds = 60.0
     """Seconds from the first send to the last one, the API's own time included."""
     max_retry_after: PositiveSeconds = 300.0
-    """Seconds to which a longer hold is clamped."""
+    """Seconds after which one request looks whether the API still refuses, whatever wait it named.
+    """
     initial_backoff: PositiveSeconds = 0.5
     """Seconds of hold when a 429 names no usable time, and between tries that never left."""
     max_backoff: PositiveSeconds = 30.0
@@ -205,6 +208,22 @@ class Retry(Section):
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.initial_backoff > self.max_backoff:
             yield _Conflict(("initial_backoff",), "must not be above max_backoff")
+
+
+class Quota(Section):
+    """Response headers in which the API says how much of a rate limit is used.
+
+    When no more than `reserve` requests are left, the account is held until the window ends.
+    """
+
+    count: HeaderName = "inin-ratelimit-count"
+    """Header with the requests used in the window."""
+    allowed: HeaderName = "inin-ratelimit-allowed"
+    """Header with the requests allowed in it."""
+    reset: HeaderName = "inin-ratelimit-reset"
+    """Header with the seconds until it ends."""
+    reserve: Reserve = 0
+    """Requests of the window to leave unused."""
 
 
 class Tokens(Section):
@@ -327,6 +346,8 @@ class Account(Section):
     """Seconds between two sends, instead of `pacing.interval`."""
     organization_id: Filled | None = None
     """Id of its organization at the API; null asks the API, once, with the account's token."""
+    organization: Filled | None = None
+    """Accounts of one organization: a 429 whose `limit.key` begins with `org.` holds them all."""
 
     @property
     def is_managed(self) -> bool:
@@ -372,6 +393,10 @@ class Route(Section):
     """Refuse such requests."""
     paced: Flag = False
     """Send one per interval and account."""
+    hold: Literal["auto", "account", "route"] = "auto"
+    """What a 429 on this route holds: all routes of the account, or this one. `auto` goes by the
+    `limit.namespace` of the 429 (`platform.api` and `auth.api` hold the account, others the
+    route); where it is missing, a wait above `retry.max_retry_after` holds the route."""
     require_scopes: Mapping[Method, tuple[Scope, ...]] = Field(default_factory=dict)
     """Scopes needed, by method."""
     channels: tuple[Channel, ...] = ()
@@ -529,6 +554,8 @@ class Settings(Section):
     """The pace, and the lines of those who wait."""
     retry: Retry = Retry()
     """Bounds on sending again."""
+    quota: Quota | None = Quota()
+    """The quota the API announces; null ignores it."""
     tokens: Tokens = Tokens()
     """Tokens of managed accounts."""
     identity: Identity = Identity()

@@ -155,6 +155,7 @@ NotEmpty = AfterValidator(_not_empty)
 # socket option (TCP_USER_TIMEOUT takes 2,147,483 s) or a parser.
 _WEEK: Final = 604_800
 Count = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(number)]
+Reserve = Annotated[int, Field(ge=0, le=10_000_000), BeforeValidator(number)]
 HeaderSize = Annotated[int, Field(ge=1, le=1_048_576), BeforeValidator(number)]
 BodySize = Annotated[int, Field(ge=1, le=1_073_741_824), BeforeValidator(number)]
 TotalSize = Annotated[int, Field(ge=1, le=1_099_511_627_776), BeforeValidator(number)]
@@ -168,6 +169,11 @@ Filled = Annotated[str, Field(min_length=1)]
 FileName = Annotated[Path, BeforeValidator(_file_name)]
 
 Host = Annotated[str, _matching(r"[^\s/@]+", "must be an address or a host name")]
+HeaderName = Annotated[
+    str,
+    _matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", "must be the name of a header field"),
+    AfterValidator(str.lower),
+]
 HostName = Annotated[
     str,
     _matching(r"[A-Za-z0-9._-]+", "must be a host name, without a port"),

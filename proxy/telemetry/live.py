@@ -82,6 +82,20 @@ class Live(Collector):
             [((one.name,), one.hold_remaining_seconds) for one in accounts],
         )
         yield of_account(
+            "hold_named_seconds",
+            "What is left of the wait the API named, on the route that waits longest.",
+            [((one.name,), one.hold_named_seconds) for one in accounts],
+        )
+        yield of_account(
+            "quota_remaining",
+            "Requests left in the window the API announced.",
+            [
+                ((one.name,), one.quota_remaining)
+                for one in accounts
+                if one.quota_remaining is not None
+            ],
+        )
+        yield of_account(
             "token_expiry_timestamp_seconds",
             "When the account's token expires.",
             [

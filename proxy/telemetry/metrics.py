@@ -122,7 +122,9 @@ class Metrics:
         self._repeats_evicted = counter(
             "repeats_evicted", "Records of sent requests given up before their time.", "account"
         )
-        self._holds = counter("holds", "Holds the API imposed.", "account")
+        self._holds = counter(
+            "holds", "Holds begun: refused, quota or operator.", "account", "reason"
+        )
         self._held = counter("held_seconds", "Seconds spent on hold.", "account")
         self._refreshes = counter(
             "token_refreshes", "Tokens asked for.", "account", "reason", "outcome"
@@ -224,9 +226,9 @@ class Metrics:
         """Count a record of a sent request that was given up before its time."""
         self._repeats_evicted[(account,)].inc()
 
-    def hold_begun(self, account: str) -> None:
-        """Count a hold."""
-        self._holds[(account,)].inc()
+    def hold_begun(self, account: str, reason: str) -> None:
+        """Count a hold; the reason is refused, quota or operator."""
+        self._holds[account, reason].inc()
 
     def held(self, account: str, seconds: float) -> None:
         """Count seconds of a hold that are over."""

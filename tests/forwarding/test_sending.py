@@ -82,7 +82,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         metrics=metrics,
         accounts=accounts,
         drain=Drain(),
-        attempts=Attempts(cast("Client", api), clock=clock, metrics=metrics, max_hold=1.0),
+        attempts=Attempts(cast("Client", api), clock=clock, metrics=metrics, quota=None),
     )
     async with connection() as transport:
         request = make_mocked_request("POST", "/", transport=transport)

@@ -172,6 +172,14 @@ class Bench:
         self.is_draining = True
         self.accounts.drain()
 
+    def hold_left(self) -> float:
+        """Seconds left of the hold of all routes of london."""
+        return self.account().allowance.holding.state.remaining(self.now)
+
+    def held_seconds(self) -> float:
+        """Seconds that london has spent on hold on all routes."""
+        return self.account().allowance.holding.state.held_seconds(self.now)
+
     def counted(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"export_proxy_{name}", labels) or 0.0
 

@@ -16,7 +16,7 @@ TOKEN = "not-a-jwt-and-nobody-knows-it"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
-def settings_for(upstream_url: str, **sections: Mapping[str, Any] | list[Any]) -> Settings:
+def settings_for(upstream_url: str, **sections: Mapping[str, Any] | list[Any] | None) -> Settings:
     """Settings of a proxy in front of that server, on free ports; `sections` override keys.
 
     It asks nobody whose a token is unless `identity` says so.
@@ -37,7 +37,7 @@ def settings_for(upstream_url: str, **sections: Mapping[str, Any] | list[Any]) -
 
 @asynccontextmanager
 async def proxy_for(
-    upstream_url: str, **sections: Mapping[str, Any] | list[Any]
+    upstream_url: str, **sections: Mapping[str, Any] | list[Any] | None
 ) -> AsyncIterator[Running]:
     """Run a proxy in front of that server."""
     async with running(settings_for(upstream_url, **sections), SystemClock()) as proxy:

@@ -157,6 +157,7 @@ async def test_state_shows_who_waits_how_long_and_why() -> None:
                 ),
                 in_flight=0,
                 hold_remaining_seconds=3.25,
+                hold_named_seconds=3.25,
             ),
             AccountState(name="paris", routes=(), in_flight=0, hold_remaining_seconds=0.0),
             AccountState(

@@ -144,12 +144,20 @@ class Caller:
 class Silence:
     """What an account was asked for: nothing before `until`, then one at a time.
 
-    It is over when one of these, the probes, is accepted.
+    It is over when one of these, the probes, is accepted. Two seconds after the first of them has
+    its slot, a second one goes.
     """
 
     is_on: bool = False
     until: float = -inf
     probes: set[Caller] = field(default_factory=set)
+    probing_since: float = -inf
+
+    def may_probe(self, now: float) -> bool:
+        """True if there is no probe, or one that is slow."""
+        if len(self.probes) == 1:
+            return now >= self.probing_since + 2.0
+        return not self.probes
 
 
 class World:
@@ -257,12 +265,14 @@ class World:
         self.demand("room in flight", self.in_flight[account] < MAX_IN_FLIGHT)
         self.demand("one slot out on a paced queue", not (queue.paced and self.out[queue]))
         self.demand("silence when asked for", self.now >= silence.until)
-        self.demand("one probe", not (silence.is_on and silence.probes))
+        self.demand("one probe, or two", not silence.is_on or silence.may_probe(self.now))
         caller.grants += 1
         caller.has_slot = True
         self.in_flight[account] += 1
         self.out[queue].add(caller)
         if silence.is_on:
+            if not silence.probes:
+                silence.probing_since = self.now
             silence.probes.add(caller)
         if caller.script.leaves_when_offered:
             asyncio.get_running_loop().call_soon(self.leave, self.callers.index(caller))
@@ -346,10 +356,13 @@ class World:
         silence = self.silences[caller.queue.allowance]
         if caller in silence.probes and self.now >= silence.until:
             silence.is_on = False
+            silence.probes.clear()
         self.gives_back(caller)
 
     def refused(self, caller: Caller, named: float | None) -> None:
         silence = self.silences[caller.queue.allowance]
+        if caller in silence.probes:
+            silence.probes.clear()
         silence.is_on = True
         silence.until = max(silence.until, self.now + (0.5 if named is None else named))
         self.gives_back(caller)

@@ -22,14 +22,15 @@ async def test_hold_that_begins_while_somebody_connects_is_for_them_too() -> Non
     async with bench() as b:
         api = b.queue("api", paced=False)
         first = b.send(await b.get(api))
-        others = [b.join(api), b.join(api), b.join(b.queue())]
+        jobs = b.queue("jobs", paced=False)
+        others = [b.join(api), b.join(api), b.join(jobs)]
         await b.clock.advance(0)
         first.report(Refused(4.0))
         for other in others:
             assert not may_leave(b, other.take())
         for other in reversed(others):
             other.take().report(Unused())
-            b.rejoin(b.queue() if other is others[2] else api, other)
+            b.rejoin(jobs if other is others[2] else api, other)
         await b.until(13)
         assert [other.is_waiting for other in others] == [True] * 3
         await b.until(15)

@@ -70,6 +70,14 @@ def test_what_is_said_the_gravest_first(state: AccountState, said: list[tuple[st
     assert all(note.advice.endswith(".") for note in notes)
 
 
+def test_held_route_and_the_limit_that_holds_it_are_named() -> None:
+    (route,) = WAITING
+    held = replace(route, queue_depth=0, hold_named_seconds=9.0, hold_limit="flow.rate")
+    (note,) = notes_on(replace(IDLE, routes=(held,)), NOW)
+    assert (note.level, note.title) == ("trouble", f"{route.name} on hold")
+    assert "(limit flow.rate)" in note.advice
+
+
 def test_the_missing_scopes_are_named() -> None:
     (note,) = notes_on(replace(IDLE, token=replace(GOOD, missing=("b", "c"))), NOW)
     assert note.advice.startswith("Grant b, c to the client's role")

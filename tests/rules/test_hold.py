@@ -1,5 +1,6 @@
 """Holds, and the phases of an account: open, held, probing."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from proxy.rules.hold import Hold, HoldState, hold_after
 
 MOMENTS = st.floats(0, 1e6)
+HOLD = Hold(5.0, 15.0, 2, 15.0)
 OPEN = HoldState()
-HELD = HoldState(Hold(5.0, 15.0, 2))
-PROBING = HoldState(Hold(5.0, 15.0, 2), is_probing=True)
+HELD = HoldState(HOLD)
+PROBING = HoldState(HOLD, probes=1, probing_since=20.0)
+PROBING_TWICE = HoldState(HOLD, probes=2, probing_since=20.0)
 
 
 @pytest.mark.parametrize(("now", "left"), [(9.0, 6.0), (14.5, 0.5), (15.0, 0.0), (99.0, 0.0)])
@@ -26,25 +29,25 @@ def test_silence_kept_ends_with_the_hold(now: float, kept: float) -> None:
 
 
 def test_first_refusal_begins_a_hold() -> None:
-    assert hold_after(None, now=5.0, until=15.0, refusals=1) == Hold(5.0, 15.0, 1)
+    assert hold_after(None, now=5.0, until=15.0, refusals=1) == Hold(5.0, 15.0, 1, 15.0)
 
 
 def test_hold_that_would_end_before_it_begins_is_over_at_once() -> None:
     """Retry-After 0 asks for the normal pace, which may already be past."""
-    assert hold_after(None, now=5.0, until=4.0, refusals=0) == Hold(5.0, 5.0, 0)
+    assert hold_after(None, now=5.0, until=4.0, refusals=0) == Hold(5.0, 5.0, 0, 5.0)
 
 
 @pytest.mark.parametrize(
     ("until", "refusals", "held"),
     [
-        (12.0, 0, Hold(5.0, 15.0, 2)),
-        (15.0, 2, Hold(5.0, 15.0, 2)),
-        (20.0, 0, Hold(5.0, 20.0, 2)),
-        (12.0, 3, Hold(5.0, 15.0, 3)),
+        (12.0, 0, HOLD),
+        (15.0, 2, HOLD),
+        (20.0, 0, Hold(5.0, 20.0, 2, 20.0)),
+        (12.0, 3, Hold(5.0, 15.0, 3, 15.0)),
     ],
 )
 def test_longer_hold_is_never_shortened(until: float, refusals: int, held: Hold) -> None:
-    assert hold_after(Hold(5.0, 15.0, 2), now=6.0, until=until, refusals=refusals) == held
+    assert hold_after(HOLD, now=6.0, until=until, refusals=refusals) == held
 
 
 def test_silence_between_two_holds_counts_for_neither() -> None:
@@ -67,14 +70,36 @@ def test_any_refusals_only_ever_prolong_a_hold(refusals: list[tuple[float, float
             assert hold.refusals >= before.refusals
 
 
+def test_named_wait_is_kept_beside_the_clamped_end() -> None:
+    """It is told to callers for as long as it lasts, over probes that are refused."""
+    hold = hold_after(None, now=5.0, until=305.0, refusals=0, named_until=41005.0)
+    assert (hold.remaining(6.0), hold.named_remaining(6.0)) == (299.0, 40999.0)
+    again = hold_after(hold, now=306.0, until=606.0, refusals=0, named_until=41004.0)
+    assert (again.until, again.named_until) == (606.0, 41005.0)
+    assert again.named_remaining(50_000.0) == 0.0
+
+
+def test_name_of_the_limit_is_that_of_the_last_refusal_that_told_it() -> None:
+    hold = hold_after(None, now=5.0, until=15.0, refusals=0, limit="a.key")
+    assert hold_after(hold, now=6.0, until=15.0, refusals=0).limit == "a.key"
+    assert hold_after(hold, now=6.0, until=15.0, refusals=0, limit="b.key").limit == "b.key"
+
+
 @pytest.mark.parametrize(
     ("state", "now", "opens"),
-    [(OPEN, 9.0, 9.0), (HELD, 9.0, 15.0), (HELD, 20.0, 15.0), (PROBING, 9.0, inf)],
+    [
+        (OPEN, 9.0, 9.0),
+        (HELD, 9.0, 15.0),
+        (HELD, 20.0, 15.0),
+        (PROBING, 20.5, 22.0),
+        (replace(PROBING, hold=Hold(5.0, 30.0)), 20.5, 30.0),
+        (PROBING_TWICE, 99.0, inf),
+    ],
 )
-def test_slot_is_granted_if_open_or_after_the_hold(
+def test_slot_is_granted_if_open_or_after_the_hold_or_beside_a_slow_probe(
     state: HoldState, now: float, opens: float
 ) -> None:
-    """While a probe is under way none is."""
+    """Two seconds after the first probe a second one goes, and no third."""
     assert state.opens_at(now) == opens
 
 
@@ -88,7 +113,7 @@ def test_slot_is_granted_if_open_or_after_the_hold(
         (PROBING, 20.0, False, False),
     ],
 )
-def test_only_the_probe_may_leave_before_its_answer(
+def test_only_a_probe_may_leave_before_an_answer(
     state: HoldState,
     now: float,
     is_probe: bool,  # noqa: FBT001 -- a row of the table
@@ -97,18 +122,22 @@ def test_only_the_probe_may_leave_before_its_answer(
     assert state.may_leave(now, is_probe=is_probe) is may
 
 
-def test_slot_granted_on_hold_is_the_probe() -> None:
-    assert (OPEN.granted(), HELD.granted()) == (OPEN, PROBING)
+@pytest.mark.parametrize(
+    ("state", "granted"), [(OPEN, OPEN), (HELD, PROBING), (PROBING, PROBING_TWICE)]
+)
+def test_slot_granted_on_hold_is_a_probe(state: HoldState, granted: HoldState) -> None:
+    """The two seconds count from the first of them."""
+    assert state.granted(20.0) == granted
+    assert PROBING.granted(22.0) == PROBING_TWICE
 
 
 @pytest.mark.parametrize("state", [HELD, PROBING])
 def test_refusal_prolongs_the_hold_and_leaves_the_phase(state: HoldState) -> None:
-    refused = state.refused(now=6.0, until=30.0, refusals=1)
-    assert refused == HoldState(Hold(5.0, 30.0, 2), is_probing=state.is_probing)
+    assert state.held(now=6.0, until=30.0) == replace(state, hold=Hold(5.0, 30.0, 2, 30.0))
 
 
-def test_refusal_of_an_open_account_begins_a_hold() -> None:
-    assert OPEN.refused(now=6.0, until=30.0, refusals=1) == HoldState(Hold(6.0, 30.0, 1))
+def test_refusal_begins_a_hold() -> None:
+    assert OPEN.held(now=6.0, until=30.0, refusals=1) == HoldState(Hold(6.0, 30.0, 1, 30.0))
 
 
 @pytest.mark.parametrize(
@@ -122,24 +151,24 @@ def test_refusals_count_in_a_row_by_the_probe(
     assert state.refusals_after(is_probe=is_probe) == refusals
 
 
+def test_refused_probe_makes_those_beside_it_none() -> None:
+    """They prove nothing any more, and do not count as under way."""
+    assert PROBING_TWICE.probes_ended().opens_at(20.0) == 15.0
+
+
 @pytest.mark.parametrize(
-    ("now", "accepted", "after"),
-    [
-        (20.0, True, HoldState(past_seconds=10.0)),
-        (14.0, True, HELD),
-        (20.0, False, HELD),
-    ],
+    ("now", "accepted", "opens"), [(20.0, True, 20.0), (14.0, True, 15.0), (20.0, False, 15.0)]
 )
-def test_accepted_probe_opens_the_account_if_the_hold_is_over(
+def test_accepted_probe_opens_if_the_hold_is_over(
     now: float,
     accepted: bool,  # noqa: FBT001 -- a row of the table
-    after: HoldState,
+    opens: float,
 ) -> None:
-    assert PROBING.probe_ended(now, accepted=accepted) == after
+    assert PROBING.probe_ended(now, accepted=accepted).opens_at(now) == opens
 
 
 def test_seconds_on_hold_are_kept_when_it_ends() -> None:
     opened = PROBING.probe_ended(20.0, accepted=True)
     assert (opened.held_seconds(99.0), opened.remaining(20.0)) == (10.0, 0.0)
-    again = opened.refused(now=100.0, until=104.0)
+    again = opened.held(now=100.0, until=104.0)
     assert (again.held_seconds(102.0), again.remaining(102.0)) == (12.0, 2.0)

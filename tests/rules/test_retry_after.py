@@ -1,10 +1,12 @@
 """Retry-After: every valid form is honoured, and nothing a server writes can do harm."""
 
+from math import inf
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.rules.retry_after import delay_seconds, http_date, retry_after
+from proxy.rules.retry_after import believable, delay_seconds, http_date, retry_after
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
 NOW_2026 = 1_767_225_600.0  # Thu, 01 Jan 2026 00:00:00 GMT
@@ -45,7 +47,7 @@ def test_delay(value: str, seconds: float) -> None:
     "value",
     [
         *("", " ", "-5", "+5", "-0", "٣", "²", "nan", "inf", "1e3", "1e-3", "0x10", "1_0"),
-        *("5,6", "5 6", "5s", "5;", "1.", ".5", "1.2.3", "5\n", "\xa05", "5\x00", '"5"', "soon"),
+        *("5;6", "5 6", "5s", "5;", "1.", ".5", "1.2.3", "5\n", "\xa05", "5\x00", '"5"', "soon"),
     ],
 )
 def test_anything_else_counts_as_absent(value: str) -> None:
@@ -60,6 +62,36 @@ def test_largest_valid_of_several() -> None:
     assert wait("7", "Sun, 06 Nov 1994 08:49:57 GMT", "-1") == 20.0
     assert wait("x", "-1") is None
     assert wait() is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("2, 2", 2.0),
+        ("2,2", 2.0),
+        ("5,6", 6.0),
+        ("7 , 3", 7.0),
+        (",,4,", 4.0),
+        ("soon, 4, -9", 4.0),
+        ("Sun, 06 Nov 1994 08:49:57 GMT, 5", 20.0),
+        ("25, Sun, 06 Nov 1994 08:49:57 GMT", 25.0),
+        ("Sun, 06 Nov 1994 08:49:57 GMT, Sun, 06 Nov 1994 08:49:59 GMT", 22.0),
+    ],
+)
+def test_largest_valid_of_a_list(value: str, seconds: float) -> None:
+    """As a field that is there twice arrives through some proxies."""
+    assert wait(value) == seconds
+
+
+@pytest.mark.parametrize("zone", ["UTC", "+0000"])
+def test_date_in_another_spelling_of_the_zone(zone: str) -> None:
+    assert wait(f"Sun, 06 Nov 1994 08:49:57 {zone}") == 20.0
+    assert wait(f"Sun, 06 Nov 1994 08:49:57 {zone}, 3") == 20.0
+
+
+@pytest.mark.parametrize("zone", ["-0000", "+0100", "CET", "utc", "+00:00", "Z", "UTC UTC"])
+def test_date_in_any_other_zone_is_no_wait(zone: str) -> None:
+    assert wait(f"Sun, 06 Nov 1994 08:49:57 {zone}") is None
 
 
 def test_date_counts_from_the_date_of_the_response() -> None:
@@ -211,6 +243,16 @@ def test_any_text_is_a_bounded_wait_or_none(
 def test_any_number_of_seconds_is_read(seconds: int) -> None:
     """A wait is obeyed in full up to the maximum."""
     assert wait(str(seconds)) == float(min(seconds, 300))
+
+
+@pytest.mark.parametrize(
+    ("named", "believed"),
+    [(None, None), (0.0, 0.0), (41e3, 41e3), (86400.0, 86400.0), (86401.0, 300.0), (inf, 300.0)],
+)
+def test_absurd_wait_is_not_promised(named: float | None, believed: float | None) -> None:
+    """More than a day; but an operator may allow more."""
+    assert believable(named, maximum=300.0) == believed
+    assert believable(90_000.0, maximum=100_000.0) == 90_000.0
 
 
 @pytest.mark.parametrize(

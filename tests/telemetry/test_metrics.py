@@ -65,7 +65,7 @@ def count_everything(metrics: Metrics, name: str, request_id: str = "id-1") -> N
     metrics.queue_opened(name, name)
     metrics.answered(name, name, 202, 0.1, request_id=request_id)
     metrics.retried(name, "rate_limited")
-    metrics.hold_begun(name)
+    metrics.hold_begun(name, "refused")
     metrics.held(name, 1.5)
     metrics.token_refreshed(name, "startup", "ok")
     metrics.nested_field(name, name)
@@ -187,7 +187,12 @@ def test_series_of_accounts_that_are_gone_are_forgotten(
         }
         assert accounts == {"london", "other"}
     count_everything(metrics, "paris")  # and begin at nothing when they come back
-    assert registry.get_sample_value("export_proxy_holds_total", {"account": "paris"}) == 1
+    assert (
+        registry.get_sample_value(
+            "export_proxy_retries_total", {"account": "paris", "reason": "rate_limited"}
+        )
+        == 1
+    )
 
 
 # What must not break it
