@@ -22,7 +22,7 @@ from proxy.clock import Timer
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.allowance import Allowance
 from proxy.pacing.context import PacingContext
-from proxy.pacing.holding import HoldOrder
+from proxy.pacing.holding import Holding, HoldOrder
 from proxy.pacing.slot import (
     Answered,
     Ending,
@@ -35,6 +35,7 @@ from proxy.pacing.slot import (
     Ticket,
     Unused,
 )
+from proxy.pacing.turns import HoldLeft
 from proxy.rules.hold import Hold
 from proxy.rules.limits import reach_of
 from proxy.rules.quota import Quota
@@ -209,15 +210,19 @@ class Account:
             queue, now = self._queues[slot.route], self._context.clock.monotonic()
             queue.queue.given_back(slot)
             queue.queue.ended(slot, now, accepted=accepted)
-            ended = [
-                holding.ended(slot, now, accepted=accepted)
-                for holding in (self.allowance.holding, queue.holding)
-            ]
-            if any(ended):
-                self.count_hold()
+            self._end_probe(slot, self.allowance.holding, "", accepted=accepted)
+            self._end_probe(slot, queue.holding, queue.route, accepted=accepted)
             self.allowance.refusing -= slot.is_refusing
             self.allowance.leave_room()
             self.pump()
+
+    def _end_probe(self, slot: Slot, holding: Holding, route: str, *, accepted: bool) -> None:
+        """Note that a slot is over, which may end a hold; other replicas may know of its wait."""
+        now, hold = self._context.clock.monotonic(), holding.hold
+        if holding.ended(slot, now, accepted=accepted):
+            self.count_hold()
+            if hold is not None and hold.named_until > now:
+                self._context.turns.hold_over(self.allowance.key, route)
 
     # Refusals and quotas
 
@@ -251,15 +256,23 @@ class Account:
     def hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
         """Hold one queue, or the whole account (None), and tell the other replicas."""
         self._hold(order, queue, reason)
-        if queue is None:
-            now = self._context.clock.monotonic()
-            self._context.turns.held(self.allowance.key, order.until - now)
+        now, route = self._context.clock.monotonic(), "" if queue is None else queue.route
+        left = HoldLeft(order.until - now, max(order.until, order.named_until) - now)
+        self._context.turns.held(self.allowance.key, route, left)
 
-    def obey_hold(self, seconds: float) -> None:
-        """Hold the account, of which another replica was told."""
+    def obey_hold(self, left: HoldLeft, queue: AccountQueue | None) -> None:
+        """Hold one queue or the whole account (None), as another replica was told to."""
         now = self._context.clock.monotonic()
-        self._hold(HoldOrder(until=now + seconds), None, "refused")
+        order = HoldOrder(until=now + left.seconds, named_until=now + left.named)
+        self._hold(order, queue, "refused")
         self.pump()
+
+    def obey_end_of_hold(self, queue: AccountQueue | None) -> None:
+        """End a hold that is over, as another replica has seen."""
+        holding = self.allowance.holding if queue is None else queue.holding
+        if holding.open(self._context.clock.monotonic()):
+            self.count_hold()
+            self.pump()
 
     def _hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
         now = self._context.clock.monotonic()

@@ -13,7 +13,7 @@ from proxy.pacing.allowance import Allowance
 from proxy.pacing.holding import Holding
 from proxy.pacing.queue import Queue
 from proxy.pacing.slot import Ending, Slot, Ticket
-from proxy.pacing.turns import Lease
+from proxy.pacing.turns import HoldLeft, Lease
 from proxy.rules.pace import fits, predicted_wait
 from proxy.rules.returns import Returns
 from proxy.rules.state import QueueState
@@ -26,8 +26,12 @@ class Scheduler(Protocol):
         """Offer every slot that is due."""
         ...
 
-    def obey_hold(self, seconds: float) -> None:
-        """Hold the account, of which another replica was told."""
+    def obey_hold(self, left: HoldLeft, queue: "AccountQueue | None") -> None:
+        """Hold one queue or the whole account (None), as another replica was told to."""
+        ...
+
+    def obey_end_of_hold(self, queue: "AccountQueue | None") -> None:
+        """End a hold that is over, as another replica has seen."""
         ...
 
     def grant(self, queue: "AccountQueue", ticket: Ticket, now: float) -> Slot:
@@ -241,9 +245,11 @@ class AccountQueue:
         """Seconds for which the last send of this replica keeps the next one back."""
         return self.queue.pace_left(self._clock.monotonic(), self.interval)
 
-    def hold_left(self) -> float:
-        """Seconds until the account's hold ends."""
-        return self.allowance.holding.state.remaining(self._clock.monotonic())
+    def hold_left(self, *, of_route: bool) -> HoldLeft:
+        """The hold of this queue's route alone, or of all routes of its account."""
+        now = self._clock.monotonic()
+        state = (self.holding if of_route else self.allowance.holding).state
+        return HoldLeft(state.remaining(now), state.named_remaining(now))
 
     def lease_granted(self, lease: Lease) -> None:
         """Send with this lease from now on."""
@@ -265,9 +271,13 @@ class AccountQueue:
         """Send nothing for an interval, or for `replicas` of them after a send of this replica."""
         self.queue.keep_distance(self._clock.monotonic(), self.interval, replicas)
 
-    def obey_hold(self, seconds: float) -> None:
+    def obey_hold(self, left: HoldLeft, *, of_route: bool) -> None:
         """Obey a hold of which another replica was told."""
-        self.scheduler.obey_hold(seconds)
+        self.scheduler.obey_hold(left, self if of_route else None)
+
+    def obey_end_of_hold(self, *, of_route: bool) -> None:
+        """Send again: an answer to another replica has shown that the hold is over."""
+        self.scheduler.obey_end_of_hold(self if of_route else None)
 
     def refuse_waiters(self) -> None:
         """Refuse all waiters: there is no store to keep the pace."""

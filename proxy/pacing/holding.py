@@ -90,6 +90,14 @@ class Holding:
             self._probes.clear()
         return self.state.hold is None
 
+    def open(self, now: float) -> bool:
+        """End a hold that is over, whatever the API named; True if there was one."""
+        if self.state.hold is None or self.state.hold.until > now:
+            return False
+        self.state = HoldState(past_seconds=self.state.held_seconds(now))
+        self._probes.clear()
+        return True
+
     def take_uncounted(self, now: float) -> float:
         """Return the seconds on hold that were not returned before."""
         held = self.state.held_seconds(now)

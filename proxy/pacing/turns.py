@@ -30,6 +30,21 @@ FREE: Final = Lease(-inf, inf)  # no other replica is to be asked
 NOT_OURS: Final = Lease(inf, -inf)
 
 
+@dataclass(frozen=True, slots=True)
+class HoldLeft:
+    """A hold, as replicas tell each other of it: seconds left of it and of what the API named."""
+
+    seconds: float = 0.0
+    named: float = 0.0
+
+    def outlasts(self, other: "HoldLeft") -> bool:
+        """True if this would prolong the other one."""
+        return self.seconds > other.seconds or self.named > other.named
+
+    def __bool__(self) -> bool:
+        return self.seconds > 0 or self.named > 0
+
+
 class SharedQueue(Protocol):
     """A replica's queue, as a store knows it; times are monotonic seconds."""
 
@@ -66,8 +81,8 @@ class SharedQueue(Protocol):
         """Seconds for which the last send of this replica keeps the next one back."""
         ...
 
-    def hold_left(self) -> float:
-        """Seconds until the account's hold ends."""
+    def hold_left(self, *, of_route: bool) -> HoldLeft:
+        """The hold of this queue's route alone, or of all routes of its account."""
         ...
 
     def lease_granted(self, lease: Lease) -> None:
@@ -90,8 +105,12 @@ class SharedQueue(Protocol):
         """Send nothing for an interval, or for `replicas` of them after a send of this replica."""
         ...
 
-    def obey_hold(self, seconds: float) -> None:
+    def obey_hold(self, left: HoldLeft, *, of_route: bool) -> None:
         """Obey a hold of which another replica was told."""
+        ...
+
+    def obey_end_of_hold(self, *, of_route: bool) -> None:
+        """Send again: an answer to another replica has shown that the hold is over."""
         ...
 
     def refuse_waiters(self) -> None:
@@ -146,8 +165,12 @@ class Turns(Protocol):
         """The lease was used for a send: `pace_left` says how long other replicas have to wait."""
         ...
 
-    def held(self, key: str, seconds: float) -> None:
-        """The API put this account on hold."""
+    def held(self, key: str, route: str, left: HoldLeft) -> None:
+        """The API put this account on hold, on one route or on all ("")."""
+        ...
+
+    def hold_over(self, key: str, route: str) -> None:
+        """An answer has shown that a hold is over before the API's named wait was."""
         ...
 
 
@@ -176,5 +199,8 @@ class Alone:
     def used(self, queue: SharedQueue) -> None:
         """There is no other replica to tell."""
 
-    def held(self, key: str, seconds: float) -> None:
+    def held(self, key: str, route: str, left: HoldLeft) -> None:
+        """There is no other replica to tell."""
+
+    def hold_over(self, key: str, route: str) -> None:
         """There is no other replica to tell."""

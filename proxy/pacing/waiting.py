@@ -61,6 +61,8 @@ class Waiting:
         is_in_time = fits(predicted, limit) and (limit > 0 or queue.may_be_free())
         if has_place and is_in_time and not queue.pushes_out(ticket):
             return
+        if queue.is_clamped() and queue.may_be_free():
+            return  # it may be the probe, if the store gives the lease
         self._count(queue, ticket, "refused", 0.0)
         raise self._full(queue, predicted, limit)
 

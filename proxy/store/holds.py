@@ -1,4 +1,4 @@
-"""Holds of an account, told to all replicas and asked of the store.
+"""Holds of an account or of one of its routes, told to all replicas and asked of the store.
 
 The store keeps a hold with the account's leases. An answer about a lease says what is left of it,
 so only a queue that takes no leases, because it is not paced, has to ask.
@@ -6,7 +6,7 @@ so only a queue that takes no leases, because it is not paced, has to ask.
 
 from collections.abc import Callable
 
-from proxy.pacing.turns import FREE, SharedQueue
+from proxy.pacing.turns import FREE, HoldLeft, SharedQueue
 from proxy.store.script import LeaseStatus, Name, Op, Script
 from proxy.store.seat import name_of, obey
 from proxy.store.wire import StoreDown
@@ -26,14 +26,27 @@ class SharedHolds:
     def __repr__(self) -> str:
         return f"<SharedHolds {len(self._looking)} asked for>"
 
-    def tell(self, key: str, seconds: float) -> None:
+    def tell(self, key: str, route: str, left: HoldLeft) -> None:
         """Tell all replicas; where the store is down, they are told when it is back."""
+        self._script.run(
+            Op.HOLD,
+            key,
+            route,
+            span=max(0.0, left.seconds),
+            named=left.named,
+            answered=self._answered(key),
+        )
 
+    def tell_end(self, key: str, route: str) -> None:
+        """Tell all replicas that a hold is over before the API's named wait was."""
+        self._script.run(Op.OPEN, key, route, answered=self._answered(key))
+
+    def _answered(self, key: str) -> Callable[[LeaseStatus | StoreDown], None]:
         def answered(status: LeaseStatus | StoreDown) -> None:
             if not isinstance(status, StoreDown) and status.stamp.is_first:
                 self._found_new_state(key, status.stamp.born)
 
-        self._script.run(Op.HOLD, key, span=seconds, answered=answered)
+        return answered
 
     def look(self, queue: SharedQueue) -> None:
         """Learn of a hold that began before this replica had anything to do with the account."""
@@ -46,7 +59,7 @@ class SharedHolds:
             self._looking.discard(name)
             if not isinstance(status, StoreDown) and not queue.paced:
                 queue.lease_granted(FREE)
-                obey(queue, status.hold)
+                obey(queue, status)
                 queue.reevaluate()
 
-        self._script.run(Op.LOOK, queue.key, answered=answered)
+        self._script.run(Op.LOOK, queue.key, queue.route, answered=answered)

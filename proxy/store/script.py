@@ -16,6 +16,7 @@ from enum import Enum
 from importlib.resources import files
 from typing import Final, cast
 
+from proxy.pacing.turns import HoldLeft
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection
 from proxy.store.wire import ErrorReply, Reply, StoreDown, Wire, Word
@@ -38,6 +39,7 @@ class Op(Enum):
     SENT = "sent"
     LEAVE = "leave"
     HOLD = "hold"
+    OPEN = "open"
     LOOK = "look"
 
 
@@ -74,7 +76,8 @@ class LeaseStatus:
     wait: float
     wanting: int
     ahead: int
-    hold: float
+    hold: HoldLeft
+    route_hold: HoldLeft
     stamp: Stamp
 
     @classmethod
@@ -82,10 +85,18 @@ class LeaseStatus:
         """Parse an answer. Raises ValueError or TypeError if it is none of the script's."""
         if not isinstance(answer, list):
             raise TypeError
-        mine, wait, wanting, ahead, hold, born, count = (
+        mine, wait, wanting, ahead, hold, born, count, named, route_hold, route_named = (
             int(cast("bytes", part)) for part in answer
         )
-        return cls(bool(mine), wait / 1e6, wanting, ahead, hold / 1e6, Stamp(born, count))
+        return cls(
+            is_ours=bool(mine),
+            wait=wait / 1e6,
+            wanting=wanting,
+            ahead=ahead,
+            hold=_hold_left(hold, named),
+            route_hold=_hold_left(route_hold, route_named),
+            stamp=Stamp(born, count),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +126,17 @@ class WantedMessage:
 
 @dataclass(frozen=True, slots=True)
 class HoldMessage:
-    """Another replica was told of a hold."""
+    """Another replica was told of a hold, of one route or of all ("")."""
 
-    key: str
-    seconds: float
+    name: Name
+    left: HoldLeft
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMessage:
+    """Another replica has seen that a hold is over."""
+
+    name: Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +147,10 @@ class LostMessage:
     born: int
 
 
-Message = LeaseMessage | OverMessage | WantedMessage | HoldMessage | LostMessage
+Message = LeaseMessage | OverMessage | WantedMessage | HoldMessage | OpenMessage | LostMessage
 
 
-def parse_message(text: str, *, me: str) -> Message | None:
+def parse_message(text: str, *, me: str) -> Message | None:  # noqa: PLR0911 -- one a message
     """Return the message; None for our own, and for what is not understood."""
     match text.split(" "):
         case ["lease", key, route, *rest] if _are_numbers(rest, 3):
@@ -142,8 +160,10 @@ def parse_message(text: str, *, me: str) -> Message | None:
             return OverMessage((key, route), Stamp(*map(int, rest)))
         case ["wanted", key, route, *rest] if _are_numbers(rest, 2):
             return WantedMessage((key, route), Stamp(*map(int, rest)))
-        case ["hold", who, key, *rest] if who != me and _are_numbers(rest, 1):
-            return HoldMessage(key, int(rest[0]) / 1e6)
+        case ["hold", who, key, route, *rest] if who != me and _are_numbers(rest, 2):
+            return HoldMessage((key, route), _hold_left(*map(int, rest)))
+        case ["open", who, key, route] if who != me:
+            return OpenMessage((key, route))
         case ["lost", who, key, *rest] if who != me and _are_numbers(rest, 1):
             return LostMessage(key, int(rest[0]))
     return None
@@ -163,12 +183,13 @@ class Script:
         route: str = "",
         *,
         span: float = 0.0,
+        named: float = 0.0,
         interval: float = 0.0,
         again: Again = Again.NOTHING,
         answered: Callable[[LeaseStatus | StoreDown], None],
     ) -> None:
         """Run the script, and hand its answer on."""
-        words = self._words(op, key, route, span=span, interval=interval, again=again)
+        words = self._words(op, key, route, span=span, named=named, interval=interval, again=again)
 
         def receive(reply: Reply | StoreDown) -> None:
             if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
@@ -189,12 +210,13 @@ class Script:
         route: str = "",
         *,
         span: float = 0.0,
+        named: float = 0.0,
         interval: float = 0.0,
         again: Again = Again.NOTHING,
         keep_ms: int = _KEEP_MS,
     ) -> tuple[Word, ...]:
         times = (_us(span), _us(interval), _us(LEASE))
-        return (1, key, op.value, route, self.me, *times, again.value, PREFIX, keep_ms)
+        return (1, key, op.value, route, self.me, *times, again.value, PREFIX, keep_ms, _us(named))
 
     def _status(self, reply: Reply) -> LeaseStatus | StoreDown:
         try:
@@ -207,6 +229,10 @@ class Script:
 
 def _are_numbers(words: list[str], count: int) -> bool:
     return len(words) == count and all(w.isdecimal() and len(w) < _MAX_DIGITS for w in words)
+
+
+def _hold_left(seconds: int, named: int) -> HoldLeft:
+    return HoldLeft(seconds / 1e6, named / 1e6)
 
 
 def _us(seconds: float) -> int:

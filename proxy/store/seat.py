@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.clock import Clock, Timer
-from proxy.pacing.turns import Lease, SharedQueue
+from proxy.pacing.turns import HoldLeft, Lease, SharedQueue
 from proxy.store.script import LEASE, Again, LeaseStatus, Name, Op, Script, Stamp
 from proxy.store.wire import StoreDown
 
@@ -187,7 +187,7 @@ class Seat:
         if again is Again.KEEP and self.is_ours and not self.is_busy:
             self._is_kept = self._wanted is None or not self._wanted.is_after(status.stamp)
         self._wanted = None
-        obey(queue, status.hold)
+        obey(queue, status)
         queue.reevaluate()
 
     def _settle(self, status: LeaseStatus, begun: float, *, is_in: bool) -> None:
@@ -249,7 +249,13 @@ def name_of(queue: SharedQueue) -> Name:
     return queue.key, queue.route
 
 
-def obey(queue: SharedQueue, seconds: float) -> None:
-    """Put the queue's account on hold for so long, unless it is for longer."""
-    if seconds > queue.hold_left():
-        queue.obey_hold(seconds)
+def obey(queue: SharedQueue, status: LeaseStatus) -> None:
+    """Obey the holds of the store, of all routes and of this one, where they are longer."""
+    obey_hold(queue, status.hold, of_route=False)
+    obey_hold(queue, status.route_hold, of_route=True)
+
+
+def obey_hold(queue: SharedQueue, left: HoldLeft, *, of_route: bool) -> None:
+    """Put the queue, or its account, on hold for so long, unless it is for longer."""
+    if left.outlasts(queue.hold_left(of_route=of_route)):
+        queue.obey_hold(left, of_route=of_route)

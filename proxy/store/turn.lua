@@ -14,31 +14,34 @@
 -- queue. Nothing that others wrote into the key stops a queue either.
 --
 -- State: one key, a hash. For each route R: due:R, until:R (when the lease ends), holder:R, queue:R
--- (replicas as "a,b,"), last:R (the replica that sent last). For the account: hold, born (tells this
--- state from one that was lost before it), count (numbers the operations, so that messages and answers
--- can be put in order). Moments are microseconds of this server's clock; beside each stands how far
+-- (replicas as "a,b,"), last:R (the replica that sent last). For the account, and with :R for one route:
+-- hold, named (until when the API named it; hold ends sooner, to look). For the account: born (tells
+-- this state from one that was lost before it), count (numbers the operations, so that messages and
+-- answers can be put in order). Moments are microseconds of this server's clock; beside each stands how far
 -- ahead it lay (due:R_span, ...).
 --
--- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl       (us; ttl in ms)
+-- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl, named   (us; ttl in ms)
 --   ask    wants the lease, or more time with it
 --   sent   has sent; the next send may follow after span; again = wait: wants another lease; again =
 --          keep: keeps the lease if no other replica wants it and none sent since our last send
 --   leave  wants no lease
---   hold   the account is on hold for span
---   look   wants to know of a hold
+--   hold   the route, or without one the account, is on hold for span, and for named by the API's word
+--   open   such a hold is over before the time that was named
+--   look   wants to know of holds
 -- Returns {has me the lease, until DUE, how many want it, how many go before me, hold left, born,
--- count}.
+-- count, named left, hold of the route left, named of the route left}.
 --
 -- Published to one replica, on the channel of its name:
 --   lease KEY ROUTE BORN COUNT WAIT    it has the lease; DUE comes after WAIT
 --   over KEY ROUTE BORN COUNT          its lease ran out and was given to another
 --   wanted KEY ROUTE BORN COUNT        another replica wants the lease it has
 -- and to all, on the channel "all":
---   hold WHO KEY SPAN                  the account is on hold
+--   hold WHO KEY ROUTE SPAN NAMED      the route, or ("") the account, is on hold
+--   open WHO KEY ROUTE                 it is no longer
 --   lost WHO KEY BORN                  WHO found no state; the others report again what they know
 local op, route, me = ARGV[1], ARGV[2], ARGV[3]
 local span, interval, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local again, channel, ttl = ARGV[7], ARGV[8], tonumber(ARGV[9])
+local again, channel, ttl, named = ARGV[7], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10] or '0')
 local key = KEYS[1]
 local LONGEST = 86400 * 1000000
 local MOST, NAME = 128, 32 -- replicas in a queue; bytes of a name
@@ -49,10 +52,12 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 -- The state is read at once and written at once: each call costs as much as all the rest.
 local HOLD, DUE, UNTIL = 'hold', 'due:' .. route, 'until:' .. route
 local HOLDER, QUEUE, LAST = 'holder:' .. route, 'queue:' .. route, 'last:' .. route
-local moments = {HOLD, DUE, UNTIL}
+local NAMED, ROUTE_HOLD, ROUTE_NAMED = 'named', 'hold:' .. route, 'named:' .. route
+local moments = {HOLD, DUE, UNTIL, NAMED, ROUTE_HOLD, ROUTE_NAMED}
 local function read()
   return redis.pcall('HMGET', key, 'count', 'born', HOLDER, QUEUE, LAST,
-    HOLD, HOLD .. '_span', DUE, DUE .. '_span', UNTIL, UNTIL .. '_span')
+    HOLD, HOLD .. '_span', DUE, DUE .. '_span', UNTIL, UNTIL .. '_span', NAMED, NAMED .. '_span',
+    ROUTE_HOLD, ROUTE_HOLD .. '_span', ROUTE_NAMED, ROUTE_NAMED .. '_span')
 end
 local stored = read()
 if stored.err then -- of another type
@@ -102,10 +107,15 @@ local function save(latest)
   if keep > redis.call('PTTL', key) then redis.call('PEXPIRE', key, keep) end -- another route's may be later
 end
 
+local function answer(mine, wait, wanting, ahead, born, count)
+  return {mine, wait, wanting, ahead, left(at[HOLD]), born, count, left(at[NAMED]),
+    left(at[ROUTE_HOLD]), left(at[ROUTE_NAMED])}
+end
+
 local count = number(stored[1], 2 ^ 53)
 if op == 'look' then
   if count == 0 then lost(0) end
-  return {0, left(at[HOLD]), 0, 0, left(at[HOLD]), 0, 0}
+  return answer(0, left(at[HOLD]), 0, 0, 0, 0)
 end
 
 count = whole(count + 1)
@@ -116,11 +126,20 @@ if born == 0 then
   set('born', whole(born))
   lost(born)
 end
-if op == 'hold' then
-  move(HOLD, math.max(at[HOLD], now + span))
-  save(at[HOLD])
-  tell('all', 'hold ' .. me .. ' ' .. key .. ' ' .. left(at[HOLD]))
-  return {0, left(at[HOLD]), 0, 0, left(at[HOLD]), whole(born), count}
+if op == 'hold' or op == 'open' then
+  local hold, wait = HOLD, NAMED
+  if route ~= '' then hold, wait = ROUTE_HOLD, ROUTE_NAMED end
+  local about = op .. ' ' .. me .. ' ' .. key .. ' ' .. route
+  if op == 'hold' then
+    move(hold, math.max(at[hold], now + span))
+    move(wait, math.max(at[wait], now + named))
+    about = about .. ' ' .. left(at[hold]) .. ' ' .. left(at[wait])
+  else
+    move(wait, now) -- a hold that is not over stays
+  end
+  save(math.max(at[hold], at[wait]))
+  tell('all', about)
+  return answer(0, left(at[hold]), 0, 0, whole(born), count)
 end
 
 local about = key .. ' ' .. route .. ' ' .. whole(born) .. ' ' .. count
@@ -149,7 +168,7 @@ local function append(who)
   place[who] = true
 end
 
-local function opens() return math.max(now, at[DUE], at[HOLD]) end
+local function opens() return math.max(now, at[DUE], at[HOLD], at[ROUTE_HOLD]) end
 
 -- Gives the lease, anew or for longer; false if that replica no longer listens.
 local function grant(who)
@@ -202,4 +221,4 @@ for _, name in ipairs(waiting) do
   if name == me then found = true end
   if not found then ahead = ahead + 1 end
 end
-return {holder == me and 1 or 0, whole(opens() - now), wanting, ahead, left(at[HOLD]), whole(born), count}
+return answer(holder == me and 1 or 0, whole(opens() - now), wanting, ahead, whole(born), count)

@@ -17,14 +17,14 @@ no lease, unless it is not paced or the store is down. Each send is reported to 
 counted as one that bypassed it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from secrets import token_hex
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from proxy.clock import Clock
-from proxy.pacing.turns import FREE, SharedQueue
+from proxy.pacing.turns import FREE, HoldLeft, SharedQueue
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection
 from proxy.store.holds import SharedHolds
@@ -35,12 +35,13 @@ from proxy.store.script import (
     LeaseMessage,
     LostMessage,
     Name,
+    OpenMessage,
     OverMessage,
     Script,
     WantedMessage,
     parse_message,
 )
-from proxy.store.seat import Seat, SeatContext, name_of, obey
+from proxy.store.seat import Seat, SeatContext, name_of, obey_hold
 from proxy.store.wire import Wire
 from proxy.telemetry.metrics import Metrics
 
@@ -150,12 +151,17 @@ class SharedTurns:
         self._note_send(queue)
         self._seat_of(queue).report()
 
-    def held(self, key: str, seconds: float) -> None:
-        """Tell all replicas of a hold."""
+    def held(self, key: str, route: str, left: HoldLeft) -> None:
+        """Tell all replicas of a hold, of one route or of all ("")."""
         if not self._is_shared:
             self._number.refused()
-        elif seconds > 0:
-            self._holds.tell(key, seconds)
+        elif left:
+            self._holds.tell(key, route, left)
+
+    def hold_over(self, key: str, route: str) -> None:
+        """Tell all replicas that a hold is over before the API's named wait was."""
+        if self._is_shared:
+            self._holds.tell_end(key, route)
 
     def _note_send(self, queue: SharedQueue) -> None:
         now = self._clock.monotonic()
@@ -172,6 +178,15 @@ class SharedTurns:
             seat = self._seats[name_of(queue)] = Seat(queue, self._context)
         return seat
 
+    def _report_holds(self, queues: Iterable[SharedQueue]) -> bool:
+        """Tell of the holds of these queues and of their accounts; True if there are any."""
+        holds = {(queue.key, ""): queue.hold_left(of_route=False) for queue in queues}
+        holds |= {name_of(queue): queue.hold_left(of_route=True) for queue in queues}
+        for (key, route), left in holds.items():
+            if left:
+                self._holds.tell(key, route, left)
+        return any(holds.values())
+
     # Messages of the other replicas.
 
     @property
@@ -186,14 +201,22 @@ class SharedTurns:
     def receive(self, text: str, since: float) -> None:
         """Act on a message that came after `since` (monotonic)."""
         message = parse_message(text, me=self._script.me)
-        if isinstance(message, HoldMessage):
-            for queue in self._queues_of(message.key):
-                obey(queue, message.seconds)
+        if isinstance(message, HoldMessage | OpenMessage):
+            self._receive_hold(message)
         elif isinstance(message, LostMessage):
             if self._is_shared:
                 self._receive_lost(message.key, message.born)
         elif message is not None and self._is_shared:  # leases ended with the store
             self._receive_for_queue(message, since)
+
+    def _receive_hold(self, message: HoldMessage | OpenMessage) -> None:
+        key, route = message.name
+        for queue in self._queues_of(key):
+            if route in {"", queue.route}:
+                if isinstance(message, HoldMessage):
+                    obey_hold(queue, message.left, of_route=route != "")
+                else:
+                    queue.obey_end_of_hold(of_route=route != "")
 
     def _receive_for_queue(
         self, message: LeaseMessage | OverMessage | WantedMessage, since: float
@@ -220,13 +243,12 @@ class SharedTurns:
 
     def _receive_lost(self, key: str, born: int) -> None:
         """Say again what the store was told of an account and no longer knew when `born` began."""
-        hold = max((queue.hold_left() for queue in self._queues_of(key)), default=0.0)
-        if self._report_all_again(key, born) or hold > 0:
+        has_told = self._report_all_again(key, born)
+        if self._report_holds(self._queues_of(key)) or has_told:
             self._metrics.store_bypassed()
-            self.held(key, hold)
 
     def _found_new_state(self, queue: SharedQueue, born: int) -> None:
-        self.held(queue.key, queue.hold_left())
+        self._report_holds(self._queues_of(queue.key))
         self._report_all_again(queue.key, born)
 
     def _report_all_again(self, key: str, born: int) -> bool:
@@ -270,14 +292,11 @@ class SharedTurns:
     def _join(self) -> None:
         self._is_shared = True
         queues = list(self._queues.values())
-        holds: dict[str, float] = {}
         for queue in queues:
             queue.lease_lost()
-            holds[queue.key] = queue.hold_left()
             if queue.paced:
                 queue.keep_distance(self.replicas)
-        for key, seconds in holds.items():
-            self.held(key, seconds)
+        self._report_holds(queues)
         for queue in queues:
             if queue.paced and queue.pace_left() > 0:
                 self._seat_of(queue).report_again()

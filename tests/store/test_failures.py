@@ -606,3 +606,41 @@ async def test_saturated_replicas_without_the_store_do_not_send_at_the_same_mome
             took = CLOCK.monotonic() - began
             assert early(times(replicas, began), interval - 0.02) == 0
             assert took <= 4 * count * interval + 0.3 + count * interval * stalls.total / WINDOW
+
+
+async def test_hold_of_a_route_and_its_named_wait_are_known_to_all_until_a_probe_is_accepted(
+    tmp_path: Path,
+) -> None:
+    """Other routes go on everywhere."""
+    async with (
+        redis_server(tmp_path) as server,
+        replicas_of(
+            settings_of(server.url, interval=INTERVAL, replicas=2, retry={"max_retry_after": 1.0}),
+            2,
+        ) as replicas,
+    ):
+        await all_shared(replicas)
+        here, there = replicas
+        assert await there.export(there.queue()) is None
+        slot = await here.slot(here.queue())
+        here.send(slot)
+        slot.report(Refused(600.0))
+        await until(lambda: _is_held(there))
+        assert await there.export(there.queue(route="jobs")) is None
+        told = await there.export(there.queue(), limit=60.0)
+        assert told is not None
+        assert told.name == "queue-full"
+        assert told.retry_after is not None
+        assert 598 <= told.retry_after <= 600
+        await pause(1.2)
+        assert await here.export(here.queue(), limit=60.0) is None
+        await until(lambda: _is_open(there))
+        assert await there.export(there.queue(), limit=60.0) is None
+
+
+async def _is_held(replica: Replica) -> bool:
+    return bool(replica.queue().hold_left(of_route=True))
+
+
+async def _is_open(replica: Replica) -> bool:
+    return not await _is_held(replica)

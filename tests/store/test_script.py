@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 from redis.asyncio.client import PubSub
 
+from proxy.pacing.turns import HoldLeft
 from proxy.store.script import (
     HoldMessage,
     LeaseMessage,
     LostMessage,
     Message,
+    OpenMessage,
     OverMessage,
     Stamp,
     parse_message,
@@ -37,6 +39,9 @@ class Standing:
     wanting: int
     ahead: int
     hold: int
+    named: int = 0
+    route_hold: int = 0
+    route_named: int = 0
 
 
 class Store:
@@ -77,15 +82,16 @@ class Store:
         who: str,
         *,
         span: int = 0,
+        named: int = 0,
         again: str = "",
         lease: int = 2 * SECOND,
         route: str = "exports",
         ttl: int = 60_000,
     ) -> Standing:
-        arguments: list[Any] = [op, route, who, span, INTERVAL, lease, again, "p:", ttl]
+        arguments: list[Any] = [op, route, who, span, INTERVAL, lease, again, "p:", ttl, named]
         answer: Sequence[Any] = await self._script(keys=[KEY], args=arguments)
-        mine, wait, wanting, ahead, hold = map(int, answer[:5])
-        return Standing(bool(mine), wait, wanting, ahead, hold)
+        mine, wait, wanting, ahead, hold, _, _, *holds = map(int, answer)
+        return Standing(bool(mine), wait, wanting, ahead, hold, *holds)
 
     async def set(self, fields: dict[str, str]) -> None:
         await cast("Any", self.server.client).hset(KEY, mapping=fields)
@@ -179,7 +185,7 @@ async def test_unused_turn_goes_on_at_once(store: Store) -> None:
 async def test_routes_have_lines_of_their_own_and_share_the_hold(store: Store) -> None:
     assert (await store.say("ask", "a")).mine
     assert (await store.say("ask", "b", route="jobs")).mine
-    await store.say("hold", "a", span=5 * SECOND)
+    await store.say("hold", "a", route="", span=5 * SECOND)
     for route in ("exports", "jobs"):
         standing = await store.say("ask", "c", route=route)
         assert 4 * SECOND < standing.wait <= 5 * SECOND
@@ -187,18 +193,18 @@ async def test_routes_have_lines_of_their_own_and_share_the_hold(store: Store) -
 
 
 async def test_hold_is_told_to_all_and_never_shortened(store: Store) -> None:
-    await store.say("hold", "a", span=5 * SECOND)
-    standing = await store.say("hold", "b", span=SECOND)
+    await store.say("hold", "a", route="", span=5 * SECOND)
+    standing = await store.say("hold", "b", route="", span=SECOND)
     assert 4 * SECOND < standing.hold <= 5 * SECOND
     _, first, second = await store.heard("all")
     assert first.split(" ")[:3] == ["hold", "a", KEY]
-    assert 4 * SECOND < int(second.split(" ")[3]) <= 5 * SECOND
+    assert 4 * SECOND < int(second.split(" ")[4]) <= 5 * SECOND
     assert 4 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
 
 
 async def test_turn_under_a_hold_lasts_beyond_it(store: Store) -> None:
     """A lease begins when the turn can be used."""
-    await store.say("hold", "b", span=2 * SECOND)
+    await store.say("hold", "b", route="", span=2 * SECOND)
     await store.say("ask", "a", lease=200 * MS)
     await store.say("ask", "b", lease=200 * MS)
     await pause(0.4)
@@ -265,7 +271,7 @@ async def test_state_that_is_missing_is_noticed_whatever_is_said(store: Store, o
 @pytest.mark.parametrize("jump", [3600, -3600])
 async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
     """At the worst a line waits for one span more than it was to."""
-    await store.say("hold", "a", span=200 * MS)
+    await store.say("hold", "a", route="", span=200 * MS)
     await store.say("ask", "a")
     await store.say("sent", "a", span=500 * MS, again="wait")
     await store.say("ask", "b")
@@ -308,7 +314,7 @@ async def test_key_that_somebody_else_wrote_stops_no_line(store: Store, make: st
 async def test_state_outlives_what_it_says_and_not_for_long(store: Store) -> None:
     await store.say("ask", "a", ttl=10_000)
     assert 10_000 < await store.server.client.pttl(KEY) <= 12_000  # a lease of 2 s
-    await store.say("hold", "a", span=60 * SECOND, ttl=10_000)
+    await store.say("hold", "a", route="", span=60 * SECOND, ttl=10_000)
     assert 60_000 < await store.server.client.pttl(KEY) <= 70_000
     await store.say("sent", "a", span=100 * SECOND, ttl=10_000)
     assert 100_000 < await store.server.client.pttl(KEY) <= 110_000
@@ -320,17 +326,52 @@ async def test_state_outlives_what_another_route_says(store: Store) -> None:
     assert 100_000 < await store.server.client.pttl(KEY) <= 110_000
 
 
+async def test_hold_of_a_route_delays_that_route_only(store: Store) -> None:
+    await store.say("hold", "a", span=5 * SECOND, named=90 * SECOND)
+    held = await store.say("ask", "b")
+    assert held.hold == held.named == 0
+    assert 4 * SECOND < held.route_hold <= 5 * SECOND
+    assert 80 * SECOND < held.route_named <= 90 * SECOND
+    assert 4 * SECOND < held.wait <= 5 * SECOND
+    other = await store.say("ask", "b", route="jobs")
+    assert (other.wait, other.route_hold, other.route_named) == (0, 0, 0)
+
+
+async def test_named_wait_outlives_the_hold_until_it_is_seen_to_be_over(store: Store) -> None:
+    await store.say("hold", "a", route="", span=0, named=90 * SECOND)
+    assert (await store.say("look", "b")).named > 80 * SECOND
+    await store.say("open", "a", route="")
+    standing = await store.say("look", "b")
+    assert (standing.hold, standing.named) == (0, 0)
+
+
+async def test_end_of_a_named_wait_does_not_end_a_hold(store: Store) -> None:
+    await store.say("hold", "a", route="", span=5 * SECOND, named=90 * SECOND)
+    await store.say("open", "b", route="")
+    standing = await store.say("look", "c")
+    assert 4 * SECOND < standing.hold <= 5 * SECOND
+    assert standing.named == 0
+
+
+async def test_holds_and_their_ends_are_told_to_all_with_their_route(store: Store) -> None:
+    await store.say("hold", "a", span=5 * SECOND, named=9 * SECOND)
+    await store.say("open", "a", route="")
+    words = [word for word in await store.heard("all") if not word.startswith("lost ")]
+    assert words[0].startswith(f"hold a {KEY} exports ")
+    assert words[1] == f"open a {KEY} "
+
+
 async def test_hold_of_days_is_one_of_a_day(store: Store) -> None:
     day = 86_400 * SECOND
-    await store.say("hold", "a", span=3 * day)
+    await store.say("hold", "a", route="", span=3 * day)
     assert day - 5 * SECOND < (await store.say("look", "b")).hold <= day
-    assert day - 5 * SECOND < (await store.say("hold", "b", span=SECOND)).hold <= day
+    assert day - 5 * SECOND < (await store.say("hold", "b", route="", span=SECOND)).hold <= day
 
 
 async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> None:
     for who in "abc":
         await store.say("ask", who)
-    await store.say("hold", "a", span=SECOND)
+    await store.say("hold", "a", route="", span=SECOND)
     assert list(await store.server.everything()) == [KEY]
 
 
@@ -339,7 +380,9 @@ async def test_one_key_per_account_that_a_cluster_can_place(store: Store) -> Non
     [
         ("lease k r 7 8 1500000", LeaseMessage(("k", "r"), Stamp(7, 8), 1.5)),
         ("over k r 7 8", OverMessage(("k", "r"), Stamp(7, 8))),
-        ("hold another k 2000000", HoldMessage("k", 2.0)),
+        ("hold another k  2000000 3000000", HoldMessage(("k", ""), HoldLeft(2.0, 3.0))),
+        ("hold another k r 1000000 1000000", HoldMessage(("k", "r"), HoldLeft(1.0, 1.0))),
+        ("open another k r", OpenMessage(("k", "r"))),
         ("lost another k 7", LostMessage("k", 7)),
         ("hold me k 2000000", None),
         ("lost me k 7", None),
