@@ -18,13 +18,16 @@ from prometheus_client import CollectorRegistry
 
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.allowance import Allowance
 from proxy.pacing.slot import Answered as AnsweredReport
-from proxy.pacing.slot import NotSent, Sent, Slot, Ticket
+from proxy.pacing.slot import NotSent, Refusing, Sent, Slot, Ticket
 from proxy.pacing.slot import Refused as RefusedReport
 from proxy.pacing.slot import Unused as UnusedReport
 from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
-from proxy.settings import Account, Pacing, Settings, Upstream
+from proxy.rules.limits import NO_LIMIT, Limit
+from proxy.rules.quota import Quota
+from proxy.settings import Account, Pacing, Retry, Settings, Upstream
 from proxy.telemetry.metrics import Metrics
 from tests.kit.clock import FakeClock
 from tests.kit.pacing import StallingClock, wait_of
@@ -34,6 +37,7 @@ MAX_IN_FLIGHT = 2
 LONG = 10_000.0  # a limit nobody reaches
 LINES = (("london", "exports"), ("london", "jobs"), ("london", "api"), ("paris", "exports"))
 UNPACED = "api"
+CLAMP = 4.0
 ROUNDING = 1e-9
 
 
@@ -43,6 +47,7 @@ ROUNDING = 1e-9
 @dataclass(frozen=True, slots=True)
 class Answered:
     after: float
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class Refused:
 
     after: float
     named: float | None
+    limit: Limit = NO_LIMIT
+    reading: float = 0.0  # until the body is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,12 @@ class SetInterval:
     seconds: float
 
 
-Step = Arrive | Leave | Vanish | Pass | Stall | SetInterval
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The configuration is read again, and says what it said."""
+
+
+Step = Arrive | Leave | Vanish | Pass | Stall | SetInterval | Reload
 
 
 # Who plays it, and who judges
@@ -166,15 +178,17 @@ class World:
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.clock = StallingClock(start=1000.0)
         self.registry = CollectorRegistry()
-        self.accounts = Accounts(
-            Settings(
-                upstream=Upstream(api_url="https://api.example", login_url="https://login.example"),
-                accounts=(
-                    Account(name="london", client_id="1"),
-                    Account(name="paris", client_id="2"),
-                ),
-                pacing=Pacing(interval=INTERVAL, max_in_flight=MAX_IN_FLIGHT),
+        self.settings = Settings(
+            upstream=Upstream(api_url="https://api.example", login_url="https://login.example"),
+            accounts=(
+                Account(name="london", client_id="1", organization="ours"),
+                Account(name="paris", client_id="2", organization="ours"),
             ),
+            pacing=Pacing(interval=INTERVAL, max_in_flight=MAX_IN_FLIGHT),
+            retry=Retry(max_retry_after=CLAMP),
+        )
+        self.accounts = Accounts(
+            self.settings,
             clock=self.clock,
             metrics=Metrics(self.registry),
             random=lambda: 0.0,
@@ -192,7 +206,13 @@ class World:
         }
         self.out: dict[AccountQueue, set[Caller]] = {queue: set() for queue in self.queues}
         self.in_flight = {queue.allowance: 0 for queue in self.queues}
-        self.silences = {queue.allowance: Silence() for queue in self.queues}
+        self.silences: dict[Allowance | AccountQueue, Silence] = {}
+        for queue in self.queues:
+            self.silences.setdefault(queue.allowance, Silence())
+            self.silences[queue] = Silence()
+        self.reading = {queue.allowance: 0 for queue in self.queues}  # refusals, of each account
+        # Of each account: how many may be in flight by its quota, and until when.
+        self.quotas = {queue.allowance: (MAX_IN_FLIGHT, -inf) for queue in self.queues}
         self._group = tasks
 
     @property
@@ -203,7 +223,7 @@ class World:
         if not holds:
             self.broken.append(f"{self.now}: {claim}")
 
-    async def play(self, steps: Iterable[tuple[Step, bool]]) -> None:
+    async def play(self, steps: Iterable[tuple[Step, bool]]) -> None:  # noqa: C901 -- a case a step
         """Play the steps; between two, tasks run only where the script says so."""
         for step, settles in steps:
             match step:
@@ -222,10 +242,16 @@ class World:
                 case SetInterval(seconds):
                     pacing = Pacing(interval=seconds, max_in_flight=MAX_IN_FLIGHT)
                     self.accounts.context.pacing = pacing
+                case Reload():
+                    self.reload()
                 case _:
                     assert_never(step)
             if settles:
                 await self.clock.advance(0)
+
+    def reload(self) -> None:
+        pacing = self.accounts.context.pacing
+        self.accounts.apply(self.settings.model_copy(update={"pacing": pacing}))
 
     def arrive(self, script: Arrive) -> None:
         queue = self.queues[script.queue]
@@ -250,7 +276,7 @@ class World:
         if not caller.is_present:
             return False
         queue, account = caller.queue, caller.queue.allowance
-        silence = self.silences[account]
+        silences = self.silences_of(caller)
         self.demand("a slot only for who may have one", caller.may_have_a_slot(self.now))
         self.demand("one slot a place in the queue", caller.grants < caller.joins)
         self.demand(
@@ -264,16 +290,21 @@ class World:
         )
         self.demand("room in flight", self.in_flight[account] < MAX_IN_FLIGHT)
         self.demand("one slot out on a paced queue", not (queue.paced and self.out[queue]))
-        self.demand("silence when asked for", self.now >= silence.until)
-        self.demand("one probe, or two", not silence.is_on or silence.may_probe(self.now))
+        room, until = self.quotas[account]
+        self.demand("room in the quota", self.now >= until or self.in_flight[account] < room)
+        self.demand("silence while a refusal is read", not self.reading[account])
+        for silence in silences:
+            self.demand("silence when asked for", self.now >= silence.until)
+            self.demand("one probe, or two", not silence.is_on or silence.may_probe(self.now))
         caller.grants += 1
         caller.has_slot = True
         self.in_flight[account] += 1
         self.out[queue].add(caller)
-        if silence.is_on:
-            if not silence.probes:
-                silence.probing_since = self.now
-            silence.probes.add(caller)
+        for silence in silences:
+            if silence.is_on:
+                if not silence.probes:
+                    silence.probing_since = self.now
+                silence.probes.add(caller)
         if caller.script.leaves_when_offered:
             asyncio.get_running_loop().call_soon(self.leave, self.callers.index(caller))
         return True
@@ -321,15 +352,14 @@ class World:
                 case Lost(after):
                     await self.send(caller, slot, interval, after)
                     return False
-                case Answered(after):
+                case Answered(after, quota):
                     await self.send(caller, slot, interval, after)
-                    self.accepted(caller)
-                    slot.report(AnsweredReport())
+                    self.accepted(caller, quota)
+                    slot.report(AnsweredReport(quota))
                     return False
-                case Refused(after, named):
-                    await self.send(caller, slot, interval, after)
-                    self.refused(caller, named)
-                    slot.report(RefusedReport(named))
+                case Refused():
+                    await self.send(caller, slot, interval, fate.after)
+                    await self.read(caller, slot, fate)
                     return True
                 case _:
                     assert_never(fate)
@@ -352,27 +382,62 @@ class World:
         self.tries[caller.queue].append((self.now, caller.ticket.cost, kept))
         self.out[caller.queue].discard(caller)
 
-    def accepted(self, caller: Caller) -> None:
-        silence = self.silences[caller.queue.allowance]
-        if caller in silence.probes and self.now >= silence.until:
-            silence.is_on = False
-            silence.probes.clear()
+    async def read(self, caller: Caller, slot: Slot, fate: Refused) -> None:
+        """Read the body of a refusal, whether or not its caller stays."""
+        account = caller.queue.allowance
+        if fate.reading:
+            slot.report(Refusing())
+            self.reading[account] += 1
+        try:
+            await self.pause(fate.reading)
+        finally:
+            self.reading[account] -= bool(fate.reading)
+            self.refused(caller, fate)
+            slot.report(RefusedReport(fate.named, fate.limit))
+
+    def silences_of(self, caller: Caller) -> tuple[Silence, Silence]:
+        """That of the caller's account, and that of its queue."""
+        return self.silences[caller.queue.allowance], self.silences[caller.queue]
+
+    def accepted(self, caller: Caller, quota: Quota | None) -> None:
+        account = caller.queue.allowance
+        if quota is not None:
+            self.quotas[account] = (quota.remaining, self.now + quota.reset)
+            if not quota.remaining:
+                self.silence(self.silences[account], quota.reset)
+        for silence in self.silences_of(caller):
+            if caller in silence.probes and self.now >= silence.until:
+                silence.is_on = False
+                silence.probes.clear()
         self.gives_back(caller)
 
-    def refused(self, caller: Caller, named: float | None) -> None:
-        silence = self.silences[caller.queue.allowance]
-        if caller in silence.probes:
-            silence.probes.clear()
-        silence.is_on = True
-        silence.until = max(silence.until, self.now + (0.5 if named is None else named))
+    def refused(self, caller: Caller, fate: Refused) -> None:
+        """A namespace of its own, or a wait beyond the clamp, is about the route."""
+        route = caller.queue.route
+        is_route = fate.limit.namespace == "flows"
+        if fate.limit.namespace is None:
+            is_route = fate.named is not None and fate.named > CLAMP
+        own = self.silences[caller.queue if is_route else caller.queue.allowance]
+        if caller in own.probes:
+            own.probes.clear()
+        for queue in self.queues:
+            if queue.allowance is caller.queue.allowance or fate.limit.key == "org.flows":
+                held = queue if is_route else queue.allowance
+                if not is_route or queue.route == route:
+                    self.silence(self.silences[held], 0.5 if fate.named is None else fate.named)
         self.gives_back(caller)
+
+    def silence(self, silence: Silence, seconds: float) -> None:
+        silence.is_on = True
+        silence.until = max(silence.until, self.now + min(seconds, CLAMP))
 
     def gives_back(self, caller: Caller) -> None:
         if caller.has_slot:
             caller.has_slot = False
             self.in_flight[caller.queue.allowance] -= 1
             self.out[caller.queue].discard(caller)
-            self.silences[caller.queue.allowance].probes.discard(caller)
+            for silence in self.silences_of(caller):
+                silence.probes.discard(caller)
 
     def early_sends(self) -> float:
         """Return what the proxy's own check of the pace has counted."""
@@ -386,9 +451,25 @@ class World:
 
 
 DELAYS = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 3.0])
+QUOTAS = st.sampled_from([None, None, None, Quota(0, 2.0), Quota(0, 20.0), Quota(1, 3.0)])
+LIMITS = st.sampled_from(
+    [
+        NO_LIMIT,
+        NO_LIMIT,
+        Limit("a", "platform.api"),
+        Limit("b", "flows"),
+        Limit("org.flows", "flows"),
+    ]
+)
 FATES = st.one_of(
-    st.builds(Answered, DELAYS),
-    st.builds(Refused, DELAYS, st.sampled_from([None, 0.0, 0.5, 2.0])),
+    st.builds(Answered, DELAYS, QUOTAS),
+    st.builds(
+        Refused,
+        DELAYS,
+        st.sampled_from([None, 0.0, 0.5, 2.0, 20.0]),
+        LIMITS,
+        st.sampled_from([0.0, 0.0, 0.25]),
+    ),
     st.builds(Lost, DELAYS),
     st.builds(Unsent, DELAYS),
     st.builds(Unused),
@@ -409,6 +490,7 @@ STEPS = st.one_of(
     st.builds(Stall, st.sampled_from([0.25, 0.5, 3.0])),
     st.builds(Leave, st.integers(0, 50)),
     st.builds(Vanish, st.integers(0, 50)),
+    st.builds(Reload),
     st.builds(SetInterval, st.sampled_from([0.25, 0.5, 2.0])),
 )
 
@@ -429,7 +511,10 @@ def run(script: Coroutine[None, None, None]) -> None:
     | st.lists(st.tuples(STEPS, st.booleans()), min_size=15, max_size=60)
 )
 def test_whatever_happens_the_promises_hold(steps: list[tuple[Step, bool]]) -> None:
-    """Pace, order, room, silence, one slot a place; nobody is lost and nothing is left over."""
+    """Pace, order, room, silence, one slot a place; nobody is lost and nothing is left over.
+
+    Nothing leaves that a hold covers, and what no hold covers is served in the end.
+    """
 
     async def script() -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
+from proxy.pacing.turns import HoldLeft
 from proxy.settings import Store
 from proxy.store.connection import Connection
 from proxy.store.numbers import ReplicaNumber
@@ -86,7 +87,7 @@ async def test_replicas_of_one_store_have_different_numbers_and_keep_them(tmp_pa
             await until(are_claimed)
             assert [replica.turns.number for replica in replicas] == claimed
             await server.kill()
-            replicas[0].turns.held("export-proxy:2:{x}", 1.0)
+            replicas[0].turns.held("export-proxy:2:{x}", "", HoldLeft(1.0, 1.0))
             assert [replica.turns.number for replica in replicas] == claimed
 
 
