@@ -263,7 +263,7 @@ class Account:
     def obey_hold(self, left: HoldLeft, queue: AccountQueue | None) -> None:
         """Hold one queue or the whole account (None), as another replica was told to."""
         now = self._context.clock.monotonic()
-        order = HoldOrder(until=now + left.seconds, named_until=now + left.named)
+        order = HoldOrder(at=now, until=now + left.seconds, named_until=now + left.named)
         self._hold(order, queue, "refused")
         self.pump()
 
@@ -275,9 +275,8 @@ class Account:
             self.pump()
 
     def _hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
-        now = self._context.clock.monotonic()
         holding = self.allowance.holding if queue is None else queue.holding
-        if holding.prolong(order, now):
+        if holding.prolong(order):
             self._context.metrics.hold_begun(self.label, reason)
         if holding.hold is not None and holding.hold.named_until > holding.hold.until:
             self._end_hopeless(self.queues if queue is None else (queue,), holding.hold)

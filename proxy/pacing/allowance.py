@@ -98,7 +98,9 @@ class Allowance:
     def clamped(self, now: float, named: float, limit: str | None = None) -> HoldOrder:
         """Return the hold for a wait that the API named."""
         clamp = self.context.retry_rules.settings.max_retry_after
-        return HoldOrder(until=now + min(named, clamp), named_until=now + named, limit=limit)
+        return HoldOrder(
+            at=now, until=now + min(named, clamp), named_until=now + named, limit=limit
+        )
 
     def order_of(self, slot: Slot, refused: Refused, holding: Holding, now: float) -> HoldOrder:
         """Return the hold that a refusal asks for.
@@ -117,7 +119,7 @@ class Allowance:
             return replace(self.clamped(now, refused.seconds, limit), refusals=refusals)
         else:
             until = slot.sent_at + slot.cost * self.interval  # the normal pace
-        return HoldOrder(until=until, refusals=refusals, limit=limit)
+        return HoldOrder(at=now, until=until, refusals=refusals, limit=limit)
 
     # What can be seen
 

@@ -15,10 +15,11 @@ from proxy.rules.hold import Hold, HoldState
 class HoldOrder:
     """What the API, or another replica, asked for; monotonic seconds.
 
-    `named_until` is what the API named, `until` that as far as the proxy obeys without another
-    look. `limit` is the name of the limit that was hit.
+    `at` is when. `named_until` is what the API named, `until` that as far as the proxy obeys
+    without another look. `limit` is the name of the limit that was hit.
     """
 
+    at: float
     until: float
     named_until: float = -inf
     refusals: int = 0
@@ -68,11 +69,11 @@ class Holding:
             self._probes.clear()
             self.state = self.state.probes_ended()
 
-    def prolong(self, order: HoldOrder, now: float) -> bool:
+    def prolong(self, order: HoldOrder) -> bool:
         """Begin or prolong the hold; True if it begins."""
         begins = self.state.hold is None
         self.state = self.state.held(
-            now=now,
+            now=order.at,
             until=order.until,
             named_until=order.named_until,
             refusals=order.refusals,

@@ -104,7 +104,8 @@ NAMES = {  # without the prefix, and without the _total of a counter
     "upstream_duration_seconds": ("histogram", {"route"}),
     "retries": ("counter", {"account", "reason"}),
     "hold_remaining_seconds": ("gauge", {"account"}),
-    "holds": ("counter", {"account"}),
+    "hold_named_seconds": ("gauge", {"account"}),
+    "holds": ("counter", {"account", "reason"}),
     "held_seconds": ("counter", {"account"}),
     "build_info": ("gauge", {"version", "python", "aiohttp"}),
 }
@@ -146,7 +147,7 @@ async def test_the_numbers_are_those_of_the_traffic() -> None:
     assert value("queue_wait_seconds_count", **exports, outcome="sent") >= 1
     assert value("early_sends_total", **exports) == 0
     assert value("retries_total", account="other", reason="rate_limited") == 1
-    assert value("holds_total", account="other") == 1
+    assert value("holds_total", account="other", reason="refused") == 1
     assert 1 <= value("held_seconds_total", account="other") < 10
     assert value("in_flight", account="other") == 0
     assert value("interval_seconds", **exports) == 0.01
@@ -221,6 +222,9 @@ async def test_the_status_counts_who_waits() -> None:
             "interval": 0.01,
             "sent": 1,
             "last_gap_seconds": None,
+            "hold_remaining_seconds": 0,
+            "hold_named_seconds": 0,
+            "hold_limit": None,
         }
     ]
 
