@@ -367,7 +367,7 @@ async def test_a_secret_that_cannot_be_read_is_not_asked_with(tmp_path: Path) ->
         {"name": "a", "client_id": "id", "client_secret_file": str(tmp_path / "missing")}
     )
     async with RawUpstream() as server:
-        with pytest.raises(Rejected, match="FileNotFoundError"):
+        with pytest.raises(Rejected, match="No such file"):
             await fetch_from(server.url, Credentials.of(account))
         assert server.connections == 0
 
