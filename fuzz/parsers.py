@@ -1,7 +1,7 @@
 """The parsers that read what strangers write, each with what must hold whatever they are given.
 
 A check takes any bytes and raises if the parser does, or if its answer breaks a promise. It is what
-`make fuzz` calls for a minute, and `make test` for each file of the corpus. No I/O, no clock.
+`make fuzz` calls for a minute, and `make test` for each file of the corpus. No I/O.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from fuzz.answers import check_answer
+from fuzz.callers import check_caller
 from proxy.rules.claims import held_scopes, mentions, read_claims
 from proxy.rules.needs import ChannelRule, Members, NeedRules, first_nested, needs_of, read_document
 from proxy.rules.prefer import LONGEST_WAIT_SECONDS, prefer_wait
@@ -136,4 +137,5 @@ PARSERS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "prefer": check_prefer,
     "channel_body": check_channel_body,
     "answer": check_answer,
+    "caller": check_caller,
 }

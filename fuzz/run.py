@@ -24,9 +24,7 @@ SLOWEST_INPUT = 2  # seconds
 def fuzz(name: str, seconds: int) -> None:
     """Fuzz one parser; ends the process."""
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(
-        include=["proxy.rules", "proxy.http.connection", "proxy.http.reading", "fuzz"]
-    ):
+    with atheris.instrument_imports(include=["proxy.http", "proxy.rules", "fuzz"]):
         parsers = importlib.import_module("fuzz.parsers")
     found = FOUND / name
     found.mkdir(parents=True, exist_ok=True)

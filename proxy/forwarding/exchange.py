@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
-from aiohttp import web
-
 from proxy.clock import Clock
+from proxy.http.request import Request
 from proxy.pacing.account import Account
 from proxy.rules.state import OTHER
 
@@ -36,7 +35,7 @@ class Exchange:
     `problem` that of our refusal.
     """
 
-    request: web.BaseRequest
+    request: Request
     id: str
     clock: Clock
     arrived: float = field(init=False)
@@ -116,7 +115,7 @@ class Exchange:
             "account": self.account_label,
             "route": self.route,
             "method": self.request.method[:_LONGEST_METHOD],
-            "path": self.request.raw_path.partition("?")[0][:_LONGEST_PATH],
+            "path": self.request.target.partition("?")[0][:_LONGEST_PATH],
             "code": code,
             "origin": self.origin,
             "seconds": round(seconds, 4),
@@ -125,7 +124,7 @@ class Exchange:
             "token": round(self.spent["token"], 4),
             "upstream": round(self.spent["upstream"], 4),
             "attempts": len(self.attempts),
-            "peer": self.request.remote,
+            "peer": self.request.peer,
         }
         optional = {
             "problem": self.problem,

@@ -4,23 +4,22 @@
 there. How a request waits and is sent is in sending.py, how its answer is given in relay.py.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
-
-from aiohttp import web
 
 from proxy.forwarding.attempts import PendingRequest
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.intake import Intake
 from proxy.forwarding.journal import Journal
-from proxy.forwarding.relay import Relay, abort
+from proxy.forwarding.relay import Relay
 from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
-from proxy.forwarding.token_calls import TokenCalls
+from proxy.forwarding.token_calls import MAX_FORM, TokenCalls
 from proxy.http.connection import Response, is_closed_by_peer
 from proxy.http.messages import Answer
-from proxy.http.responses import problem_response, token_error_response
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer, problem_answer, token_error_answer
 from proxy.identity.verdicts import Denied
 from proxy.problems import Problem
 from proxy.rules.targets import Target
@@ -40,29 +39,32 @@ class Handler:
     login: TokenCalls
     journal: Journal
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: Request) -> None:
         """Answer a request, whatever happens, and account for it."""
         exchange = self.journal.open(request)
-        response: web.StreamResponse | None = None
+        code = _CALLER_WENT
         try:
             try:
-                response = await self._serve(exchange)
+                code = await self._serve(exchange)
             except Problem as problem:
-                response = self._refusal(exchange, problem)
+                code = self._refuse(exchange, problem)
             except ConnectionError:
                 raise  # the caller's connection: nobody is left to answer
             except Exception:  # noqa: BLE001 -- the last guard: a bug is logged and answered
                 self.journal.failed(exchange)
-                if request.writer.output_size:  # half an answer is out; no other may follow it
-                    abort(request)
-                response = self._refusal(exchange, Problem("internal", "The proxy failed."))
-            return response
+                bug = Problem("internal", "The proxy failed.")
+                if request.is_begun:  # half an answer is out; no other may follow it
+                    request.abort()
+                    self.journal.refused(exchange, bug)
+                    code = bug.status
+                else:
+                    code = self._refuse(exchange, bug)
         finally:
-            if response is None:
+            if code == _CALLER_WENT:
                 exchange.ended_here()
-            self.journal.over(exchange, _CALLER_WENT if response is None else response.status)
+            self.journal.over(exchange, code)
 
-    async def _serve(self, exchange: Exchange) -> web.StreamResponse:
+    async def _serve(self, exchange: Exchange) -> int:
         request = exchange.request
         target = self.intake.target(request)
         exchange.limit = self.intake.limit(request)
@@ -94,43 +96,45 @@ class Handler:
                     return await self._relayed(exchange, answer)
             answer = await self.sender.send(pending)
         finally:
-            self.intake.release(body)
+            self.intake.release(request)
         return await self._relayed(exchange, answer)
 
-    async def _relayed(self, exchange: Exchange, answer: Answer | Response) -> web.StreamResponse:
+    async def _relayed(self, exchange: Exchange, answer: Answer | Response) -> int:
         if isinstance(answer, Response):
             return await self.relay.stream(exchange, answer)
-        return await self.relay.pass_on(exchange, answer)
+        return self.relay.pass_on(exchange, answer)
 
-    async def _log_in(self, exchange: Exchange, target: Target) -> web.StreamResponse:
+    async def _log_in(self, exchange: Exchange, target: Target) -> int:
         exchange.route = "login"
         request = exchange.request
         if request.method != "POST":
             raise Problem(
                 "method-not-allowed", "Tokens are asked for with POST.", headers={"Allow": "POST"}
             )
-        body = await self.intake.body(request)
+        body = await self.intake.body(request, MAX_FORM)
         try:
             with exchange.spending("upstream"):
                 answer = await self.login.answer(
-                    self.relay.outgoing(request, target, body), request.remote or ""
+                    self.relay.outgoing(request, target, body), request.peer
                 )
         finally:
-            self.intake.release(body)
-        if isinstance(answer, Answer):
-            return await self.relay.pass_on(exchange, answer)
-        answer.headers["X-Request-Id"] = exchange.id
-        return answer
+            self.intake.release(request)
+        if not isinstance(answer, OwnAnswer):
+            return self.relay.pass_on(exchange, answer)
+        answer.fields.append(("X-Request-Id", exchange.id))
+        request.answer(answer)
+        return answer.status
 
-    async def _deny(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
+    async def _deny(self, exchange: Exchange, answer: Answer) -> int:
         """Give a caller the API's own 401 to its token, once the whole request has come."""
-        self.intake.release(await self.intake.body(exchange.request))
-        if exchange.request.method == "HEAD":
-            answer = replace(answer, body=b"")
-        return await self.relay.pass_on(exchange, answer)
+        await self.intake.body(exchange.request)
+        self.intake.release(exchange.request)
+        return self.relay.pass_on(exchange, answer)
 
-    def _refusal(self, exchange: Exchange, problem: Problem) -> web.Response:
+    def _refuse(self, exchange: Exchange, problem: Problem) -> int:
+        """Give a refusal of ours to the caller; return its status."""
         self.journal.refused(exchange, problem)
-        if exchange.route == "login":
-            return token_error_response(problem, exchange.id)
-        return problem_response(problem, exchange.id)
+        render = token_error_answer if exchange.route == "login" else problem_answer
+        answer = render(problem, exchange.id)
+        exchange.request.answer(answer)
+        return answer.status

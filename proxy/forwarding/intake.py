@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from aiohttp import web
-
 from proxy.forwarding.attempts import QueueCaller
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.http.bodies import Bodies
 from proxy.http.head import check_head
 from proxy.http.messages import Outgoing
+from proxy.http.request import Request
 from proxy.identity import callers
 from proxy.identity.callers import Caller, Configured, Identity, Stranger
 from proxy.identity.verdicts import Denied
@@ -51,11 +50,11 @@ class Intake:
     bodies: Bodies
     drain: Drain
 
-    def target(self, request: web.BaseRequest) -> Target:
+    def target(self, request: Request) -> Target:
         """Check the head and return its target."""
-        return check_head(request, self.pseudonym, max_header=self.settings.limits.max_header)
+        return check_head(request, self.pseudonym)
 
-    def limit(self, request: web.BaseRequest) -> float:
+    def limit(self, request: Request) -> float:
         """Return the seconds the request may wait in all, as configured or as it prefers."""
         wish = prefer_wait(request.headers.getall("Prefer", ()))
         longest = self.settings.pacing.max_wait
@@ -66,14 +65,14 @@ class Intake:
         if self.drain.has_begun:
             raise draining()
 
-    async def identify(self, request: web.BaseRequest) -> Identified | Denied:
+    async def identify(self, request: Request) -> Identified | Denied:
         """Return whose request it is, or the API's own refusal of the caller's token.
 
         Raises the Problem `queue-full` when there are too many strangers, or what identity raises.
         """
         with self.drain.interrupts():
             authorization: Sequence[str] = request.headers.getall("Authorization", ())
-            caller = await self.identity.caller(authorization, peer=request.remote or "")
+            caller = await self.identity.caller(authorization, peer=request.peer)
         managed: TokenKeeper | None = None
         match caller:
             case Denied():
@@ -88,9 +87,9 @@ class Intake:
                 account.allowance.may_be_another = not sure
             case _:
                 assert_never(caller)
-        return Identified(account, managed, self._turn_of(caller, authorization[0], request.remote))
+        return Identified(account, managed, self._turn_of(caller, authorization[0], request.peer))
 
-    def _turn_of(self, caller: Caller, credential: str, address: str | None) -> QueueCaller:
+    def _turn_of(self, caller: Caller, credential: str, address: str) -> QueueCaller:
         """Return as whom a request takes turns: its key, else its credential and address."""
         if self.settings.pacing.fairness == "none":
             return QueueCaller(None)
@@ -102,16 +101,16 @@ class Intake:
         """Return the names by which the request is recognised when its caller sends it again."""
         request, account = exchange.request, exchange.account
         authorization = request.headers.getall("Authorization", ())
-        address = "" if self.identity.is_key(authorization) else request.remote or ""
+        address = "" if self.identity.is_key(authorization) else request.peer
         scope = scope_of(account.allowance.key if account else "", ",".join(authorization), address)
         key = ", ".join(request.headers.getall("Idempotency-Key", ())).strip()
         return digests_of(scope, key, outgoing.method, outgoing.target, outgoing.body)
 
-    async def body(self, request: web.BaseRequest) -> bytes:
-        """Return the body; call `release` when it is no longer needed."""
+    async def body(self, request: Request, limit: int | None = None) -> bytes:
+        """Return the body, of `limit` bytes at most; call `release` when it is not needed."""
         with self.drain.interrupts():
-            return await self.bodies.read(request)
+            return await self.bodies.read(request, limit)
 
-    def release(self, body: bytes) -> None:
-        """Note that a body is no longer needed."""
-        self.bodies.release(len(body))
+    def release(self, request: Request) -> None:
+        """Note that the body of a request is no longer needed."""
+        self.bodies.release(request)

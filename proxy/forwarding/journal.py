@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from aiohttp import web
 
 from proxy.clock import Clock
 from proxy.forwarding.exchange import Exchange
+from proxy.http.request import Request
 from proxy.problems import Problem
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
@@ -29,7 +29,7 @@ class Journal:
         self._refusals = refusals
         self._may_log = may_log
 
-    def open(self, request: web.BaseRequest) -> Exchange:
+    def open(self, request: Request) -> Exchange:
         """Return the exchange of a request that has just come."""
         return Exchange(request, _request_id(request), self._clock)
 
@@ -58,7 +58,7 @@ class Journal:
             _log.info("request", **exchange.facts(code=code, seconds=seconds))
 
 
-def _request_id(request: web.BaseRequest) -> str:
+def _request_id(request: Request) -> str:
     own = request.headers.get("X-Request-Id", "")
     if own and _REQUEST_ID.fullmatch(own):
         return own

@@ -3,18 +3,13 @@
 A request gets one field of ours (Via), an answer three.
 """
 
-import socket
-import struct
 from collections.abc import Sequence
-
-from aiohttp import HttpVersion11, web
-from multidict import CIMultiDict
 
 from proxy.forwarding.exchange import Exchange
 from proxy.http.client import Client
 from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown, Outgoing
-from proxy.http.responses import RelayedResponse
+from proxy.http.request import Request
 from proxy.rules.headers import Field, request_fields, via, wire_fields
 from proxy.rules.targets import Target
 
@@ -29,7 +24,7 @@ class Relay:
         self._api = api
         self._pseudonym = pseudonym
 
-    def outgoing(self, request: web.BaseRequest, target: Target, body: bytes) -> Outgoing:
+    def outgoing(self, request: Request, target: Target, body: bytes) -> Outgoing:
         """Return what goes upstream for a request."""
         headers = request.headers
         fields = request_fields(wire_fields(request.raw_headers), headers.getall("Connection", ()))
@@ -42,47 +37,46 @@ class Relay:
             body=body,
         )
 
-    async def pass_on(self, exchange: Exchange, answer: Answer) -> web.StreamResponse:
-        """Give an answer that was read whole to the caller."""
-        response = self._head(exchange, answer.status, answer.reason, answer.fields)
-        response.leaves_whole()
-        await response.prepare(exchange.request)
-        await response.write_eof(answer.body)
-        return response
+    def pass_on(self, exchange: Exchange, answer: Answer) -> int:
+        """Give an answer that was read whole to the caller; return its status."""
+        fields = self._marked(exchange, answer.fields)
+        exchange.request.respond(answer.status, answer.reason, fields, answer.body)
+        return answer.status
 
-    async def stream(self, exchange: Exchange, answer: Response) -> web.StreamResponse:
+    async def stream(self, exchange: Exchange, answer: Response) -> int:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
+        reason, fields = answer.head()
         if answer.is_complete:
-            head, body = answer.head(), answer.read_nowait()
-            return await self.pass_on(exchange, Answer(answer.status, *head, body))
+            whole = Answer(answer.status, reason, fields, answer.read_nowait())
+            return self.pass_on(exchange, whole)
+        request = exchange.request
         try:
-            response = self._head(exchange, answer.status, *answer.head())
-            await response.prepare(exchange.request)
+            request.begin(answer.status, reason, self._marked(exchange, fields))
             while chunk := await self._api.next_chunk(answer):
-                await response.write(chunk)
+                await request.send(chunk)
+            request.finish()
         except OutcomeUnknown:
             exchange.is_cut = True
-            abort(exchange.request)
+            request.abort()
         finally:
             answer.release()
-        return response
+        return answer.status
 
-    def _head(
-        self, exchange: Exchange, status: int, reason: str, fields: Sequence[Field]
-    ) -> RelayedResponse:
-        headers = CIMultiDict(fields)
-        exchange.answered_by_api(headers.get("ININ-Correlation-Id"))
-        headers.add("Via", f"1.1 {self._pseudonym}")
-        headers.add("Server-Timing", exchange.server_timing())
-        headers.setdefault("X-Request-Id", exchange.id)
-        return RelayedResponse(status=status, reason=reason, headers=headers)
-
-
-def abort(request: web.BaseRequest) -> None:
-    """Close the caller's connection so that it cannot take the answer for complete."""
-    if request.transport is None:
-        return
-    if request.version < HttpVersion11:  # no chunks: there an orderly close is the end of a body
-        connection = request.transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.transport.abort()
+    def _marked(self, exchange: Exchange, fields: Sequence[Field]) -> list[Field]:
+        """Add our fields, and note what the API's own say."""
+        correlation_id, has_id = None, False
+        for name, value in fields:
+            low = name.lower()
+            if low == "inin-correlation-id":
+                correlation_id = correlation_id or value
+            elif low == "x-request-id":
+                has_id = True
+        exchange.answered_by_api(correlation_id)
+        marked = [
+            *fields,
+            ("Via", f"1.1 {self._pseudonym}"),
+            ("Server-Timing", exchange.server_timing()),
+        ]
+        if not has_id:
+            marked.append(("X-Request-Id", exchange.id))
+        return marked

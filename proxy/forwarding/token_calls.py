@@ -21,12 +21,11 @@ from math import inf
 from typing import Final
 
 import structlog
-from aiohttp import web
 
 from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
-from proxy.http.responses import OwnResponse
+from proxy.http.responses import OwnAnswer
 from proxy.identity.callers import Identity
 from proxy.problems import Problem
 from proxy.rules.codings import coded_fields, decoded
@@ -37,6 +36,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 
 _log = structlog.get_logger(__name__)
+MAX_FORM: Final = 16_384  # bytes; a form is read on the loop, and none needs a tenth of it
 _CALLS_OF_A_CLIENT: Final = 4  # at once; a client needs one token for all its work
 _MAX_ANSWER: Final = 65536
 _REFUSED_FOR: Final = 5.0  # seconds for which a refused secret is refused here
@@ -79,7 +79,7 @@ class TokenCalls:
         """Obey new settings from the next call on."""
         self._max_wait = settings.pacing.max_wait
 
-    async def answer(self, outgoing: Outgoing, peer: str) -> Answer | web.Response:
+    async def answer(self, outgoing: Outgoing, peer: str) -> Answer:
         """Return the login server's answer, read whole, or one of our own.
 
         Raises a Problem when there is none.
@@ -105,7 +105,7 @@ class TokenCalls:
         await self._take_note(answer, login, key)
         return answer
 
-    async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> web.Response:
+    async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> OwnAnswer:
         """Give the managed token to a caller that proves the account's secret."""
         if not self._identity.check_secret(managed, login.secret, peer):
             raise Problem(
@@ -116,7 +116,10 @@ class TokenCalls:
         token = await managed.usable(frozenset(), limit=self._max_wait)
         lifetime = token.expires_at - self._clock.monotonic()
         await self._identity.note_issued(token.value, managed.credentials.client_id, lifetime)
-        return OwnResponse(
+        return OwnAnswer(
+            status=HTTPStatus.OK,
+            reason="",
+            fields=[("Content-Type", "application/json"), ("Cache-Control", "no-store")],
             body=json.dumps(
                 {
                     "access_token": token.value,
@@ -124,7 +127,6 @@ class TokenCalls:
                     "expires_in": max(1, int(lifetime)),
                 }
             ).encode(),
-            headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
         )
 
     @asynccontextmanager

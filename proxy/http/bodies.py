@@ -1,77 +1,45 @@
-"""Request bodies, read whole: each and all together bounded in bytes, each in seconds."""
+"""Request bodies, read whole, each bounded in bytes and in seconds."""
 
 import asyncio
 
-from aiohttp import HttpVersion11, web
-
+from proxy.http.request import Request
+from proxy.http.room import Room
 from proxy.problems import Problem
 from proxy.settings import Limits
 
 
 class Bodies:
-    """Reads request bodies whole, each and all together bounded in bytes, each in seconds."""
+    """Reads bodies; all together have the bytes of `room`."""
 
     def __init__(self, limits: Limits) -> None:
-        self.apply(limits)
-        self._buffered = 0
+        self.room = Room(limits)
 
     def apply(self, limits: Limits) -> None:
-        """Obey new limits from the next chunk on."""
-        self.limits = limits
+        """Obey new limits from now on."""
+        self.room.limits = limits
 
-    async def read(self, request: web.BaseRequest) -> bytes:
-        """Return the body; call `release` with its length when it is no longer needed.
+    async def read(self, request: Request, limit: int | None = None) -> bytes:
+        """Return the body, of `limit` bytes at most; call `release` when it is no longer needed.
 
         Raises the Problem `too-large`, `timeout`, `overloaded` or `bad-request`.
         """
-        if not request.can_read_body:
+        body = request.body
+        if body is None:
             return b""
-        announced = request.content_length
-        if announced is not None and announced > self.limits.max_body:
-            raise self._too_large()
-        if (
-            "Expect" in request.headers
-            and request.version >= HttpVersion11  # who speaks an older one knows no interim answers
-            and request.transport is not None
-        ):
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        size = 0
-        body: bytes | None = None
-        chunks: list[bytes] = []
+        if limit is not None:
+            body.bound(limit)
+        if not body.has_failed and request.waits_for_go_ahead:
+            request.go_ahead()
+        if body.is_complete or body.has_failed:  # so nobody waits
+            return await body.whole()
         try:
-            if request.content.is_eof():  # it came with its head, so there is nothing to wait for
-                chunks.append(request.content.read_nowait())
-                size = len(chunks[0])
-                self._buffered += size
-                self._check(size)
-            else:
-                async with asyncio.timeout(self.limits.body_timeout):
-                    async for chunk in request.content.iter_any():
-                        size += len(chunk)
-                        self._buffered += len(chunk)
-                        self._check(size)
-                        chunks.append(chunk)
-            body = b"".join(chunks)
+            async with asyncio.timeout(self.room.limits.body_timeout):
+                return await body.whole()
         except TimeoutError:
+            request.is_late = True
             raise Problem("timeout", "The body did not arrive in time.", close=True) from None
-        except web.RequestPayloadError:
-            raise Problem("bad-request", "The body's framing is broken.", close=True) from None
-        finally:
-            if body is None:
-                self.release(size)
-        return body
 
-    def release(self, size: int) -> None:
-        """Take note that a body of that many bytes is gone."""
-        self._buffered -= size
-
-    def _check(self, size: int) -> None:
-        if size > self.limits.max_body:
-            raise self._too_large()
-        if self._buffered > self.limits.max_buffered:
-            raise Problem("overloaded", "Too many bytes are waiting.", retry_after=1, close=True)
-
-    def _too_large(self) -> Problem:
-        return Problem(
-            "too-large", f"A body may have {self.limits.max_body} bytes at most.", close=True
-        )
+    def release(self, request: Request) -> None:
+        """Keep the body of that request no longer."""
+        if request.body is not None:
+            request.body.drop()

@@ -6,11 +6,11 @@ is repeated in a refusal.
 """
 
 import re
-from itertools import chain
 from typing import Final
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11
 
+from proxy.http.request import Request
 from proxy.problems import Problem
 from proxy.rules.headers import has_passed
 from proxy.rules.targets import BadTarget, Target, parse_target
@@ -20,12 +20,8 @@ _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})  # the parser lets 
 _REFUSED_METHODS: Final = frozenset({"CONNECT", "TRACE"})
 
 
-def check_head(request: web.BaseRequest, pseudonym: str, *, max_header: int) -> Target:
+def check_head(request: Request, pseudonym: str) -> Target:
     """Return the request's target, or raise the Problem that refuses it."""
-    if _head_size(request) > max_header:
-        raise Problem(
-            "too-large", f"A head may have {max_header} bytes at most.", status=431, close=True
-        )
     if request.version not in _VERSIONS:
         raise _malformed("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     headers = request.headers
@@ -46,12 +42,12 @@ def check_head(request: web.BaseRequest, pseudonym: str, *, max_header: int) -> 
     if has_passed(pseudonym, headers.getall("Via", ())):
         raise Problem("loop", "The request has already passed through this proxy.")
     try:
-        return parse_target(request.raw_path)
+        return parse_target(request.target)
     except BadTarget as error:
         raise _malformed(str(error)) from None
 
 
-def _check_framing(request: web.BaseRequest) -> None:
+def _check_framing(request: Request) -> None:
     coding = request.headers.getall("Transfer-Encoding", ())
     if not coding:
         return
@@ -63,19 +59,12 @@ def _check_framing(request: web.BaseRequest) -> None:
         raise _malformed("There is no Transfer-Encoding before HTTP/1.1.")
 
 
-def _check_host(request: web.BaseRequest) -> None:
+def _check_host(request: Request) -> None:
     hosts = request.headers.getall("Host", ())
     if len(hosts) > 1 or (hosts and _AUTHORITY.fullmatch(hosts[0]) is None):
         raise _malformed("There must be one Host field, with one valid host.")
     if not hosts and request.version >= HttpVersion11:
         raise _malformed("The Host field is missing.")
-
-
-def _head_size(request: web.BaseRequest) -> int:
-    """Return the bytes of request line and fields: the parser bounds each, and not their sum."""
-    line = len(request.method) + len(request.raw_path) + len("  HTTP/1.1\r\n")
-    fields = request.raw_headers
-    return line + len(b"".join(chain.from_iterable(fields))) + len(": \r\n") * len(fields)
 
 
 def _malformed(detail: str) -> Problem:

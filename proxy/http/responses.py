@@ -1,16 +1,19 @@
-"""The answers that leave the listen port: the API's, relayed, and our own.
+"""The answers of our own, on both ports.
 
-A Problem becomes a response here and nowhere else: `application/problem+json` (RFC 9457), or the
+A Problem becomes an answer here and nowhere else: `application/problem+json` (RFC 9457), or the
 token endpoint's form (RFC 6749 section 5.2); a `Proxy-Status` field (RFC 9209) marks both as ours.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
+from multidict import CIMultiDict
 
+from proxy.http.messages import Answer
 from proxy.problems import PROXY_NAME, Problem
 
 _TOKEN_ERRORS: Final[Mapping[int, str]] = {
@@ -28,24 +31,14 @@ class OwnResponse(web.Response):
         self.headers.popall("Server", None)
 
 
-class RelayedResponse(web.StreamResponse):
-    """An answer of the API: nothing the API did not send is invented, Date aside.
+@dataclass(frozen=True, slots=True)
+class OwnAnswer(Answer):
+    """An answer of the proxy itself; `close`: the connection ends with it."""
 
-    A forwarded answer without Date gets one (RFC 9110 section 6.6.1).
-    """
-
-    def leaves_whole(self) -> None:
-        """Hold the head back until the body is there; both leave in one piece."""
-        self._send_headers_immediately = False
-
-    async def _prepare_headers(self) -> None:
-        invented = [name for name in ("Content-Type", "Server") if name not in self.headers]
-        await super()._prepare_headers()
-        for name in invented:
-            self.headers.popall(name, None)
+    close: bool = False
 
 
-def problem_response(problem: Problem, request_id: str) -> OwnResponse:
+def problem_answer(problem: Problem, request_id: str) -> OwnAnswer:
     """Return the answer for the request of that id; it closes the connection if asked to."""
     body = {
         "type": problem.type,
@@ -58,7 +51,7 @@ def problem_response(problem: Problem, request_id: str) -> OwnResponse:
     return _rendered(problem, request_id, body, "application/problem+json")
 
 
-def token_error_response(problem: Problem, request_id: str) -> OwnResponse:
+def token_error_answer(problem: Problem, request_id: str) -> OwnAnswer:
     """Return the same in the form a token endpoint gives its errors."""
     is_ours = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     default = "server_error" if is_ours else "invalid_request"
@@ -69,17 +62,27 @@ def token_error_response(problem: Problem, request_id: str) -> OwnResponse:
     return _rendered(problem, request_id, body, "application/json")
 
 
-def _rendered(
-    problem: Problem, request_id: str, body: Mapping[str, object], content_type: str
-) -> OwnResponse:
+def problem_response(problem: Problem, request_id: str) -> OwnResponse:
+    """Return the same for the admin port."""
+    answer = problem_answer(problem, request_id)
     response = OwnResponse(
-        body=json.dumps(body).encode(),
-        status=problem.status,
-        headers={**_marks(problem, request_id), "Content-Type": content_type},
+        body=answer.body, status=answer.status, headers=CIMultiDict(answer.fields)
     )
-    if problem.close:
+    if answer.close:
         response.force_close()
     return response
+
+
+def _rendered(
+    problem: Problem, request_id: str, body: Mapping[str, object], content_type: str
+) -> OwnAnswer:
+    return OwnAnswer(
+        status=problem.status,
+        reason="",
+        fields=[*_marks(problem, request_id).items(), ("Content-Type", content_type)],
+        body=json.dumps(body).encode(),
+        close=problem.close,
+    )
 
 
 def _marks(problem: Problem, request_id: str) -> dict[str, str]:

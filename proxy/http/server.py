@@ -1,18 +1,17 @@
-"""The HTTP server of both ports: aiohttp's, with our limits and our answers.
+"""The HTTP server of the admin port: aiohttp's, with our limits and our answers.
 
 Its parser's refusals become problems, without the offending line (it may hold a token) in body or
-log. A caller who goes away cancels its handler. Bodies are not decompressed. Connections are capped
-in all and for each peer; one too many is closed unanswered. So is a caller who is too slow, in
-sending a head or in taking an answer.
+log. A caller who goes away cancels its handler. Bodies are not decompressed. Connections are
+capped: the oldest that asks nothing makes room for one too many. One that is too slow, in sending a
+head or in taking an answer, is closed unanswered.
 """
 
 import asyncio
 import secrets
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import web
@@ -23,7 +22,6 @@ from aiohttp.web_protocol import _ErrInfo
 from proxy.http.responses import problem_response
 from proxy.http.sockets import open_port
 from proxy.problems import Problem
-from proxy.rules.shares import FEW_CONNECTIONS, has_room
 from proxy.settings import Limits
 
 _log = structlog.get_logger(__name__)
@@ -57,7 +55,6 @@ class Server(web.Server):
             lingering_time=_LINGERING,
         )
         self.apply(limits, write_timeout=write_timeout)
-        self._peers: Counter[str] = Counter()
 
     def apply(self, limits: Limits, *, write_timeout: float) -> None:
         """Obey new limits from the next connection on."""
@@ -75,33 +72,22 @@ class Server(web.Server):
             **self._kwargs,
         )
 
-    def has_room(self, peer: str) -> bool:
-        """Tell whether one more connection of that peer is within the limits, and count it."""
-        limits = self.limits
-        held, bound = self._peers[peer], limits.max_connections_per_peer
-        if (bound is not None and held >= bound) or not has_room(
-            used=len(self._connections),
-            whole=limits.max_connections,
-            held=held,
-            little=FEW_CONNECTIONS,
-        ):
-            return False
-        self._peers[peer] += 1
-        return True
+    def make_room(self) -> None:
+        """Abort a connection if there are too many: the oldest that asks nothing, else the oldest.
 
-    def forget(self, peer: str) -> None:
-        """Note that a connection of that peer is gone."""
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
+        So the newest is always served, and nobody can keep operators out by holding connections.
+        """
+        held = [one for one in self._connections if isinstance(one, _Connection) and one.is_open]
+        if len(held) >= self.limits.max_connections:
+            idle = [one for one in held if one.is_idle]
+            (idle or held)[0].give_way()
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_head_size", "_peer", "_server")
+    __slots__ = ("_head_size", "_server")
 
     if TYPE_CHECKING:
         _head_size: int
-        _peer: str | None
         _server: Server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -109,11 +95,23 @@ class _Connection(web.RequestHandler):
         self._server = self._manager
         self._head_size = 0
         _bound_writes(transport, self._server.write_timeout)
-        peer = _address(transport)
-        self._peer = peer if self._server.has_room(peer) else None
+        self._server.make_room()
         super().connection_made(transport)
-        if self._peer is None:
-            cast("asyncio.Transport", transport).abort()
+
+    @property
+    def is_open(self) -> bool:
+        """True if it is not closing."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request of it is under way."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def give_way(self) -> None:
+        """End it for another one."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and refuse a head as soon as it is too large: the library keeps 128 fields."""
@@ -127,12 +125,6 @@ class _Connection(web.RequestHandler):
             error = _ErrInfo(HTTPStatus.BAD_REQUEST, LineTooLong(b"", 0), "")
             self._messages.append((error, EMPTY_PAYLOAD))
             waiter.set_result(None)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._peer is not None:
-            self._server.forget(self._peer)
-            self._peer = None
-        super().connection_lost(exc)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -163,7 +155,7 @@ class _Connection(web.RequestHandler):
 
 
 class Site(web.TCPSite):
-    """Listens; a TLS handshake has as many seconds as a head, where the library gives it sixty."""
+    """Listens, on IPv4 as well where the unspecified IPv6 address is asked for."""
 
     async def start(self) -> None:
         """Open the port."""
@@ -175,7 +167,6 @@ class Site(web.TCPSite):
             self._host or "",
             self._port,
             backlog=self._backlog,
-            tls=self._ssl_context,
             handshake_timeout=server.limits.header_timeout,
         )
 
@@ -189,8 +180,3 @@ def _bound_writes(transport: asyncio.BaseTransport, seconds: float) -> None:
         connection = transport.get_extra_info("socket")
         milliseconds = max(1, int(seconds * 1000))
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
-
-
-def _address(transport: asyncio.BaseTransport) -> str:
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) and peer else ""

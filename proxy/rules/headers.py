@@ -66,7 +66,7 @@ def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[F
         if (low := name.lower()) not in dropped
         and "_" not in low
         and not low.startswith("x-forwarded-")
-        and is_sendable(value)
+        and is_writable(value)
     ]
 
 
@@ -81,24 +81,11 @@ def response_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[
 
 
 def is_writable(value: str) -> bool:
-    """Tell whether a field value can be written as RFC 9110 section 5.5 allows.
+    """True if a field value can be written: bytes that were not UTF-8 pass as they came.
 
-    Control characters other than tab are forbidden there; bytes that were not UTF-8 (they arrive
-    as lone surrogates) would be lost by the HTTP library, so the whole field is left out.
-    """
-    if value.isascii() and value.isprintable():
-        return True
-    return not any(
-        (char < " " and char != "\t") or char == "\x7f" or "\ud800" <= char <= "\udfff"
-        for char in value
-    )
-
-
-def is_sendable(value: str) -> bool:
-    """True if the client can write a field value: bytes that were not UTF-8 pass as they came.
-
-    RFC 9110 section 5.5 calls them obs-text. `wire_fields` gives them as lone surrogates, those
-    from U+DC80 to U+DCFF, which the client turns into the same bytes again.
+    RFC 9110 section 5.5 forbids control characters other than tab, and calls such bytes obs-text.
+    `wire_fields` gives them as lone surrogates, those from U+DC80 to U+DCFF, which become the same
+    bytes again when they are written.
     """
     if value.isascii() and value.isprintable():
         return True

@@ -9,7 +9,6 @@ import random
 import secrets
 from collections.abc import Callable
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from proxy.admin.server import Admin
@@ -27,7 +26,8 @@ from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.bodies import Bodies
 from proxy.http.client import Client
-from proxy.http.server import Server
+from proxy.http.listener import Listener
+from proxy.http.request import Request
 from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
@@ -133,8 +133,11 @@ class Proxy:
             settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
         )
         self.handler = self._make_handler()
-        self.server = Server(
-            self._handle, settings.limits, write_timeout=settings.upstream.response_timeout
+        self.listener = Listener(
+            self._handle,
+            self.bodies.room,
+            clock=clock,
+            write_timeout=settings.upstream.response_timeout,
         )
         self.tls = None if settings.listen.tls is None else tls_context(settings.listen.tls)
         self.snapshots = Snapshots(self.accounts, self._tokens, self.refusals, clock=clock)
@@ -175,7 +178,7 @@ class Proxy:
         self.metrics.keep(names)
         self.refusals.keep(names)
         self.bodies.apply(settings.limits)
-        self.server.apply(settings.limits, write_timeout=settings.upstream.response_timeout)
+        self.listener.apply(write_timeout=settings.upstream.response_timeout)
         self.issuer.apply(settings)
         for client_id in self._tokens.apply(settings):
             self.identity.forget(client_id)  # an old secret proved these; the new one has to
@@ -235,10 +238,10 @@ class Proxy:
         )
         return local if self.store is None else SharedRepeats(local, self.store, clock=self.clock)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> None:
         self._under_way += 1
         try:
-            return await self.handler(request)
+            await self.handler(request)
         finally:
             self._under_way -= 1
 

@@ -10,14 +10,15 @@ import asyncio
 import errno
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 from proxy.clock import Clock
+from proxy.http.listener import Listener
 from proxy.http.server import Server, Site
 from proxy.http.sockets import authority
 from proxy.pacing.accounts import Accounts
@@ -71,12 +72,11 @@ async def running(
             if proxy.store is not None:
                 await proxy.store.settled.wait()
             admin = _AdminRunner(proxy.admin.application(), settings.limits)
-            admin_url = await _listen(stack, admin, "admin", settings.admin)
-            public = web.ServerRunner(proxy.server, shutdown_timeout=_LAST_SECONDS / 4)
-            url = await _listen(stack, public, "listen", settings.listen, tls=proxy.tls)
+            admin_url = await _listen_for_operators(stack, admin, settings.admin)
+            url = await _listen(stack, proxy.listener, settings.listen, proxy.tls)
             proxy.is_listening = True
             yield Running(url, admin_url, proxy)
-            await _drain(proxy, public)
+            await _drain(proxy)
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
             raise
@@ -90,19 +90,14 @@ class _AdminRunner(web.AppRunner):
 
     def __init__(self, application: web.Application, limits: Limits) -> None:
         super().__init__(application, access_log=None, shutdown_timeout=_LAST_SECONDS / 4)
-        self._limits = limits.model_copy(
-            update={
-                "max_connections": _ADMIN_CONNECTIONS,
-                "max_connections_per_peer": _ADMIN_CONNECTIONS,
-            }
-        )
+        self._limits = limits.model_copy(update={"max_connections": _ADMIN_CONNECTIONS})
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return Server(made.request_handler, self._limits, request_factory=made.request_factory)
 
 
-async def _drain(proxy: Proxy, public: web.ServerRunner) -> None:
+async def _drain(proxy: Proxy) -> None:
     """Refuse what waits, deliver what is in flight, and give up what is not answered in time."""
     limits = proxy.settings.limits
     begun = proxy.clock.monotonic()
@@ -111,29 +106,39 @@ async def _drain(proxy: Proxy, public: web.ServerRunner) -> None:
         proxy.drain.announce(begun + limits.drain_delay)
         await proxy.clock.sleep_until(begun + limits.drain_delay)
     proxy.begin_drain()
-    for site in list(public.sites):
-        await site.stop()
+    proxy.listener.stop_listening()
     while proxy.under_way and proxy.clock.monotonic() < deadline:
         await proxy.clock.sleep_until(proxy.clock.monotonic() + _DRAIN_POLL)
     await proxy.give_up()
 
 
-async def _listen(
-    stack: AsyncExitStack,
-    runner: web.BaseRunner,
-    section: str,
-    at: Listen | AdminSettings,
-    *,
-    tls: ssl.SSLContext | None = None,
+async def _listen_for_operators(
+    stack: AsyncExitStack, runner: web.BaseRunner, at: AdminSettings
 ) -> str:
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    with _opening("admin"):
+        await Site(runner, at.host, at.port, backlog=_BACKLOG).start()
+    return f"http://{authority(at.host, runner.addresses[0][1])}"
+
+
+async def _listen(
+    stack: AsyncExitStack, listener: Listener, at: Listen, tls: ssl.SSLContext | None
+) -> str:
+    stack.push_async_callback(listener.close, _LAST_SECONDS / 4)
+    with _opening("listen"):
+        port = await listener.listen(at.host, at.port, backlog=_BACKLOG, tls=tls)
+    return f"{'https' if tls else 'http'}://{authority(at.host, port)}"
+
+
+@contextmanager
+def _opening(section: str) -> Iterator[None]:
+    """Name the key of a port that cannot be opened."""
     try:
-        await Site(runner, at.host, at.port, backlog=_BACKLOG, ssl_context=tls).start()
+        yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         complaint = f"{section}.port: cannot be listened on: {reason}"
         if error.errno in _MAY_PASS:
             raise CannotListen(complaint) from None
         raise ConfigError((complaint,)) from None
-    return f"{'https' if tls else 'http'}://{authority(at.host, runner.addresses[0][1])}"

@@ -87,9 +87,52 @@ async def test_the_admin_port_has_connections_of_its_own() -> None:
         )
         port = port_of(proxy.admin_url)
         assert parse_response(await exchange(HOST, port, ask)).status == 200
-        for _ in range(24):
+        for _ in range(60):
             await stack.enter_async_context(await open_from(HOST, port))
-        assert await exchange(HOST, port, ask) == b""
+        assert parse_response(await exchange(HOST, port, ask)).status == 200
+
+
+async def test_the_admin_port_has_a_bounded_number_of_connections() -> None:
+    """The oldest that asks nothing makes room for the newest, so health is always answered."""
+    async with (
+        RawUpstream() as upstream,
+        proxy_for(upstream.url) as proxy,
+        AsyncExitStack() as stack,
+    ):
+        port = port_of(proxy.admin_url)
+        held = [await stack.enter_async_context(await open_from(HOST, port)) for _ in range(25)]
+        assert await held[0].read_to_close() == b""
+        with pytest.raises(TimeoutError):
+            await held[1].read_some(timeout=0.2)
+
+
+# Bytes that are kept
+
+
+async def test_one_address_cannot_take_all_the_room_for_bodies() -> None:
+    """The last tenth is kept for addresses that hold little."""
+    limits = {"max_body": 100_000, "max_buffered": 1_000_000, "body_timeout": 30}
+    part = (
+        f"POST {USERS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer %d\r\n"
+        "Content-Length: 100000\r\n\r\n"
+    )
+    async with (
+        RawUpstream() as upstream,
+        proxy_for(upstream.url, limits=limits) as proxy,
+        AsyncExitStack() as stack,
+    ):
+        port = port_of(proxy.url)
+        for number in range(12):
+            greedy = await stack.enter_async_context(await open_from("127.0.0.2", port))
+            await greedy.send((part % number).encode() + b"x" * 99_000)
+
+        async def is_full() -> bool:
+            return proxy.proxy.bodies.room.taken > 850_000
+
+        await until(is_full)
+        honest = await stack.enter_async_context(await open_from("127.0.0.3", port))
+        await honest.send((part % 99).encode() + b"x" * 100_000)
+        assert (await honest.read_response("POST")).status == 200
 
 
 # Slow heads
@@ -157,7 +200,7 @@ async def test_who_does_not_read_the_answer_is_let_go() -> None:
         await caller.send(GET)
 
         async def is_gone() -> bool:
-            return proxy.proxy.under_way == 0 and not proxy.proxy.server.connections
+            return proxy.proxy.under_way == 0 and not proxy.proxy.listener.connections
 
         await asyncio.sleep(0.3)
         assert not await is_gone()
@@ -183,7 +226,7 @@ async def test_who_does_not_read_small_answers_either_is_let_go() -> None:
         await upstream.received()
 
         async def is_gone() -> bool:
-            return not proxy.proxy.server.connections
+            return not proxy.proxy.listener.connections
 
         await until(is_gone)
         caller.close()

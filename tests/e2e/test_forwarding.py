@@ -177,6 +177,45 @@ async def test_an_answer_that_dies_is_cut_short_and_not_ended(*, chunked: bool) 
     assert answer.body in (b"", b"x" * 500)
 
 
+async def test_a_body_without_a_length_ends_a_connection_of_http_1_0() -> None:
+    """RFC 9112 section 6.3: there are no chunks there, so the close is the end."""
+    reply = Reply(200, body=b"whole", chunked=True)
+    old = request(fields=[("Connection", "keep-alive")]).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    async with (
+        RawUpstream(default=reply) as upstream,
+        proxy_for(upstream.url) as proxy,
+        await RawConnection.open(HOST, port_of(proxy.url)) as caller,
+    ):
+        await caller.send(old)
+        raw = await caller.read_to_close()
+    assert b"Connection: close\r\n" in raw
+    assert raw.endswith(b"\r\n\r\nwhole")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("/api/v2/oauth/clients", 403), ("/nowhere", 404), (USERS, 401)]
+)
+async def test_a_body_that_was_not_read_is_never_taken_for_a_request(
+    target: str, status: int
+) -> None:
+    """The caller waits to be told to go on, is refused, and sends the body nevertheless."""
+    inner = request("GET", USERS)
+    fields = [("Expect", "100-continue"), ("Content-Length", str(len(inner)))]
+    head = b"\r\n".join(
+        line
+        for line in request("POST", target, fields).split(b"\r\n")
+        if status != 401 or not line.startswith(b"Authorization")
+    )
+    async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
+        async with await RawConnection.open(HOST, port_of(proxy.url)) as caller:
+            await caller.send(head)
+            answer = await caller.read_response("POST")
+            await caller.send(inner)
+            assert await caller.read_to_close() == b""
+        assert upstream.requests == []
+    assert (answer.status, answer.values("Connection")) == (status, [b"close"])
+
+
 # Fields
 
 

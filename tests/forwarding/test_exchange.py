@@ -1,14 +1,14 @@
 """What is known of one request: its times, its attempts, and the line the log gets of it."""
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from proxy.forwarding.exchange import Exchange
 from tests.kit.clock import FakeClock
+from tests.kit.requests import request_of
 
 
 def exchange_of(clock: FakeClock, path: str = "/api", **headers: str) -> Exchange:
-    return Exchange(make_mocked_request("POST", path, headers), "id-1", clock)
+    return Exchange(request_of("POST", path, headers), "id-1", clock)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 from prometheus_client import CollectorRegistry
 
 from proxy.forwarding.attempts import Attempts, PendingRequest, QueueCaller
@@ -24,6 +23,7 @@ from proxy.settings import Retry, Settings
 from proxy.telemetry.metrics import Metrics
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
+from tests.kit.requests import request_of
 
 CONNECTING = 2.0
 
@@ -85,7 +85,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         attempts=Attempts(cast("Client", api), clock=clock, metrics=metrics, quota=None),
     )
     async with connection() as transport:
-        request = make_mocked_request("POST", "/", transport=transport)
+        request = request_of("POST", transport=transport)
         exchange = Exchange(request, "id-1", clock, limit=1000.0)
         pending = PendingRequest(
             exchange,

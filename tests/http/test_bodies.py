@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
 
+from proxy.clock import SystemClock
 from proxy.http.bodies import Bodies
-from proxy.http.responses import problem_response
-from proxy.http.server import Server
+from proxy.http.listener import Listener
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer, problem_answer
 from proxy.problems import Problem
 from proxy.settings import Limits
 from tests.kit.client import RawConnection, Response, exchange, parse_response
@@ -23,21 +24,18 @@ class Reader:
     def __init__(self, **limits: Any) -> None:
         self.port = 0
         self.is_keeping = False
-        self._limits = Limits(**limits)
-        self._bodies = Bodies(self._limits)
+        self._bodies = Bodies(Limits(**limits))
         self._kept = asyncio.Condition()
         self._count = 0
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator["Reader"]:
-        runner = web.ServerRunner(Server(self._handle, self._limits), shutdown_timeout=1)
-        await runner.setup()
+        listener = Listener(self._handle, self._bodies.room, clock=SystemClock())
+        self.port = await listener.listen(HOST, 0, backlog=100)
         try:
-            await web.TCPSite(runner, HOST, 0).start()
-            self.port = runner.addresses[0][1]
             yield self
         finally:
-            await runner.cleanup()
+            await listener.close(1)
 
     async def keeps(self, count: int) -> None:
         """Wait until so many bodies are kept."""
@@ -52,16 +50,18 @@ class Reader:
     async def send(self, data: bytes) -> Response:
         return parse_response(await exchange(HOST, self.port, data))
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> None:
         try:
             body = await self._bodies.read(request)
         except Problem as problem:
-            return problem_response(problem, "id")
+            answer = problem_answer(problem, "id")
+            request.answer(answer)
+            return
         try:
             await self._keep()
         finally:
-            self._bodies.release(len(body))
-        return web.Response(body=body)
+            self._bodies.release(request)
+        request.answer(OwnAnswer(200, "", [], body))
 
     async def _keep(self) -> None:
         async with self._kept:
@@ -188,7 +188,7 @@ async def test_all_bodies_together_are_bounded_until_they_are_let_go() -> None:
         server.is_keeping = True
         first = tasks.create_task(server.send(post(FULL)))
         await server.keeps(1)
-        fits = tasks.create_task(server.send(post(FULL[:500])))
+        fits = tasks.create_task(server.send(post(FULL[:350])))
         await server.keeps(2)
         refused = await server.send(post(b"x"))
         await server.let_go()
@@ -221,7 +221,7 @@ async def test_a_refusal_for_lack_of_room_takes_none_itself() -> None:
         kept = tasks.create_task(server.send(post(FULL[:600])))
         await server.keeps(1)
         refusals = [await server.send(post(FULL[:600])) for _ in range(3)]
-        fits = tasks.create_task(server.send(post(FULL[:400])))
+        fits = tasks.create_task(server.send(post(FULL[:300])))
         await server.keeps(2)
         await server.let_go()
     assert all(is_refused(answer, "overloaded", 503) for answer in refusals)

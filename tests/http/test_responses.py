@@ -5,9 +5,8 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from aiohttp import web
 
-from proxy.http.responses import problem_response, token_error_response
+from proxy.http.responses import OwnAnswer, problem_answer, token_error_answer
 from proxy.problems import KINDS, Again, Name, Problem, unauthenticated
 
 # The types of RFC 9209 section 2.3 that a problem of ours may have.
@@ -44,8 +43,7 @@ PROXY_ERRORS: dict[Name, str] = {
 }
 
 
-def body_of(response: web.Response) -> dict[str, Any]:
-    assert isinstance(response.body, bytes)
+def body_of(response: OwnAnswer) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(response.body)
     return document
 
@@ -54,7 +52,7 @@ def body_of(response: web.Response) -> dict[str, Any]:
 def test_a_row_becomes_an_answer(name: Name) -> None:
     proxy_error = PROXY_ERRORS[name]
     status, again = KINDS[name].status, KINDS[name].again is Again.YES
-    response = problem_response(
+    response = problem_answer(
         Problem(name, "A sentence.", retry_after=7 if again else None), "id-1"
     )
     assert response.status == status
@@ -66,7 +64,7 @@ def test_a_row_becomes_an_answer(name: Name) -> None:
         "detail": "A sentence.",
         "instance": "id-1",
     }
-    headers = response.headers
+    headers = dict(response.fields)
     assert headers["Content-Type"] == "application/problem+json"
     assert headers["X-Request-Id"] == "id-1"
     assert headers["Proxy-Status"] == f'export-proxy; error={proxy_error}; details="{name}"'
@@ -81,28 +79,27 @@ def test_a_row_becomes_an_answer(name: Name) -> None:
 def test_retry_after_is_whole_seconds_never_sooner_and_at_least_one(
     seconds: float, expected: str
 ) -> None:
-    headers = problem_response(
-        Problem("queue-full", "A sentence.", retry_after=seconds), "id"
-    ).headers
-    assert headers["Retry-After"] == expected
+    headers = problem_answer(Problem("queue-full", "A sentence.", retry_after=seconds), "id").fields
+    assert dict(headers)["Retry-After"] == expected
 
 
 def test_a_missing_scope_may_have_a_date_or_none() -> None:
-    assert "Retry-After" not in problem_response(Problem("missing-scope", "No."), "id").headers
-    later = problem_response(Problem("missing-scope", "Not yet.", retry_after=15), "id")
-    assert later.headers["Retry-After"] == "15"
+    none = problem_answer(Problem("missing-scope", "No."), "id")
+    assert "Retry-After" not in dict(none.fields)
+    later = problem_answer(Problem("missing-scope", "Not yet.", retry_after=15), "id")
+    assert dict(later.fields)["Retry-After"] == "15"
 
 
 def test_facts_are_fields_of_the_document() -> None:
     problem = Problem("queue-full", "Too long.", retry_after=3, fields={"predicted_wait": 17.25})
-    assert body_of(problem_response(problem, "id"))["predicted_wait"] == 17.25
+    assert body_of(problem_answer(problem, "id"))["predicted_wait"] == 17.25
 
 
 @pytest.mark.parametrize(
     ("name", "status"), [("bad-request", 417), ("too-large", 431), ("outcome-unknown", 504)]
 )
 def test_some_have_a_second_status(name: Name, status: int) -> None:
-    response = problem_response(Problem(name, "A sentence.", status=status), "id")
+    response = problem_answer(Problem(name, "A sentence.", status=status), "id")
     document = body_of(response)
     assert (response.status, document["status"]) == (status, status)
     assert document["type"] == f"urn:export-proxy:{name}"
@@ -112,26 +109,26 @@ def test_silence_and_a_lost_connection_are_told_apart() -> None:
     """RFC 9209 section 2.3: http_response_timeout, connection_terminated."""
     silence = Problem("outcome-unknown", "Sent.", status=HTTPStatus.GATEWAY_TIMEOUT)
     lost = Problem("outcome-unknown", "Sent.")
-    assert "error=http_response_timeout;" in problem_response(silence, "id").headers["Proxy-Status"]
-    assert "error=connection_terminated;" in problem_response(lost, "id").headers["Proxy-Status"]
+    assert "error=http_response_timeout;" in problem_answer(silence, "id").fields[0][1]
+    assert "error=connection_terminated;" in problem_answer(lost, "id").fields[0][1]
 
 
 def test_only_what_asks_for_it_closes_the_connection() -> None:
-    closing = problem_response(Problem("draining", "Going.", retry_after=1, close=True), "id")
-    assert closing.keep_alive is False
-    assert problem_response(Problem("not-found", "Nothing."), "id").keep_alive is None
+    closing = problem_answer(Problem("draining", "Going.", retry_after=1, close=True), "id")
+    assert closing.close
+    assert not problem_answer(Problem("not-found", "Nothing."), "id").close
 
 
 def test_further_fields_of_the_head_are_kept() -> None:
     problem = Problem("method-not-allowed", "No.", headers={"Allow": "GET, POST"})
-    assert problem_response(problem, "id").headers["Allow"] == "GET, POST"
+    assert dict(problem_answer(problem, "id").fields)["Allow"] == "GET, POST"
 
 
 def test_a_caller_without_a_credential_is_told_what_to_bring() -> None:
     """RFC 9110 section 11.6.1: a 401 has a challenge."""
-    response = problem_response(unauthenticated("A bearer token is required."), "id")
+    response = problem_answer(unauthenticated("A bearer token is required."), "id")
     assert response.status == 401
-    assert response.headers["WWW-Authenticate"] == 'Bearer realm="export-proxy"'
+    assert dict(response.fields)["WWW-Authenticate"] == 'Bearer realm="export-proxy"'
 
 
 @pytest.mark.parametrize(
@@ -148,12 +145,12 @@ def test_the_token_endpoint_has_errors_of_its_own_form(
     problem: Problem, status: int, error: str
 ) -> None:
     """RFC 6749 section 5.2; the fields of the head are those of any refusal."""
-    response = token_error_response(problem, "id-1")
+    response = token_error_answer(problem, "id-1")
     assert response.status == status
     assert body_of(response) == {"error": error, "error_description": problem.detail}
-    headers = problem_response(problem, "id-1").headers
+    headers = dict(problem_answer(problem, "id-1").fields)
     names = {"Proxy-Status", "X-Request-Id", "Cache-Control", "Retry-After", "WWW-Authenticate"}
-    assert {name: response.headers.get(name) for name in names} == {
+    assert {name: dict(response.fields).get(name) for name in names} == {
         name: headers.get(name) for name in names
     }
-    assert response.headers["Content-Type"] == "application/json"
+    assert dict(response.fields)["Content-Type"] == "application/json"

@@ -133,7 +133,7 @@ FIELDS = {
     ),
     "a bare CR in a value": unusable(answer(b"X-A: a\rSet-Cookie: b", LENGTH, body=b"ok")),
     "bytes that are no UTF-8": passed(
-        answer(b"X-A: \xff", b"X-B: 1", LENGTH, body=b"ok"), (b"X-B", b"1"), dropped=[b"X-A"]
+        answer(b"X-A: \xff", b"X-B: 1", LENGTH, body=b"ok"), (b"X-A", b"\xff"), (b"X-B", b"1")
     ),
     "a folded field": passed(
         answer(b"X-A: a\r\n b", LENGTH, body=b"ok"),

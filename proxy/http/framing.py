@@ -1,0 +1,102 @@
+"""How an answer to a caller is framed, and its head as bytes (RFC 9112 section 6).
+
+The body of an answer ends in one of four ways: there is none, it has a length, it is chunked, or
+the connection closes behind it. Nothing is invented but that, `Connection`, and a missing `Date`
+(RFC 9110 section 6.6.1). Fields are written in the encoding they were read in, so bytes beyond
+ASCII (obs-text, RFC 9110 section 5.5) pass as they came.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final
+
+from proxy.rules.headers import Field
+
+_ENCODING: Final = ("utf-8", "surrogateescape")
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_DATE: Final = b"\ndate: "
+_LENGTH: Final = b"\ncontent-length: "
+
+
+class Ending(Enum):
+    """What ends the body of an answer."""
+
+    NOTHING = auto()  # there is no body
+    LENGTH = auto()
+    LAST_CHUNK = auto()
+    CLOSE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the framing of an answer must know of its request.
+
+    `knows_chunks` is false for a caller of HTTP/1.0; `stays` is true if the connection may go on
+    after the answer, and `says_so` if the caller has to be told.
+    """
+
+    method: str
+    knows_chunks: bool
+    stays: bool
+    says_so: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer as bytes, and what follows it.
+
+    `length` is that of the body if `ending` is LENGTH. `closes`: the connection ends with it.
+    """
+
+    data: bytes
+    ending: Ending
+    length: int
+    closes: bool
+
+
+def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date: str) -> Head:
+    """Frame an answer.
+
+    The length of its body is what Content-Length says, if anything. `date` is written if the fields
+    have none. Raises ValueError if there are two lengths, or a field would end its line.
+    """
+    data = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode(*_ENCODING)
+    names = b"\n" + data.lower()
+    has_length = _LENGTH in names
+    if has_length and status == HTTPStatus.NO_CONTENT:  # RFC 9110 section 8.6
+        kept = [field for field in fields if field[0].lower() != "content-length"]
+        return frame(asked, status, reason, kept, date)
+    is_empty = asked.method == "HEAD" or status in _WITHOUT_BODY
+    added = "" if _DATE in names else f"Date: {date}\r\n"
+    length = _announced(names) if has_length else None
+    ending = _ending(asked, length, is_empty=is_empty)
+    if ending is Ending.LAST_CHUNK:
+        added += "Transfer-Encoding: chunked\r\n"
+    closes = ending is Ending.CLOSE or not asked.stays
+    if closes:
+        added += "Connection: close\r\n"
+    elif asked.says_so:
+        added += "Connection: keep-alive\r\n"
+    line = f"HTTP/1.1 {status} {reason or _PHRASES.get(status, '')}\r\n"
+    head = b"%b%b%b\r\n" % (line.encode(*_ENCODING), data, added.encode())
+    lines = len(fields) + 2 + added.count("\n")
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+        raise ValueError("a field or the reason has a line end")
+    return Head(head, ending, length or 0, closes)
+
+
+def _announced(names: bytes) -> int:
+    """Return the one length that the fields announce."""
+    (length,) = {int(rest.partition(b"\r")[0]) for rest in names.split(_LENGTH)[1:]}
+    return length
+
+
+def _ending(asked: Asked, length: int | None, *, is_empty: bool) -> Ending:
+    if is_empty:
+        return Ending.NOTHING
+    if length is not None:
+        return Ending.LENGTH
+    return Ending.LAST_CHUNK if asked.knows_chunks else Ending.CLOSE

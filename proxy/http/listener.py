@@ -1,0 +1,161 @@
+"""The listen port: which connections are taken, and how they end.
+
+Connections are capped in all and for each peer; one too many is closed unanswered. What a
+connection may do is in `caller.py`, what all its callers' bytes may take in `room.py`.
+
+It is ours and not the HTTP library's server, which protects in these ways, each carried over:
+
+=========================  =====================================================================
+a slow head, idleness      closed unanswered at `header_timeout`; dripping does not prolong it
+a slow body                `body_timeout` in all, then 408 (`bodies.py`)
+a slow TLS handshake       `header_timeout`
+a caller who takes nothing the kernel ends the connection after `write_timeout`
+keep-alive                 as the caller's version and `Connection` say; never behind an answer that
+                           left before its request had come whole
+pipelining                 one request at a time, in order; bounded bytes behind it, then no reading
+lingering                  two seconds after a last answer, so that it arrives
+a parser's refusal         400 or 431 in our words, nothing repeated, nothing logged
+a caller who goes away     the handler's task is cancelled
+half an answer             never followed by another one: the connection is aborted
+a handler that fails       500 in our words, if nothing is written yet
+shutdown                   idle connections close at once; what is under way gets some time, then
+                           its task is cancelled and the connection aborted
+=========================  =====================================================================
+"""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+
+from proxy.clock import Clock
+from proxy.http.caller import CallerConnection
+from proxy.http.framing import Asked, frame
+from proxy.http.request import Request
+from proxy.http.responses import problem_answer
+from proxy.http.room import Room
+from proxy.http.sockets import open_port
+from proxy.problems import Problem
+from proxy.rules.shares import FEW_CONNECTIONS, has_room
+from proxy.settings import Limits
+
+Handle = Callable[[Request], Awaitable[None]]
+
+
+class Listener:
+    """Takes connections, and hands each request to `handle`, which answers it.
+
+    `write_timeout` is for how many seconds a caller may take nothing of an answer.
+    """
+
+    def __init__(
+        self, handle: Handle, room: Room, *, clock: Clock, write_timeout: float = 60.0
+    ) -> None:
+        self.handle = handle
+        self.room = room
+        self.apply(write_timeout=write_timeout)
+        self.is_closing = False
+        self._clock = clock
+        self._date = (0, "")
+        self._connections: set[CallerConnection] = set()
+        self._peers: Counter[str] = Counter()
+        self._all_gone = asyncio.Event()
+        self._server: asyncio.Server | None = None
+
+    def apply(self, *, write_timeout: float) -> None:
+        """Obey it from the next connection on; limits are those of `room`."""
+        self.write_timeout = write_timeout
+
+    @property
+    def limits(self) -> Limits:
+        """The limits it obeys."""
+        return self.room.limits
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    async def listen(
+        self, host: str, port: int, *, backlog: int, tls: ssl.SSLContext | None = None
+    ) -> int:
+        """Open the port, and return which one it is. Raises OSError."""
+        self._server = await open_port(
+            lambda: CallerConnection(self),
+            host,
+            port,
+            backlog=backlog,
+            tls=tls,
+            handshake_timeout=self.limits.header_timeout,
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def stop_listening(self) -> None:
+        """Take no more connections; those there are go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def close(self, seconds: float) -> None:
+        """End all connections; what is under way has that long, and once more after it is told."""
+        self.stop_listening()
+        self.is_closing = True
+        for connection in tuple(self._connections):
+            connection.close()
+        await self._ended(seconds)
+        for connection in tuple(self._connections):
+            if connection.task is not None:
+                connection.task.cancel()
+        await self._ended(seconds)
+        for connection in tuple(self._connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        if self._connections:
+            await self._all_gone.wait()
+
+    def admit(self, connection: CallerConnection, peer: str) -> bool:
+        """Count a new connection; False if it is beyond the limits."""
+        limits = self.limits
+        held, bound = self._peers[peer], limits.max_connections_per_peer
+        if (bound is not None and held >= bound) or not has_room(
+            used=len(self._connections),
+            whole=limits.max_connections,
+            held=held,
+            little=FEW_CONNECTIONS,
+        ):
+            return False
+        self._connections.add(connection)
+        self._all_gone.clear()
+        self._peers[peer] += 1
+        return True
+
+    def forget(self, connection: CallerConnection, peer: str) -> None:
+        """Note that a connection is gone."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            if not self._connections:
+                self._all_gone.set()
+            self._peers[peer] -= 1
+            if not self._peers[peer]:
+                del self._peers[peer]
+
+    def date(self) -> str:
+        """Return the time, as a Date field has it."""
+        now = int(self._clock.wall())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True))
+        return self._date[1]
+
+    def refusal(self, problem: Problem, request_id: str) -> bytes:
+        """Return the last answer of a connection, to what is no request."""
+        answer = problem_answer(problem, request_id)
+        asked = Asked("GET", knows_chunks=False, stays=False, says_so=False)
+        fields = [*answer.fields, ("Content-Length", str(len(answer.body)))]
+        head = frame(asked, answer.status, answer.reason, fields, self.date())
+        return head.data + answer.body
+
+    async def _ended(self, seconds: float) -> None:
+        tasks = [one.task for one in self._connections if one.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)

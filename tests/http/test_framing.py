@@ -1,0 +1,64 @@
+"""How answers are framed (RFC 9112 section 6), and their heads as bytes."""
+
+import pytest
+
+from proxy.http.framing import Asked, Ending, frame
+from proxy.rules.headers import Field
+
+GET = Asked("GET", knows_chunks=True, stays=True, says_so=False)
+HEAD = Asked("HEAD", knows_chunks=True, stays=True, says_so=False)
+OLD = Asked("GET", knows_chunks=False, stays=True, says_so=True)
+LENGTH = ("Content-Length", "3")
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "fields", "ending", "added"),
+    [
+        (GET, 200, [LENGTH], Ending.LENGTH, b""),
+        (GET, 200, [], Ending.LAST_CHUNK, b"Transfer-Encoding: chunked\r\n"),
+        (GET, 204, [LENGTH], Ending.NOTHING, b""),
+        (GET, 304, [LENGTH], Ending.NOTHING, b""),
+        (HEAD, 200, [LENGTH], Ending.NOTHING, b""),
+        (HEAD, 200, [], Ending.NOTHING, b""),
+        (OLD, 200, [LENGTH], Ending.LENGTH, b"Connection: keep-alive\r\n"),
+        (OLD, 200, [], Ending.CLOSE, b"Connection: close\r\n"),
+    ],
+)
+def test_a_body_ends_in_one_way(
+    asked: Asked, status: int, fields: list[Field], ending: Ending, added: bytes
+) -> None:
+    head = frame(asked, status, "Fine", fields, "now")
+    length = b"Content-Length: 3\r\n" if fields and status != 204 else b""
+    line = b"HTTP/1.1 %d Fine\r\n" % status
+    assert head.data == line + length + b"Date: now\r\n" + added + b"\r\n"
+    assert (head.ending, head.closes) == (ending, ending is Ending.CLOSE)
+
+
+def test_a_date_is_added_only_where_there_is_none() -> None:
+    assert frame(GET, 200, "", [LENGTH, ("date", "then")], "now").data.count(b"now") == 0
+
+
+def test_a_missing_phrase_is_the_registered_one() -> None:
+    assert frame(GET, 404, "", [LENGTH], "now").data.startswith(b"HTTP/1.1 404 Not Found\r\n")
+
+
+def test_bytes_that_are_not_utf_8_are_written_as_they_were_read() -> None:
+    value = b"x\xe9 \xc3\xa9"
+    fields = [("X-Name", value.decode("utf-8", "surrogateescape"))]
+    assert b"X-Name: " + value + b"\r\n" in frame(GET, 200, "", fields, "now").data
+
+
+@pytest.mark.parametrize(
+    ("reason", "fields"),
+    [
+        ("", [("A", "b\r\nC: d")]),
+        ("", [("A", "b\nC: d")]),
+        ("", [("A\r", "b")]),
+        ("OK\r\nA: b", []),
+        ("", [LENGTH, ("content-length", "4")]),
+        ("", [("Content-Length", "3, 3")]),
+    ],
+)
+def test_no_field_ends_its_line_and_no_length_has_a_rival(reason: str, fields: list[Field]) -> None:
+    with pytest.raises(ValueError, match=r"length|line end|invalid literal|too many values"):
+        frame(GET, 200, reason, fields, "now")

@@ -1,0 +1,49 @@
+"""Requests as the listener hands them on, without a connection, or with that of a transport."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aiohttp.http import HttpVersion, HttpVersion11, RawRequestMessage
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from proxy.http.request import Request
+
+
+@dataclass
+class _Caller:
+    transport: asyncio.Transport | None
+    may_stay: bool = True
+    is_full: bool = False
+
+    async def drained(self) -> None:
+        pass
+
+    def date(self) -> str:
+        return "Thu, 01 Jan 1970 00:00:00 GMT"
+
+
+def request_of(
+    method: str,
+    target: str = "/",
+    fields: Iterable[tuple[str, str]] | Mapping[str, str] = (),
+    *,
+    version: HttpVersion = HttpVersion11,
+    transport: asyncio.Transport | None = None,
+) -> Request:
+    """A request with this head and no body."""
+    headers = CIMultiDict(fields)
+    message = RawRequestMessage(
+        method,
+        target,
+        version,
+        CIMultiDictProxy(headers),
+        tuple((name.encode(), value.encode()) for name, value in headers.items()),
+        False,  # noqa: FBT003 -- the library's own signature
+        None,
+        False,  # noqa: FBT003 -- likewise
+        False,  # noqa: FBT003 -- likewise
+        URL("/"),
+    )
+    return Request(message, _Caller(transport), "127.0.0.1")
