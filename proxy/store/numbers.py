@@ -1,14 +1,15 @@
 """The number of this replica among all, by which it knows its phase while the store is down.
 
-While the store is up each replica claims the lowest number that is free, and renews the claim once
-a second. It keeps its number when the store goes down. A replica that never claimed one takes one
-at random, and another when the API refuses a request: then it may share its phase with a replica.
+While the store is up each replica claims the lowest number that is free, and renews the claim every
+few seconds. It keeps its number when the store goes down. A replica that never claimed one takes
+one at random, and another when the API refuses a request: then a replica may have the same one.
 
 Invariant: two replicas that claimed their numbers have different ones, if there are not more
 replicas than are configured.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from proxy.clock import Clock
@@ -19,6 +20,7 @@ from proxy.store.wire import Reply, StoreDown
 
 _KEY: Final = PREFIX + "replicas"
 _CLAIM_MS: Final = 10_000  # a replica that is not heard of for so long has ended
+_RENEW_SECONDS: Final = 3.0
 _MOVE_SECONDS: Final = 1.0  # between two moves: refusals come in groups
 # KEYS: numbers. ARGV: replica, how many numbers, the one it has or -1, milliseconds a claim lasts.
 _CLAIM: Final = """
@@ -56,6 +58,7 @@ class ReplicaNumber:
         self._clock = clock
         self._random = random
         self._claimed = -1
+        self._renew_at = -inf
         self._taken = int(random() * self._replicas)
         self._moved_at = clock.monotonic()
         connection.heartbeats.append(self._claim)
@@ -95,6 +98,10 @@ class ReplicaNumber:
             self._taken = (self._taken + step) % self._replicas
 
     def _claim(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._renew_at:
+            return
+        self._renew_at = now + _RENEW_SECONDS
         words = ("EVAL", _CLAIM, 1, _KEY, self._me, self._replicas, self._claimed, _CLAIM_MS)
         self._connection.send(words, self._claimed_now)
 
