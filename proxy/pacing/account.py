@@ -261,9 +261,13 @@ class Account:
         self._context.turns.held(self.allowance.key, route, left)
 
     def obey_hold(self, left: HoldLeft, queue: AccountQueue | None) -> None:
-        """Hold one queue or the whole account (None), as another replica was told to."""
+        """Hold one queue or the whole account (None), as another replica was told to.
+
+        What comes from the store is clamped as what the API names.
+        """
         now = self._context.clock.monotonic()
-        order = HoldOrder(at=now, until=now + left.seconds, named_until=now + left.named)
+        until = now + min(left.seconds, self._context.retry_rules.settings.max_retry_after)
+        order = HoldOrder(at=now, until=until, named_until=now + left.named)
         self._hold(order, queue, "refused")
         self.pump()
 

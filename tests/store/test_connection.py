@@ -328,3 +328,16 @@ async def test_command_that_the_server_refuses_is_an_outage(wrong: str, tmp_path
         with pytest.raises(StoreDown, match="ERR"):
             await connection.run(wrong)
         assert not connection.is_up
+
+
+async def test_hold_from_the_store_is_clamped_as_one_of_our_own(tmp_path: Path) -> None:
+    async with deployed(tmp_path, 1, retry={"max_retry_after": 7}) as (server, (here,)):
+        line, forged = here.queue(), 10**12
+        news = f"hold another {line.key}  {forged} {forged}"
+        await server.client.publish("export-proxy:2:all", news)
+
+        async def is_held() -> bool:
+            return line.hold_left(of_route=False).seconds > 0
+
+        await until(is_held)
+        assert line.hold_left(of_route=False).seconds <= 7
