@@ -85,7 +85,7 @@ KINDS: Final[Mapping[Name, Kind]] = {
     "key-reused": Kind(
         422, "The Idempotency-Key is of another request", Again.NO, "http_request_denied"
     ),
-    "queue-full": Kind(429, "The line is too long", Again.YES, "http_request_denied"),
+    "queue-full": Kind(429, "The queue is too long", Again.YES, "http_request_denied"),
     "wait-expired": Kind(429, "No slot within the limit", Again.YES, "http_request_denied"),
     "internal": Kind(500, "A bug in the proxy", Again.NO, "proxy_internal_error"),
     "outcome-unknown": Kind(
@@ -105,7 +105,7 @@ KINDS: Final[Mapping[Name, Kind]] = {
     ),
     "overloaded": Kind(503, "Too many bytes are waiting", Again.YES, "proxy_internal_response"),
     "draining": Kind(503, "The proxy is shutting down", Again.YES, "proxy_internal_response"),
-    "loop": Kind(508, "The request came round in a circle", Again.NO, "proxy_loop_detected"),
+    "loop": Kind(508, "The request is looping through this proxy", Again.NO, "proxy_loop_detected"),
 }
 
 

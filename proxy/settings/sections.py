@@ -173,15 +173,15 @@ class Upstream(Section):
 
 
 class Pacing(Section):
-    """Lengths of lines and seconds between sends."""
+    """Lengths of queues and seconds between sends."""
 
     interval: PositiveSeconds = 0.5
     """Seconds between two sends of one account on one paced route."""
     max_wait: Seconds = 3600.0
-    """Longest time in line in seconds, holds and re-queues included; a longer predicted wait is
-    refused."""
+    """Longest time in the queue in seconds, holds and re-queues included; a longer predicted wait
+    is refused."""
     max_queue: Count = 10_000
-    """Requests in line, per account and route."""
+    """Requests in the queue, per account and route."""
     max_in_flight: Count = 8
     """Requests sent and not yet answered whole, per account, unpaced ones included."""
     fairness: Literal["caller", "none"] = "caller"
@@ -269,7 +269,8 @@ class Identity(Section):
     """Who callers are; without `issuer` no JWT identifies anybody."""
 
     unidentified: Literal["pace", "reject"] = "pace"
-    """Unknown callers are paced, a line per token, with their own token sent on; or rejected."""
+    """Unknown callers are paced, a queue per token, and their own token is forwarded; or they are
+    rejected."""
     max_unidentified: Count = 1000
     """Unknown callers remembered at once; beyond it they get 429."""
     max_learned: Count = 10000
