@@ -1,3 +1,21 @@
-"""A reverse proxy that paces export requests, one line per service account."""
+"""A reverse proxy that paces export requests, with one queue per service account and route.
+
+Data flows one way. A request comes in through `http` (the listener) and walks the steps of
+`forwarding`: who is it (`identity`), which token does it carry (`tokens`), when may it leave
+(`pacing`). Then it leaves through `http` (the client), and its answer goes back the same way.
+
+* `cli`, `demo`, `service`: the programs; wiring, signals, reload and shutdown are in `service`
+* `forwarding`: the life of one request; `admin`: the port for operators
+* `identity`: from a credential to a value that says who calls
+* `tokens`: one token per managed account, kept fresh
+* `store`: what replicas share, in Redis; it implements what `pacing` needs of a store
+* `pacing`: who may send when: accounts, queues, holds
+* `http`: bytes on the wire, both ways; `telemetry`: what is counted and logged
+* `settings`, `clock`, `retries`, `problems`: what everything above is told, and answers with
+* `rules`: the decisions: values in, values out, no I/O and no clock
+
+Each package imports only those below it; the contract in pyproject.toml has their order. The
+`simulator` is a program of its own, which knows the rules at most.
+"""
 
 __version__ = "0.1.0"
