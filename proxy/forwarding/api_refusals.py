@@ -5,30 +5,36 @@ The API did nothing: it asks for no requests for a while (429), or it wants anot
 """
 
 import json
-import zlib
+import re
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Literal
 
+from proxy.http.connection import Response
 from proxy.http.messages import Answer
+from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.refresh import Reason
 from proxy.rules.retry_after import delay_seconds
 
 MAX_REFUSAL: Final = 1_048_576  # bytes of a refusal, read whole since it may have to be passed on
 DENIALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 # The vendor's codes for a permission that is missing; the names stand in the message only.
-_MISSING_PERMISSION: Final = frozenset({"missing.permissions", "missing.any.permissions"})
+_MISSING: Final = re.compile(r"missing\.(?:[a-z]+\.)*permissions?", re.IGNORECASE)
+
+Lack = Literal["permission", "division"]
+"""What the API's 403 says is missing: a permission anywhere, or in a division of the resource."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRefusal:
     """An answer by which the API did nothing.
 
-    `reason` is why sending again may help; None where it would not.
+    `reason` is why sending again may help; None where it would not. `lacks` is what a 403 names.
     """
 
     answer: Answer
     reason: Literal["rate_limited"] | Reason | None
+    lacks: Lack | None = None
 
     def passed_on(self, hold_remaining: float) -> Answer:
         """Return the answer for the caller; a 429 says for how many seconds the hold lasts."""
@@ -43,23 +49,26 @@ def denial(answer: Answer) -> ApiRefusal:
     """Return a 401 or 403 as what it means: another token may help, or not."""
     if answer.status == HTTPStatus.UNAUTHORIZED:
         return ApiRefusal(answer, "unauthorized")
-    lacks_permission = _error_code(answer) in _MISSING_PERMISSION
-    return ApiRefusal(answer, "stale_scope" if lacks_permission else None)
+    code = _error_code(answer) or ""
+    if _MISSING.fullmatch(code) is None:
+        return ApiRefusal(answer, None)
+    lacks: Lack = "division" if "division" in code.lower() else "permission"
+    return ApiRefusal(answer, "stale_scope", lacks)
+
+
+def without_body(response: Response) -> Answer:
+    """Return an answer whose body broke off: the status, and the fields not about the body."""
+    reason, fields = response.head()
+    kept = [field for field in fields if not field[0].lower().startswith("content-")]
+    return Answer(response.status, reason, kept, b"")
 
 
 def document_of(answer: Answer) -> object:
     """Read the JSON of a decoded copy of the body; None if it is none."""
-    encodings = [
-        value.lower() for name, value in answer.fields if name.lower() == "content-encoding"
-    ]
+    body = decoded(answer.body, coded_fields(answer.fields), limit=MAX_REFUSAL)
     try:
-        body = answer.body
-        if encodings == ["gzip"]:
-            body = zlib.decompressobj(31).decompress(body, MAX_REFUSAL)
-        elif encodings == ["deflate"]:
-            body = zlib.decompressobj().decompress(body, MAX_REFUSAL)
-        return json.loads(body)
-    except (ValueError, RecursionError, zlib.error):
+        return None if body is None else json.loads(body)
+    except (ValueError, RecursionError):
         return None
 
 

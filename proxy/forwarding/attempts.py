@@ -17,6 +17,7 @@ from proxy.forwarding.api_refusals import (
     ApiRefusal,
     denial,
     document_of,
+    without_body,
 )
 from proxy.forwarding.exchange import Attempt, Exchange
 from proxy.http.client import Client
@@ -26,6 +27,7 @@ from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.slot import Answered, NotSent, Refused, Refusing, Sent, Slot
 from proxy.problems import Problem
+from proxy.rules.codings import readable_codings
 from proxy.rules.limits import NO_LIMIT, limit_of
 from proxy.rules.needs import Needs
 from proxy.rules.quota import Quota
@@ -156,9 +158,11 @@ class Attempts:
             response.on_release(pending.account.make_room)
         slot.report(Answered(self._quota_in(response)))
         if is_managed and response.status in DENIALS:
-            answer = await self._api.read_short(response, MAX_REFUSAL)
+            answer = await self._read_denial(response)
             if answer is not None:
-                return denial(answer)
+                found = denial(answer)
+                pending.exchange.lacks = found.lacks
+                return found
         return response
 
     def _sent(self, pending: PendingRequest, slot: Slot, at: float) -> None:
@@ -199,12 +203,19 @@ class Attempts:
         fields = (self._quota.count, self._quota.allowed, self._quota.reset)
         return Quota.parse(*(response.headers.getall(name, ()) for name in fields))
 
+    async def _read_denial(self, response: Response) -> Answer | None:
+        """Read a 401 or 403, which counts even if its body breaks off; None if it is too long."""
+        try:
+            return await self._api.read_short(response, MAX_REFUSAL)
+        except OutcomeUnknown:
+            return without_body(response)
+
     async def _read_refusal(self, response: Response) -> Answer:
         """Read a 429; it is a refusal even if its body is broken or absurdly long."""
         try:
             return await self._api.read(response, MAX_REFUSAL)
         except (OutcomeUnknown, BadAnswer):
-            return Answer(response.status, "", [], b"")
+            return without_body(response)
 
     def _note_skew(self, response: Response) -> None:
         """Compare the clocks by the first answer of each second, in which theirs has just moved."""
@@ -227,10 +238,16 @@ class Attempts:
 
 
 def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
-    """Return the request with the managed token in the place of the caller's credential."""
+    """Return the request with the managed token in the place of the caller's credential.
+
+    It asks only for codings that can be read here: a 403 may mean that the token is stale.
+    """
     if token is None:
         return outgoing
-    fields = [field for field in outgoing.fields if field[0].lower() != "authorization"]
+    replaced = {"authorization", "accept-encoding"}
+    wishes = [value for name, value in outgoing.fields if name.lower() == "accept-encoding"]
+    fields = [field for field in outgoing.fields if field[0].lower() not in replaced]
+    fields.append(("Accept-Encoding", readable_codings(wishes)))
     return replace(outgoing, fields=[*fields, ("Authorization", f"Bearer {token.value}")])
 
 

@@ -28,11 +28,12 @@ Attempt = Literal["never left", "refused", "stale token", "answered", "no answer
 class Exchange:
     """One request on its way; times and durations are monotonic seconds.
 
-    `limit` is how long it may wait in all, `held` the part of its time in the queue that a hold
-    took. `first_sent` is when its first try began, `sent_at` the wall time of a send that may have
-    been carried out. `is_cut` says that the answer broke off on its way to the caller.
-    `correlation_id` is the API's name for it,
-    `problem` that of our refusal.
+    `path` is that of a target that was accepted: nothing of a refused one is shown, which may hold
+    user information or a fragment. `limit` is how long it may wait in all, `held` the part of its
+    time in the queue that a hold took. `first_sent` is when its first try began, `sent_at` the wall
+    time of a send that may have been carried out. `is_cut` says that the answer broke off on its
+    way to the caller. `correlation_id` is the API's name for it, `problem` that of our refusal,
+    `lacks` what the API's last 403 says is missing.
     """
 
     request: Request
@@ -41,6 +42,7 @@ class Exchange:
     arrived: float = field(init=False)
     first_sent: float | None = None
     account: Account | None = None
+    path: str = ""
     route: str = "none"
     limit: float = 0.0
     attempts: tuple[Attempt, ...] = ()
@@ -50,6 +52,7 @@ class Exchange:
     origin: Literal["upstream", "proxy"] = "proxy"
     correlation_id: str | None = None
     problem: str | None = None
+    lacks: str | None = None
     is_cut: bool = False
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ class Exchange:
             "account": self.account_label,
             "route": self.route,
             "method": self.request.method[:_LONGEST_METHOD],
-            "path": self.request.target.partition("?")[0][:_LONGEST_PATH],
+            "path": self.path[:_LONGEST_PATH],
             "code": code,
             "origin": self.origin,
             "seconds": round(seconds, 4),
@@ -128,6 +131,7 @@ class Exchange:
         }
         optional = {
             "problem": self.problem,
+            "lacks": self.lacks,
             "correlation_id": self.correlation_id,
             "traceparent": headers.get("traceparent"),
             "tracestate": ",".join(headers.getall("tracestate", ())),

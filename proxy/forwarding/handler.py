@@ -67,6 +67,7 @@ class Handler:
     async def _serve(self, exchange: Exchange) -> int:
         request = exchange.request
         target = self.intake.target(request)
+        exchange.path = target.path
         exchange.limit = self.intake.limit(request)
         token_call = self.routes.token_call(target)
         if token_call is not None:

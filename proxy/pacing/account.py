@@ -330,6 +330,14 @@ class Account:
         """When the account can be dropped without losing its pace or hold (`inf`: in use)."""
         if self.allowance.in_flight or any(queue.depth for queue in self.queues):
             return inf
+        return self._rests_until()
+
+    def predicted_idle(self, now: float) -> float:
+        """When it may be idle, if nobody else comes; answers that are under way come at once."""
+        backlogs = [now + queue.backlog_seconds(now) for queue in self.queues if queue.is_in_use]
+        return max(now, self._rests_until(), *backlogs)
+
+    def _rests_until(self) -> float:
         hold = self.allowance.holding.hold
         held = [] if hold is None else [hold.until]
         for queue in self.queues:

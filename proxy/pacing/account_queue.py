@@ -144,6 +144,15 @@ class AccountQueue:
         opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
         return not self.depth and max(opens, due) <= now
 
+    @property
+    def is_in_use(self) -> bool:
+        """True if a request waits, or has a slot that it has not used yet."""
+        return self.depth > 0 or self.queue.sending is not None
+
+    def backlog_seconds(self, now: float) -> float:
+        """Return the seconds until a newcomer behind all waiters would be sent."""
+        return self._wait_behind(self.waiters.cost, now)
+
     def predicted_wait(self, ticket: Ticket) -> float:
         """Return the seconds until a request with this ticket would be sent.
 
@@ -218,7 +227,7 @@ class AccountQueue:
         """Return what is known of the queue."""
         return replace(
             self.queue.state(now, self.interval),
-            predicted_seconds=self._wait_behind(self.waiters.cost, now),
+            predicted_seconds=self.backlog_seconds(now),
             hold_remaining_seconds=self.holding.state.remaining(now),
             hold_named_seconds=self.holding.state.named_remaining(now),
             hold_limit=self.holding.limit,

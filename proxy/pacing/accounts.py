@@ -28,6 +28,7 @@ from proxy.settings import Settings
 from proxy.telemetry.metrics import Metrics
 
 _SWEEP_SECONDS = 0.1
+_PREDICTION_SECONDS = 1.0  # Retry-After has whole seconds, and each prediction looks at everybody
 _STALLED_AFTER = 2.0  # seconds; a busy event loop is late by far less
 
 
@@ -157,7 +158,8 @@ class _Table:
 
     An account is dropped only when it is idle: nothing waits, nothing is in flight, its next slot
     and its hold are past. Then the drop changes nothing. A full table is swept for idle accounts at
-    most every `_SWEEP_SECONDS`, whatever the rate of strangers.
+    most every `_SWEEP_SECONDS`, whatever the rate of strangers. Those it refuses are told when the
+    first account is predicted to be idle.
 
     A request keeps its account also while that is idle: its body is still coming, or it pauses
     before another try. Until the request ends, a dropped account is found again, or one caller
@@ -170,6 +172,7 @@ class _Table:
         self._kept: dict[str | bytes, Account] = {}
         self._alive: WeakValueDictionary[str | bytes, Account] = WeakValueDictionary()
         self._next_sweep = -inf
+        self._room_at = self._next_prediction = -inf
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._alive.values())
@@ -203,9 +206,15 @@ class _Table:
             self._kept = {
                 key: account for key, account in self._kept.items() if account.idle_from() > now
             }
-        if len(self._kept) >= self.limit:
+        surplus = len(self._kept) - self.limit
+        if surplus >= 0:
+            if now >= self._next_prediction:
+                self._next_prediction = now + _PREDICTION_SECONDS
+                ends = sorted(account.predicted_idle(now) for account in self._kept.values())
+                self._room_at = ends[surplus]
+            excess = max(_SWEEP_SECONDS, self._room_at - now)
             raise Problem(
                 "queue-full",
                 "Too many different callers at once.",
-                retry_after=return_after(_SWEEP_SECONDS, jitter=self._context.random()),
+                retry_after=return_after(excess, jitter=self._context.random()),
             )

@@ -8,6 +8,7 @@ read if a library for them is installed: `brotli` from 1.2, which can bound its 
 `compression.zstd` of Python 3.14 or `backports.zstd`.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -116,6 +117,31 @@ _DECODERS: Final[dict[str, Callable[[bytes, int], bytes]]] = {
     "br": _unbrotli,
     "zstd": _unzstd,
 }
+
+
+_READABLE: Final = ("gzip", "deflate")  # without a library
+_NOT_AT_ALL: Final = re.compile(r"q\s*=\s*0(?:\.0*)?", re.IGNORECASE)
+
+
+def readable_codings(wishes: Iterable[str]) -> str:
+    """Return what a request asks for so that its answer can be read here too.
+
+    `wishes` holds the values of the caller's `Accept-Encoding` fields, and the result asks for
+    nothing that they do not accept (RFC 9110 section 12.5.3): no field accepts any coding, but then
+    the plain text is asked for.
+    """
+    items = [item.strip(" \t") for value in wishes for item in value.split(",")]
+    named = {_name(item.partition(";")[0]) for item in items}
+    kept: list[str] = []
+    for item in items:
+        coding, _, weight = item.partition(";")
+        coding = coding.strip(" \t").lower()
+        if coding == "*" and _NOT_AT_ALL.fullmatch(weight.strip(" \t")) is None:
+            suffix = f";{weight}" if weight else ""
+            kept += [f"{name}{suffix}" for name in _READABLE if name not in named]
+        elif coding in {"*", "identity"} or _name(coding) in _READABLE:
+            kept.append(item)
+    return ", ".join(kept) or "identity"
 
 
 def coded_fields(fields: Sequence[tuple[str, str]]) -> list[str]:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -398,14 +399,35 @@ FORBIDDEN = b'{"message": "You are missing the following permission(s)",  "code"
 JSON = ("Content-Type", "application/json")
 
 
-@pytest.mark.parametrize("code", [b"missing.permissions", b"missing.any.permissions"])
-@pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "gzip": gzip.compress,
+    "X-GZip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": raw_deflate,
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "coding"),
+    [
+        *((b"missing.permissions", coding) for coding in PACKERS),
+        (b"missing.any.permissions", ""),
+        (b"missing.division.permission", ""),
+        (b"missing.any.division.permissions", "gzip"),
+    ],
+)
 async def test_the_403_of_an_opaque_token_renews_it_once(
-    secrets: Secrets, code: bytes, *, is_packed: bool
+    secrets: Secrets, code: bytes, coding: str
 ) -> None:
     """One refresh and one re-send; the second 403 passes as it is, and later ones at once."""
-    body = gzip.compress(FORBIDDEN % code) if is_packed else FORBIDDEN % code
-    fields = [JSON, ("Content-Encoding", "gzip")] if is_packed else [JSON]
+    body = PACKERS[coding](FORBIDDEN % code)
+    fields = [JSON, ("Content-Encoding", coding)] if coding else [JSON]
     for number in range(1, 4):
         secrets.plant(f"planted-opaque-{number}")
     async with (
@@ -425,8 +447,52 @@ async def test_the_403_of_an_opaque_token_renews_it_once(
         assert await metric(proxy, "retries_total", reason="stale_token") == 1
     for response in (first, second):
         assert (response.status, response.body) == (403, body)
-        assert response.values("content-encoding") == ([b"gzip"] if is_packed else [])
+        assert response.values("content-encoding") == ([coding.encode()] if coding else [])
         assert response.values("retry-after") == []
+
+
+async def test_managed_request_asks_only_for_codings_that_can_be_read(secrets: Secrets) -> None:
+    async with (
+        RawUpstream(login_or(Reply(202))) as upstream,
+        proxy_for(upstream.url, accounts=[LONDON], pacing=FAST) as proxy,
+    ):
+        caller = Caller(proxy, secrets)
+        await has_token(proxy)
+        await caller.post()
+        await caller.post(VOICE, EXPORTS, **{"Accept-Encoding": "br, zstd, gzip;q=0.5, *;q=0"})
+    _, first, second = upstream.requests
+    assert first.values("accept-encoding") == [b"identity"]
+    assert second.values("accept-encoding") == [b"gzip;q=0.5, *;q=0"]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize(("status", "sends"), [(401, 2), (403, 1)])
+async def test_refusal_whose_body_breaks_off_is_what_its_status_says(
+    secrets: Secrets, status: int, sends: int, framing: str
+) -> None:
+    """The API did nothing: the caller gets the status, and a 401 renews the token once."""
+    head = f"HTTP/1.1 {status} No\r\nWWW-Authenticate: Bearer\r\nContent-Type: application/json\r\n"
+    rest = (
+        "Content-Length: 99\r\n\r\n{"
+        if framing == "length"
+        else ("Transfer-Encoding: chunked\r\n\r\n9\r\n{")
+    )
+    for number in range(1, 3):
+        secrets.plant(f"planted-opaque-{number}")
+    answer = Reply(raw=(head + rest).encode(), close_after=True)
+    async with (
+        RawUpstream(login_or(answer)) as upstream,
+        proxy_for(
+            upstream.url, accounts=[LONDON], pacing=FAST, tokens={"min_refresh_interval": 0.1}
+        ) as proxy,
+    ):
+        await has_token(proxy)
+        await asyncio.sleep(0.1)
+        response = await Caller(proxy, secrets).post()
+    assert (response.status, response.body) == (status, b"")
+    assert response.values("www-authenticate") == [b"Bearer"]
+    assert response.values("content-type") == []
+    assert len([one for one in bearers(upstream) if one != "login"]) == sends
 
 
 async def test_a_403_with_another_code_renews_nothing(secrets: Secrets) -> None:

@@ -8,7 +8,7 @@ from tests.kit.requests import request_of
 
 
 def exchange_of(clock: FakeClock, path: str = "/api", **headers: str) -> Exchange:
-    return Exchange(request_of("POST", path, headers), "id-1", clock)
+    return Exchange(request_of("POST", path, headers), "id-1", clock, path=path)
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,12 @@ def test_what_a_caller_wrote_is_cut_in_the_log(fact: str, longest: int) -> None:
     assert len(str(facts[fact])) == longest
 
 
-def test_the_query_is_not_logged() -> None:
-    facts = exchange_of(FakeClock(), "/api?token=s3cr3t").facts(code=200, seconds=1.0)
-    assert facts["path"] == "/api"
+def test_nothing_of_a_target_is_logged_but_its_accepted_path() -> None:
+    request = request_of("POST", "http://user:s3cr3t@api.example/api?token=s3cr3t#s3cr3t", {})
+    exchange = Exchange(request, "id-1", FakeClock())
+    assert exchange.facts(code=400, seconds=1.0)["path"] == ""
+    exchange.path = "/api"
+    assert exchange.facts(code=200, seconds=1.0)["path"] == "/api"
 
 
 async def test_only_the_time_the_api_takes_is_no_waiting() -> None:

@@ -96,6 +96,30 @@ async def test_strangers_beyond_the_bound_are_refused_while_all_are_alive() -> N
             slot.report(Answered())
 
 
+async def test_stranger_is_told_when_a_full_table_has_room_again() -> None:
+    """An account is idle an interval after its last send, that of its waiters included."""
+    async with bench(Pacing(interval=8.0), identity=Identity(max_unidentified=2)) as b:
+        await b.clock.advance(8)
+        begun = b.now
+        for token, requests in ((b"1", 3), (b"2", 2)):
+            queue = b.accounts.unidentified(token).queue("exports", paced=True)
+            b.send(await b.get(queue)).report(Answered())
+            for _ in range(requests - 1):
+                b.join(queue).is_prompt = True
+        await b.clock.advance(0)
+        told: list[float] = []
+        while b.now < begun + 64:
+            try:
+                b.accounts.unidentified(b"3")
+            except Problem as problem:
+                told.append(b.now + (problem.retry_after or 0))
+                await b.clock.advance(1)
+            else:
+                break
+        assert b.now == begun + 16
+        assert set(told) == {b.now}
+
+
 async def test_account_a_request_still_holds_is_found_again() -> None:
     """One caller never has two queues on one route, for these would have two paces.
 

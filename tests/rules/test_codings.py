@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from proxy.rules.codings import decoded
+from proxy.rules.codings import decoded, readable_codings
 
 TEXT = b'{"access_token": "t"}' * 3
 
@@ -129,3 +129,25 @@ def test_a_coding_is_read_to_its_limit_by_any_library(
     assert decoded(body, [coding], limit=len(TEXT) - 1) is None
     assert decoded(body[:-1], [coding], limit=1000) is None
     assert decoded(TEXT, [coding], limit=1000) is None
+
+
+@pytest.mark.parametrize(
+    ("wishes", "asked"),
+    [
+        ([], "identity"),
+        ([""], "identity"),
+        (["br"], "identity"),
+        (["br, zstd", "gzip;q=0.5 , Deflate"], "gzip;q=0.5, Deflate"),
+        (["x-gzip"], "x-gzip"),
+        (["*"], "gzip, deflate"),
+        (["*; q=0.5, gzip"], "deflate; q=0.5, gzip"),
+        (["gzip;q=0, *"], "gzip;q=0, deflate"),
+        (["br, *;q=0"], "*;q=0"),
+        (["br, identity;q=0"], "identity;q=0"),
+        (["gzip;q=1.0, *; Q=0.00"], "gzip;q=1.0, *; Q=0.00"),
+    ],
+)
+def test_codings_asked_for_can_be_read_here_and_by_the_caller(
+    wishes: list[str], asked: str
+) -> None:
+    assert readable_codings(wishes) == asked
