@@ -14,7 +14,8 @@ open, and the answers of which more is to come. A caller who has gone, or is pas
 offered no slot.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import Literal, assert_never
 
@@ -23,6 +24,7 @@ from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.allowance import Allowance
 from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import Holding, HoldOrder
+from proxy.pacing.queues import Queues
 from proxy.pacing.slot import (
     Answered,
     Ending,
@@ -45,6 +47,22 @@ from proxy.rules.state import AccountState
 HoldReason = Literal["refused", "quota", "operator"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Granter:
+    """Takes what becomes of a slot of that queue, whatever its route is called by then."""
+
+    account: "Account"
+    queue: AccountQueue
+
+    def may_send(self, slot: Slot, now: float) -> bool:
+        """True if hold, pace and lease still let the slot's request leave."""
+        return self.account.may_send(self.queue, slot, now)
+
+    def settle(self, slot: Slot, report: Report) -> None:
+        """Take what became of the slot."""
+        self.account.settle(self.queue, slot, report)
+
+
 class Account:
     """One service account: its queues, its hold, what it has in flight."""
 
@@ -53,7 +71,7 @@ class Account:
     ) -> None:
         self.allowance = Allowance(context, key, label, interval)
         self._context = context
-        self._queues: dict[str, AccountQueue] = {}
+        self._queues = Queues(self, self.allowance)
         self._timer: Timer | None = None
 
     def __repr__(self) -> str:
@@ -72,15 +90,17 @@ class Account:
     @property
     def queues(self) -> tuple["AccountQueue", ...]:
         """The account's queues, one for each route it has used."""
-        return tuple(self._queues.values())
+        return tuple(self._queues)
 
     def queue(self, route: str, *, paced: bool) -> "AccountQueue":
-        """Return the account's queue on that route."""
-        queue = self._queues.get(route)
-        if queue is None:
-            queue = self._queues[route] = AccountQueue(self, self.allowance, route, paced=paced)
-            self._context.metrics.queue_opened(self.label, route)
-        return queue
+        """Return the queue in which requests of that route wait."""
+        return self._queues.get(route, paced=paced)
+
+    def hand_over(
+        self, predecessors: Mapping[str, Iterable[str]], *, paced: Container[str]
+    ) -> None:
+        """Let queues go on for the routes that take their paths now (queues.py)."""
+        self._queues.hand_over(predecessors, paced=paced)
 
     # Who may send when
 
@@ -94,7 +114,7 @@ class Account:
     def pump(self) -> None:
         """Offer every slot that is due, then set the timer for the next one."""
         self._offer_due()
-        for queue in self._queues.values():
+        for queue in self._queues:
             queue.order_lease()
 
     def _offer_due(self) -> None:
@@ -104,7 +124,7 @@ class Account:
         clock = self._context.clock
         now = clock.monotonic()
         while True:
-            waiting = [queue for queue in self._queues.values() if queue.depth]
+            waiting = [queue for queue in self._queues if queue.depth]
             if not waiting:
                 return
             opens = self.allowance.opens_at(now)
@@ -141,7 +161,8 @@ class Account:
         due = max(not_before, ticket.joined_at, self.allowance.room_since)
         for holding in (self.allowance.holding, queue.holding):
             due = max(due, holding.state.opens_at(-inf))
-        slot = Slot(self, queue.route, ticket, at=now, due_at=min(due, now), not_before=not_before)
+        granter = _Granter(self, queue)
+        slot = Slot(granter, ticket, at=now, due_at=min(due, now), not_before=not_before)
         self.allowance.granted(slot)
         queue.holding.granted(slot, now)
         queue.queue.granted(slot)
@@ -150,79 +171,78 @@ class Account:
 
     # What becomes of a slot
 
-    def may_send(self, slot: Slot, now: float) -> bool:
+    def may_send(self, queue: AccountQueue, slot: Slot, now: float) -> bool:
         """True if hold, pace and lease still let the slot's request leave."""
-        queue = self._queues[slot.route]
         is_open = self.allowance.may_leave(slot, now) and queue.holding.may_leave(slot, now)
         return is_open and queue.opens_at(now) <= now
 
-    def settle(self, slot: Slot, report: Report) -> None:
+    def settle(self, queue: AccountQueue, slot: Slot, report: Report) -> None:
         """Take what became of a slot."""
         match report:
             case Sent(at):
-                self._sent(slot, at)
+                self._sent(queue, slot, at)
             case NotSent():
-                self._spend(slot, self._context.clock.monotonic())
-                self._leave(slot, accepted=False)
+                self._spend(queue, slot, self._context.clock.monotonic())
+                self._leave(queue, slot, accepted=False)
             case Answered(quota):
                 if quota is not None:
                     self._note_quota(quota)
-                self._leave(slot, accepted=True)
+                self._leave(queue, slot, accepted=True)
             case Refusing():
                 self._suspend(slot)
             case Refused():
-                self._refused(slot, report)
-                self._leave(slot, accepted=False)
+                self._refused(queue, slot, report)
+                self._leave(queue, slot, accepted=False)
             case Unused():
-                self._leave(slot, accepted=False)
+                self._leave(queue, slot, accepted=False)
             case _:
                 assert_never(report)
 
-    def _sent(self, slot: Slot, at: float) -> None:
+    def _sent(self, queue: AccountQueue, slot: Slot, at: float) -> None:
         if slot.sent_at > -inf:
             return
         slot.sent_at = at
         self._context.metrics.sent(
             self.label,
-            slot.route,
+            queue.route,
             lateness=at - slot.due_at,
             early=at < slot.not_before,
             request_id=slot.request_id,
         )
-        self._queues[slot.route].queue.note_sent(at)
+        queue.queue.note_sent(at)
         self.allowance.count_send(at)
-        self._spend(slot, at)
+        self._spend(queue, slot, at)
 
-    def _spend(self, slot: Slot, at: float) -> None:
+    def _spend(self, queue: AccountQueue, slot: Slot, at: float) -> None:
         """Keep the distance from a send, or from a try that never left."""
-        queue = self._queues[slot.route]
         if not queue.paced:
             return
         queue.queue.spend(slot, at)
+        self._queues.spent(queue)
         self._context.turns.used(queue)
         if queue.queue.given_back(slot):
             self.pump()
 
-    def _leave(self, slot: Slot, *, accepted: bool) -> None:
+    def _leave(self, queue: AccountQueue, slot: Slot, *, accepted: bool) -> None:
         """Take back the room a slot had in flight, once, and let the next request have it."""
         if slot.is_open:
             slot.is_open = False
-            queue, now = self._queues[slot.route], self._context.clock.monotonic()
+            now = self._context.clock.monotonic()
             queue.queue.given_back(slot)
             queue.queue.ended(slot, now, accepted=accepted)
             self._end_probe(slot, self.allowance.holding, "", accepted=accepted)
-            self._end_probe(slot, queue.holding, queue.route, accepted=accepted)
+            self._end_probe(slot, queue.holding, queue.lease_name, accepted=accepted)
             self.allowance.refusing -= slot.is_refusing
             self.allowance.leave_room()
             self.pump()
 
-    def _end_probe(self, slot: Slot, holding: Holding, route: str, *, accepted: bool) -> None:
+    def _end_probe(self, slot: Slot, holding: Holding, name: str, *, accepted: bool) -> None:
         """Note that a slot is over, which may end a hold; other replicas may know of its wait."""
         now, hold = self._context.clock.monotonic(), holding.hold
         if holding.ended(slot, now, accepted=accepted):
             self.count_hold()
             if hold is not None and hold.named_until > now:
-                self._context.turns.hold_over(self.allowance.key, route)
+                self._context.turns.hold_over(self.allowance.key, name)
 
     # Refusals and quotas
 
@@ -232,12 +252,12 @@ class Account:
             slot.is_refusing = True
             self.allowance.refusing += 1
 
-    def _refused(self, slot: Slot, refused: Refused) -> None:
+    def _refused(self, queue: AccountQueue, slot: Slot, refused: Refused) -> None:
         """Hold what the API's refusal of `slot` covers, for as long as it asked for."""
-        now, queue = self._context.clock.monotonic(), self._queues[slot.route]
+        now = self._context.clock.monotonic()
         clamp = self._context.retry_rules.settings.max_retry_after
         named = believable(refused.seconds, maximum=clamp)
-        rule = self._context.hold_rules.get(slot.route, "auto")
+        rule = self._context.hold_rules.get(queue.route, "auto")
         reach = reach_of(refused.limit, rule, named=named, maximum=clamp)
         held = queue if reach.is_route else None
         holding = self.allowance.holding if held is None else held.holding
@@ -256,9 +276,9 @@ class Account:
     def hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
         """Hold one queue, or the whole account (None), and tell the other replicas."""
         self._hold(order, queue, reason)
-        now, route = self._context.clock.monotonic(), "" if queue is None else queue.route
+        now, name = self._context.clock.monotonic(), "" if queue is None else queue.lease_name
         left = HoldLeft(order.until - now, max(order.until, order.named_until) - now)
-        self._context.turns.held(self.allowance.key, route, left)
+        self._context.turns.held(self.allowance.key, name, left)
 
     def obey_hold(self, left: HoldLeft, queue: AccountQueue | None) -> None:
         """Hold one queue or the whole account (None), as another replica was told to.

@@ -10,7 +10,7 @@ from math import inf
 from typing import Protocol
 
 from proxy.pacing.allowance import Allowance
-from proxy.pacing.holding import Holding
+from proxy.pacing.holding import Holding, HoldOrder
 from proxy.pacing.queue import Queue
 from proxy.pacing.slot import Ending, Slot, Ticket
 from proxy.pacing.turns import HoldLeft, Lease
@@ -48,6 +48,8 @@ class AccountQueue:
         "_turns",
         "allowance",
         "holding",
+        "joined",
+        "lease_name",
         "queue",
         "returns",
         "scheduler",
@@ -64,8 +66,10 @@ class AccountQueue:
         self.queue = Queue(route, paced=paced, started_at=context.started_at)
         self.waiters = self.queue.waiters
         self.returns = Returns()
+        self.joined: tuple[AccountQueue, ...] = ()  # they keep one pace with this queue
         self._clock = context.clock
         self._turns = context.turns
+        self.lease_name = context.lease_name(route)
         self._turns.opened(self)
 
     def __repr__(self) -> str:
@@ -101,8 +105,36 @@ class AccountQueue:
         """The lease as it was last granted or lost."""
         return self.queue.lease
 
+    def rename(self, route: str) -> None:
+        """Go on as the queue of another route, which takes what this one took."""
+        self.queue.route = route
+
+    def inherit(self, other: "AccountQueue") -> None:
+        """Go on with the pace and the hold of a queue that took the same paths."""
+        self.keep_pace_of(other)
+        hold = other.holding.hold
+        if hold is not None:
+            self.holding.prolong(
+                HoldOrder(
+                    at=hold.since,
+                    until=hold.until,
+                    named_until=hold.named_until,
+                    refusals=hold.refusals,
+                    limit=hold.limit,
+                )
+            )
+
+    def keep_pace_of(self, other: "AccountQueue") -> None:
+        """Keep the distance from the last send of another queue, too."""
+        self.queue.inherit(other.queue, self.allowance.interval)
+
     def apply(self, *, paced: bool) -> None:
         """Obey a route that is paced from now on, or no longer."""
+        old, self.lease_name = self.lease_name, self.allowance.context.lease_name(self.route)
+        if self.lease_name != old:
+            if self.paced and paced:
+                self.keep_distance(1)  # another replica may have sent for these paths just now
+            self._turns.moved(self, old)
         if paced is not self.paced:
             self.queue.paced = paced
             self._turns.opened(self)
@@ -119,6 +151,8 @@ class AccountQueue:
 
     def paced_due(self, now: float) -> float:
         """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
+        if self.joined and any(other.queue.sending is not None for other in self.joined):
+            return inf
         return self._in_turn(self.queue.due(now, self.interval * self.allowance.spread))
 
     def _in_turn(self, at: float) -> float:

@@ -8,8 +8,9 @@ client id is an account of its own. Accounts that are not configured live in bou
 Invariant: one client id has one account, and so one queue and one pace on each route.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
+from typing import get_args
 from weakref import WeakValueDictionary
 
 from proxy.clock import Clock
@@ -24,7 +25,9 @@ from proxy.retries import RetryRules
 from proxy.rules.digests import account_id, store_key
 from proxy.rules.pace import return_after
 from proxy.rules.state import OTHER, AccountState, merged
-from proxy.settings import Settings
+from proxy.rules.succession import Taken, predecessors, taken_by
+from proxy.settings import Route, Settings
+from proxy.settings.values import Method
 from proxy.telemetry.metrics import Metrics
 
 _SWEEP_SECONDS = 0.1
@@ -93,7 +96,16 @@ class Accounts:
             account.allowance.organization = None
             self._learned.put(key, account)
         paced = {route.name: route.paced for route in settings.routes}
+        old, new = self.context.taken, _taken_by(settings.routes)
+        self.context.taken = new
+        handed = predecessors(old, new)
+        now = self.context.clock.monotonic()
+        self.context.inherited = {
+            route: now if names else self.context.inherited_at(route)
+            for route, names in handed.items()
+        }
         for account in self.accounts():
+            account.hand_over(handed, paced=new)
             for queue in account.queues:
                 queue.apply(paced=paced.get(queue.route, queue.paced))
             account.pump()
@@ -151,6 +163,14 @@ class Accounts:
 
 def _reserve(settings: Settings) -> int:
     return 0 if settings.quota is None else settings.quota.reserve
+
+
+def _taken_by(routes: Iterable[Route]) -> dict[str, Taken]:
+    return {
+        route.name: taken_by(route.paths, route.methods, get_args(Method))
+        for route in routes
+        if route.paced
+    }
 
 
 class _Table:

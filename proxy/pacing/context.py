@@ -9,6 +9,7 @@ from proxy.pacing.holding import HoldOrder
 from proxy.pacing.turns import Alone, Turns
 from proxy.retries import RetryRules
 from proxy.rules.limits import HoldRule
+from proxy.rules.succession import Taken, lease_name
 from proxy.settings import Pacing
 from proxy.telemetry.metrics import Metrics
 
@@ -18,7 +19,7 @@ HoldOrganization = Callable[[str, HoldOrder, tuple[str, bool] | None], None]
 
 @dataclass(slots=True, kw_only=True)
 class PacingContext:
-    """What all accounts share; a reload replaces `pacing`, `retry_rules` and `reserve`.
+    """What all accounts share; a reload replaces all but the tools.
 
     `reserve` is how many requests of an announced quota are left unused.
     """
@@ -35,7 +36,18 @@ class PacingContext:
     turns: Turns = field(default_factory=Alone)
     hold_rules: Mapping[str, HoldRule] = field(default_factory=dict)  # by route
     hold_organization: HoldOrganization = lambda *_: None
+    taken: Mapping[str, Taken] = field(default_factory=dict)  # by each paced route
+    inherited: Mapping[str, float] = field(default_factory=dict)  # when it took others' paths
     arrivals: int = 0
+
+    def lease_name(self, route: str) -> str:
+        """Return the name of the leases of a route's queues; that of the route if none is paced."""
+        taken = self.taken.get(route)
+        return route if taken is None else lease_name(taken)
+
+    def inherited_at(self, route: str) -> float:
+        """Return when a paced route last took paths of others; they may have sent just before."""
+        return self.inherited.get(route, -inf)
 
     def next_arrival(self) -> int:
         """Return the number of a request in order of arrival."""

@@ -126,6 +126,16 @@ class Queue:
         self.sending = None
         return True
 
+    def inherit(self, other: "Queue", interval: float) -> None:
+        """Keep the distance from the last send of another queue, too."""
+        if other._pace.due(interval) > self._pace.due(interval):  # noqa: SLF001 -- of the same class
+            self._pace, self._has_sent = other._pace, other._has_sent  # noqa: SLF001 -- likewise
+        self._closed_until = max(self._closed_until, other._closed_until)  # noqa: SLF001
+
+    def close_until(self, at: float) -> None:
+        """Send nothing until then."""
+        self._closed_until = max(self._closed_until, at)
+
     def note_sent(self, at: float) -> None:
         """Note when a request left, to show it."""
         self._last_gap = at - self._last_sent_at if self._sent_count else None

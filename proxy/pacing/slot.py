@@ -178,14 +178,12 @@ class Slot:
         "is_open",
         "is_refusing",
         "not_before",
-        "route",
         "sent_at",
     )
 
-    def __init__(  # noqa: PLR0913 -- of whom, for whom, and three moments by name
+    def __init__(
         self,
         granter: SlotGranter,
-        route: str,
         ticket: Ticket,
         *,
         at: float,
@@ -197,13 +195,12 @@ class Slot:
         self._ticket = ticket
         self.is_open = True
         self.is_refusing = False
-        self.route = route
         self.due_at = due_at
         self.not_before = not_before
         self.sent_at = -inf
 
     def __repr__(self) -> str:
-        return f"<Slot {self.route}: {'open' if self.is_open else 'closed'}>"
+        return f"<Slot of request {self.request_id}: {'open' if self.is_open else 'closed'}>"
 
     def __enter__(self) -> Self:
         return self

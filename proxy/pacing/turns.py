@@ -59,6 +59,11 @@ class SharedQueue(Protocol):
         ...
 
     @property
+    def lease_name(self) -> str:
+        """Name of the queue's leases in the account's state; a route's new name leaves it."""
+        ...
+
+    @property
     def paced(self) -> bool:
         """True if a send needs a lease; a queue without one obeys holds all the same."""
         ...
@@ -153,6 +158,10 @@ class Turns(Protocol):
         """There is a new queue, or one that was not paced is now, or the reverse."""
         ...
 
+    def moved(self, queue: SharedQueue, old: str) -> None:
+        """The queue's leases have a new name; until now it was `old`."""
+        ...
+
     def wanted(self, queue: SharedQueue) -> None:
         """A waiter could be sent: get a lease for the queue. A repeated call changes nothing."""
         ...
@@ -189,6 +198,9 @@ class Alone:
     def opened(self, queue: SharedQueue) -> None:
         """The queue's own pace is all there is."""
         queue.lease_granted(FREE)
+
+    def moved(self, queue: SharedQueue, old: str) -> None:
+        """No other replica knows the name."""
 
     def wanted(self, queue: SharedQueue) -> None:
         """The lease is always ours."""

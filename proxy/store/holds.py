@@ -62,4 +62,4 @@ class SharedHolds:
                 obey(queue, status)
                 queue.reevaluate()
 
-        self._script.run(Op.LOOK, queue.key, queue.route, answered=answered)
+        self._script.run(Op.LOOK, *name, answered=answered)

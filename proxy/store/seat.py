@@ -60,6 +60,7 @@ class Seat:
 
     def __init__(self, queue: SharedQueue, context: SeatContext) -> None:
         self.queue = queue
+        self.name = name_of(queue)
         self.is_busy = False  # a command is under way
         self.is_ours = False
         self.stamp: Stamp | None = None  # of the last answer
@@ -75,11 +76,6 @@ class Seat:
     def __repr__(self) -> str:
         state = "busy" if self.is_busy else "ours" if self.is_ours else "queued"
         return f"<Seat {self.queue.route}: {state}>"
-
-    @property
-    def name(self) -> Name:
-        """The queue's name in the store."""
-        return name_of(self.queue)
 
     def ask(self) -> None:
         """Ask for the lease, or for more time."""
@@ -169,8 +165,7 @@ class Seat:
 
         self._context.script.run(
             op,
-            queue.key,
-            queue.route,
+            *self.name,
             span=queue.pace_left() if op is Op.SENT else 0.0,
             interval=queue.interval,
             again=again,
@@ -246,7 +241,7 @@ class Seat:
 
 def name_of(queue: SharedQueue) -> Name:
     """Return the queue's name in the store."""
-    return queue.key, queue.route
+    return queue.key, queue.lease_name
 
 
 def obey(queue: SharedQueue, status: LeaseStatus) -> None:

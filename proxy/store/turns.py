@@ -35,6 +35,7 @@ from proxy.store.script import (
     LeaseMessage,
     LostMessage,
     Name,
+    Op,
     OpenMessage,
     OverMessage,
     Script,
@@ -75,7 +76,7 @@ class SharedTurns:
         self._queues: WeakValueDictionary[Name, SharedQueue] = WeakValueDictionary()
         self._seats: dict[Name, Seat] = {}
         self._sends: WeakKeyDictionary[SharedQueue, tuple[float, float]] = WeakKeyDictionary()
-        self._routes: set[str] = set()
+        self._names: set[str] = set()  # of leases
         self._abandoned: dict[Name, SharedQueue] = {}  # whose wish the store may still keep
         self._is_shared = False
         connection.went_down.append(self._go_alone)
@@ -120,11 +121,30 @@ class SharedTurns:
     def opened(self, queue: SharedQueue) -> None:
         """Register a queue that is new, or whose pacing was switched on or off."""
         self._queues[name_of(queue)] = queue
-        self._routes.add(queue.route)
+        self._names.add(queue.lease_name)
         if self._is_shared:
             queue.lease_lost()
         else:
             queue.lease_granted(FREE)
+
+    def moved(self, queue: SharedQueue, old: str) -> None:
+        """Say under the old name what others have to know, and go on under the new one."""
+        name = (queue.key, old)
+        if self._queues.get(name) is queue:
+            del self._queues[name]
+        seat = self._seats.pop(name, None)
+        if seat is not None:
+            seat.close()
+        self.opened(queue)
+        if not self._is_shared:
+            return
+        if seat is not None or queue.pace_left() > 0:
+            self._say(Op.SENT, name, span=queue.pace_left(), interval=queue.interval)
+            if queue.paced:
+                self._seat_of(queue).report_again()
+        hold = queue.hold_left(of_route=True)
+        if hold:
+            self._holds.tell(*name_of(queue), hold)
 
     def wanted(self, queue: SharedQueue) -> None:
         """Ask for a lease, or for the hold of a queue that is not paced, unless that was done."""
@@ -210,13 +230,13 @@ class SharedTurns:
             self._receive_for_queue(message, since)
 
     def _receive_hold(self, message: HoldMessage | OpenMessage) -> None:
-        key, route = message.name
+        key, name = message.name
         for queue in self._queues_of(key):
-            if route in {"", queue.route}:
+            if name in {"", queue.lease_name}:
                 if isinstance(message, HoldMessage):
-                    obey_hold(queue, message.left, of_route=route != "")
+                    obey_hold(queue, message.left, of_route=name != "")
                 else:
-                    queue.obey_end_of_hold(of_route=route != "")
+                    queue.obey_end_of_hold(of_route=name != "")
 
     def _receive_for_queue(
         self, message: LeaseMessage | OverMessage | WantedMessage, since: float
@@ -265,7 +285,7 @@ class SharedTurns:
         return queue.paced and seat.stamp.born != before
 
     def _queues_of(self, key: str) -> list[SharedQueue]:
-        queues = (self._queues.get((key, route)) for route in self._routes)
+        queues = (self._queues.get((key, name)) for name in self._names)
         return [queue for queue in queues if queue is not None]
 
     # Failure and return. A reevaluated queue makes its whole account look who may send, so all
@@ -303,5 +323,11 @@ class SharedTurns:
             queue.reevaluate()
         abandoned, self._abandoned = self._abandoned, {}
         for name, queue in abandoned.items():
-            if name not in self._seats:
+            if name != name_of(queue):
+                self._say(Op.LEAVE, name)
+            elif name not in self._seats:
                 self._seat_of(queue).leave()
+
+    def _say(self, op: Op, name: Name, *, span: float = 0.0, interval: float = 0.0) -> None:
+        """Tell the store of a queue by a name that it has no longer."""
+        self._script.run(op, *name, span=span, interval=interval, answered=lambda _: None)

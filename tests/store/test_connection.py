@@ -141,8 +141,8 @@ async def test_kept_lease_is_given_up_by_a_replica_that_ends(tmp_path: Path) -> 
 
 
 async def _holds(server: RedisServer, replica: Replica, who: bytes) -> bool:
-    key = replica.queue().key
-    return bool(await cast("Any", server.client.hget(key, "holder:exports")) == who)
+    key, field = replica.queue().key, f"holder:{replica.queue().lease_name}"
+    return bool(await cast("Any", server.client.hget(key, field)) == who)
 
 
 async def _has_called(server: RedisServer, times: int) -> bool:

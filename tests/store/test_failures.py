@@ -95,7 +95,7 @@ async def each_has_sent(replicas: list[Replica], count: int, *, since: float) ->
 
 async def are_queued(server: RedisServer, replica: Replica) -> None:
     """Wait until somebody is in the queue for London's turn."""
-    await server.has_told(replica.queue().key, "queue:exports")
+    await server.has_told(replica.queue().key, f"queue:{replica.queue().lease_name}")
 
 
 def nothing_was_sent_twice(replicas: list[Replica]) -> bool:
@@ -242,15 +242,15 @@ async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Pa
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, third)):
         key = here.queue().key
         assert await here.export(here.queue()) is None
-        await server.has_told(key, "due:exports")
+        await server.has_told(key, f"due:{here.queue().lease_name}")
         has_turn = here.caller(here.queue())
-        await server.has_told(key, "holder:exports")
+        await server.has_told(key, f"holder:{here.queue().lease_name}")
         queued = there.caller(there.queue())
         await are_queued(server, there)
         await pause(0.05)
         await server.flush()
         queued.cancel()
-        await server.has_told(key, "due:exports")
+        await server.has_told(key, f"due:{here.queue().lease_name}")
         assert await third.export(third.queue()) is None
         assert await has_turn is None
         assert early(times([here]), LONG) == 0
@@ -261,10 +261,10 @@ async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_pa
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
         key = here.queue().key
         assert await here.export(here.queue()) is None
-        await server.has_told(key, "due:exports")
+        await server.has_told(key, f"due:{here.queue().lease_name}")
         await server.flush()
         leaving = here.caller(here.queue())
-        await server.has_told(key, "due:exports")
+        await server.has_told(key, f"due:{here.queue().lease_name}")
         leaving.cancel()
         await pause(0.05)
         assert await there.export(there.queue()) is None
@@ -276,7 +276,7 @@ async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path)
         key = here.queue().key
         for route in ("exports", "jobs"):
             assert await here.export(here.queue(route=route), route) is None
-            await server.has_told(key, f"due:{route}")
+            await server.has_told(key, f"due:{here.queue(route=route).lease_name}")
         await server.flush()
         assert await there.export(there.queue(), "early") is None
         await server.has_told(key, "due:jobs")
@@ -308,7 +308,7 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
     async with deployed(tmp_path, interval=LONG) as (server, (here, *others)):
         await pause(LONG * REPLICAS)  # the distance after the start is past without the store, too
         assert await here.export(here.queue()) is None
-        await server.has_told(here.queue().key, "due:exports")
+        await server.has_told(here.queue().key, f"due:{here.queue().lease_name}")
         callers = crowd(others, 1)
         await until(lambda: are_told(others))
         await server.kill()
@@ -355,7 +355,7 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
             send(words, counted)
 
         here.store.send = counting  # type: ignore[method-assign]  # the wire, watched
-        here.turns.receive(f"lease {line.key} {line.route} 1 1 0", CLOCK.monotonic())
+        here.turns.receive(f"lease {line.key} {line.lease_name} 1 1 0", CLOCK.monotonic())
         assert await here.export(line) is None
         assert most == 1
 

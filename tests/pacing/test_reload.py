@@ -1,0 +1,138 @@
+"""A reload that renames or divides a paced route makes no second pace for its paths."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+
+from proxy.pacing.slot import Answered
+from proxy.pacing.turns import HoldLeft
+from proxy.settings import Account, Pacing, Route, Settings
+from tests.kit.pacing import UPSTREAM, Bench, bench
+
+INTERVAL = 0.5
+WHOLE = {"exports": ("/exports/**", "/jobs/**")}
+RENAMED = {"batch": ("/exports/**", "/jobs/**")}
+DIVIDED = {"exports": ("/exports/**",), "jobs": ("/jobs/**",)}
+DIVIDED_AND_RENAMED = {"files": ("/exports/**",), "jobs": ("/jobs/**",)}
+
+
+def reload(b: Bench, routes: Mapping[str, tuple[str, ...]]) -> None:
+    """Obey a configuration with these paced routes."""
+    b.accounts.apply(
+        Settings(
+            upstream=UPSTREAM,
+            pacing=Pacing(interval=INTERVAL),
+            accounts=(Account(name="london", client_id="id-1"),),
+            routes=tuple(
+                Route(name=name, paths=paths, paced=True) for name, paths in routes.items()
+            ),
+        )
+    )
+
+
+def shortest(times: list[float]) -> float:
+    return min(later - earlier for earlier, later in pairwise(sorted(times)))
+
+
+@pytest.mark.parametrize("routes", [RENAMED, DIVIDED, DIVIDED_AND_RENAMED])
+async def test_waiters_and_newcomers_keep_one_pace(routes: Mapping[str, tuple[str, ...]]) -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        callers = [b.join(b.queue("exports")) for _ in range(8)]
+        for caller in callers:
+            caller.is_prompt = True
+        await b.clock.advance(1.6 * INTERVAL)
+        reload(b, routes)
+        callers += [b.join(b.queue(name)) for _ in range(4) for name in routes]
+        sends = await b.all_served(callers)
+        assert shortest(sends) >= INTERVAL
+        assert max(sends) - min(sends) <= INTERVAL * len(callers)  # one interval for the reload
+
+
+async def test_divided_route_keeps_its_distance_from_the_last_send_of_the_whole() -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        first = b.send(await b.get(b.queue("exports")))
+        first.report(Answered())
+        await b.clock.advance(0.1)
+        reload(b, DIVIDED)
+        callers = [b.join(b.queue(name)) for name in DIVIDED]
+        sends = await b.all_served(callers)
+        assert min(sends) >= first.sent_at + INTERVAL
+
+
+async def test_divided_routes_have_a_pace_each_once_the_whole_is_empty() -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        b.send(await b.get(b.queue("exports"))).report(Answered())
+        reload(b, DIVIDED)
+        await b.clock.advance(2 * INTERVAL)
+        sends = await b.all_served([b.join(b.queue(name)) for name in DIVIDED])
+        assert sends[0] == sends[1]
+
+
+async def test_slot_that_is_out_during_a_reload_is_settled_after_it() -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        slot = await b.get(b.queue("exports"))
+        reload(b, RENAMED)
+        waiting = b.join(b.queue("batch"))
+        await b.clock.advance(2 * INTERVAL)
+        assert waiting.slot is None
+        b.send(slot).report(Answered())
+        (sent,) = await b.all_served([waiting])
+        assert sent == slot.sent_at + INTERVAL
+
+
+async def test_routes_that_become_one_keep_the_distance_of_both() -> None:
+    async with bench() as b:
+        reload(b, DIVIDED)
+        await b.clock.advance(INTERVAL)
+        b.send(await b.get(b.queue("exports"))).report(Answered())
+        await b.clock.advance(0.3)
+        last = b.send(await b.get(b.queue("jobs")))
+        last.report(Answered())
+        reload(b, WHOLE)
+        (sent,) = await b.all_served([b.join(b.queue("exports"))])
+        assert sent >= last.sent_at + INTERVAL
+
+
+async def test_waiters_of_routes_that_become_one_keep_one_pace() -> None:
+    async with bench() as b:
+        reload(b, DIVIDED)
+        callers = [b.join(b.queue(name)) for _ in range(3) for name in DIVIDED]
+        for caller in callers:
+            caller.is_prompt = True
+        await b.clock.advance(1.2 * INTERVAL)
+        before = [caller.slot.sent_at for caller in callers if caller.slot is not None]
+        reload(b, WHOLE)
+        callers += [b.join(b.queue("exports")) for _ in range(3)]
+        sends = await b.all_served(callers)
+        assert shortest([at for at in sends if at not in before]) >= INTERVAL
+
+
+async def test_slot_of_a_route_renamed_twice_is_counted_where_it_was_granted() -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        slot = await b.get(b.queue("exports"))
+        reload(b, RENAMED)
+        reload(b, RENAMED | {"exports": ("/other/**",)})
+        other = b.join(b.queue("exports"))
+        renamed = b.join(b.queue("batch"))
+        b.send(slot).report(Answered())
+        sends = await b.all_served([other, renamed])
+        assert sends[0] < slot.sent_at + INTERVAL <= sends[1]
+
+
+async def test_hold_of_a_divided_route_holds_each_part() -> None:
+    async with bench() as b:
+        reload(b, WHOLE)
+        whole = b.queue("exports")
+        b.send(await b.get(whole)).report(Answered())
+        now = b.clock.monotonic()
+        until = now + 5 * INTERVAL
+        whole.scheduler.obey_hold(HoldLeft(until - now, until - now), whole)
+        reload(b, DIVIDED)
+        sends = await b.all_served([b.join(b.queue(name)) for name in DIVIDED])
+        assert min(sends) >= until
