@@ -34,9 +34,14 @@ class Addresses:
         return list(self._known)
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        found = await loop.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
+        try:  # an address needs no look-up, and so no thread, of which all may be busy
+            found = socket.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        except OSError:
+            found = await loop.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+            )
         self._known = list(found)
         self._known_until = loop.time() + _SECONDS
 
