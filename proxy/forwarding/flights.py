@@ -166,7 +166,7 @@ class Flights:
             self._mark(flight)
             self._call_later(flight, self._response_timeout, lambda: _cancel(flight))
         else:
-            self._forget(flight)  # a new one may start before this one has ended
+            self.forget(flight)  # a new one may start before this one has ended
             _cancel(flight)
 
     async def _fly(self, flight: Flight, sender: Sender) -> None:
@@ -216,9 +216,9 @@ class Flights:
                 record = flight.record(state, seconds=seconds, now=self._clock.wall())
                 record = replace(record, is_delivered=flight.is_delivered)
                 self._store.put(flight.owner, name, record, seconds)
-        self._forget(flight)
+        self.forget(flight)
 
-    def _forget(self, flight: Flight) -> None:
+    def forget(self, flight: Flight) -> None:
         """End what is known of a flight here, and what other replicas see of it."""
         if flight.timer is not None:
             flight.timer.cancel()

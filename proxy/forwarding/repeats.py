@@ -5,6 +5,9 @@ answer that was kept, is refused as `in-doubt` or `key-reused`, or is sent by a 
 (flights.py). What is the same, and what is kept, is in rules/repeats.py; where, in
 store/repeats.py.
 
+A joined caller keeps its own deadline: it is refused when the flight is not sent by then, and it
+has a flight of its own if the one it joined was given up earlier.
+
 Invariant: nothing waits between the look-up that finds nothing and the start of the flight.
 """
 
@@ -82,24 +85,30 @@ class Repeats:
     ) -> AsyncIterator[Answer | Response]:
         """Return the request's answer, of this send or of an earlier one; the block delivers it.
 
-        A block that fails has not delivered it. Raises a Problem when there is no answer.
+        It is delivered when the block succeeds and all of the answer has left. Raises a Problem
+        when there is no answer.
         """
         exchange = pending.exchange
-        found = await self._look_up(pending, digests)
-        if isinstance(found, KeptAnswer):
-            yield _marked(Answer(found.status, found.reason, list(found.fields), found.body))
-            return
-        flight = self._flights.start(pending, sender, digests) if found is None else found
-        self._flights.join(flight, exchange)
-        is_delivered = False
-        try:
-            answer = await self._answer(flight, exchange)
-            if is_closed_by_peer(exchange.request.transport):
-                raise ConnectionResetError("the caller left")
-            yield answer if found is None else _marked(answer)
-            is_delivered = not exchange.is_cut
-        finally:
-            self._flights.leave(flight, exchange, is_delivered=is_delivered)
+        while True:
+            found = await self._look_up(pending, digests)
+            if isinstance(found, KeptAnswer):
+                yield _marked(Answer(found.status, found.reason, list(found.fields), found.body))
+                return
+            flight = self._flights.start(pending, sender, digests) if found is None else found
+            self._flights.join(flight, exchange)
+            is_delivered = False
+            try:
+                answer = await self._answer(flight, exchange)
+                if answer is None:
+                    continue
+                if is_closed_by_peer(exchange.request.transport):
+                    raise ConnectionResetError("the caller left")
+                yield answer if found is None else _marked(answer)
+                await exchange.request.flushed()  # a caller may leave in the middle of its answer
+                is_delivered = not exchange.is_cut
+                return
+            finally:
+                self._flights.leave(flight, exchange, is_delivered=is_delivered)
 
     async def _look_up(
         self, pending: PendingRequest, digests: Digests
@@ -150,13 +159,17 @@ class Repeats:
         with exchange.spending("queue"):
             await self._clock.sleep_until(self._clock.monotonic() + _POLL)
 
-    async def _answer(self, flight: Flight, exchange: Exchange) -> Answer | Response:
-        """Wait for the flight; a joined caller waits as if it were in the queue."""
-        if flight.exchange is exchange:
-            result = await asyncio.shield(flight.done)
-        else:
-            with exchange.spending("queue"):
-                result = await asyncio.shield(flight.done)
+    async def _answer(self, flight: Flight, exchange: Exchange) -> Answer | Response | None:
+        """Wait for the flight; None if it ended unsent and this caller can wait longer.
+
+        A joined caller waits as if it were in the queue.
+        """
+        if flight.exchange is not exchange:
+            await self._wait_joined(flight, exchange)
+        result = await asyncio.shield(flight.done)
+        if flight.exchange is not exchange and _may_wait_on(flight, exchange):
+            self._flights.forget(flight)
+            return None
         if isinstance(result, Problem):
             raise result
         if isinstance(result, Response):
@@ -167,6 +180,35 @@ class Repeats:
                 )
             flight.is_taken = True
         return result
+
+    async def _wait_joined(self, flight: Flight, exchange: Exchange) -> None:
+        """Wait for a flight, but no longer than this caller may wait for the send."""
+        ends = self._clock.monotonic() + exchange.may_wait
+        with exchange.spending("queue"):
+            while not flight.done.done():
+                now = self._clock.monotonic()
+                if now >= ends and not flight.is_sent:
+                    raise Problem(
+                        "wait-expired",
+                        f"The request that it joined was not sent within {exchange.limit:.1f} s.",
+                        retry_after=max(CLAIM_SECONDS, flight.pending.queue.named_left()),
+                    )
+                await self._wait_until(max(ends, now + _POLL), flight)
+
+    async def _wait_until(self, moment: float, flight: Flight) -> None:
+        """Wait until that moment (monotonic), or until the flight is over."""
+        woken = asyncio.Event()
+        timer = self._clock.call_at(moment, woken.set)
+
+        def wake(_: object) -> None:
+            woken.set()
+
+        flight.done.add_done_callback(wake)
+        try:
+            await woken.wait()
+        finally:
+            timer.cancel()
+            flight.done.remove_done_callback(wake)
 
     def _in_doubt(self, label: str, record: Record) -> Problem:
         self._metrics.repeated(label, "in_doubt")
@@ -184,6 +226,13 @@ class Repeats:
     def _reused(self, label: str) -> Problem:
         self._metrics.repeated(label, "reused")
         return Problem("key-reused", "Another request was sent with this Idempotency-Key.")
+
+
+def _may_wait_on(flight: Flight, exchange: Exchange) -> bool:
+    """True if a flight was given up unsent for a caller that had less time than this one has."""
+    first = flight.exchange
+    had_less = first.may_wait < _POLL or first.limit < exchange.limit
+    return not flight.is_sent and had_less and exchange.may_wait > max(first.may_wait, 0.0)
 
 
 def _marked(answer: Answer | Response) -> Answer | Response:

@@ -171,6 +171,18 @@ class CallerConnection(asyncio.Protocol):
             finally:
                 self._drained = None
 
+    async def flushed(self) -> None:
+        """Wait until all that is written has left. Raises ConnectionError if the caller is gone."""
+        transport = self.transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(high=1, low=0)
+            try:
+                await self.drained()
+            finally:
+                transport.set_write_buffer_limits()
+        if self.transport is None:
+            raise ConnectionResetError("the caller is gone")
+
     def close(self) -> None:
         """End the connection if no request is under way, else with the answer."""
         if self.is_idle and self.transport is not None:

@@ -38,6 +38,9 @@ class Caller(Protocol):
     async def drained(self) -> None:
         """Wait until the caller has taken enough."""
 
+    async def flushed(self) -> None:
+        """Wait until all that is written has left. Raises ConnectionError if the caller is gone."""
+
     def date(self) -> str:
         """Return the time, as a Date field has it."""
 
@@ -159,6 +162,11 @@ class Request:
         if head.ending is Ending.LAST_CHUNK:
             transport.write(_LAST_CHUNK)
         self.is_answered = True
+
+    async def flushed(self) -> None:
+        """Wait until the whole answer has left for the caller."""
+        if self._caller is not None:
+            await self._caller.flushed()
 
     def abort(self) -> None:
         """Close the connection so that the caller cannot take the answer for complete."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -20,15 +21,17 @@ SECOND = Reply(202, body=b'{"id": "2"}')
 FAST = {"interval": 0.05}
 
 
-def request(
+def request(  # noqa: PLR0913 -- one keyword for each part
     key: str | None = None,
     *,
     body: bytes = BODY,
     token: str = "a",
     path: str = EXPORTS,
     request_id: str = "first",
+    wait: int | None = None,
 ) -> bytes:
     own = "" if key is None else f"Idempotency-Key: {key}\r\n"
+    own += "" if wait is None else f"Prefer: wait={wait}\r\n"
     return (
         f"POST {path} HTTP/1.1\r\nHost: proxy\r\nAuthorization: Bearer {token}\r\n"
         f"X-Request-Id: {request_id}\r\n{own}Content-Length: {len(body)}\r\n\r\n"
@@ -290,3 +293,143 @@ async def test_answer_of_a_caller_who_left_is_awaited_when_the_proxy_ends() -> N
             flights = proxy.proxy.under_way
         assert (flights, proxy.proxy.under_way) == (1, 0)
     assert upstream.stray == []
+
+
+async def narrow_connection(proxy: Running) -> RawConnection:
+    """Connect as a caller that takes few bytes at once, so that most of an answer waits here."""
+    sock = socket.socket()
+    sock.setblocking(False)  # noqa: FBT003 -- the socket module's own signature
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    await asyncio.get_running_loop().sock_connect(sock, (HOST, port_of(proxy.url)))
+    return RawConnection(sock)
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_answer_that_broke_off_on_the_way_to_its_caller_is_given_again(
+    key: str | None,
+) -> None:
+    whole = Reply(202, body=b"x" * 60_000)
+    async with (
+        RawUpstream([whole], default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+    ):
+        async with await narrow_connection(proxy) as caller:
+            await caller.send(request(key))
+            begun = await caller.read_some()
+            caller.reset()
+        await gone(proxy)
+        again = await send(proxy, request(key))
+        seen = len(upstream.requests)
+    assert 0 < len(begun) < 60_000
+    assert (again.status, again.body) == (202, whole.body)
+    assert again.values("idempotency-replayed") == [b"true"]
+    assert seen == 1
+    assert outcomes(proxy) == {"replayed": 1}
+
+
+async def test_slow_caller_that_takes_its_whole_answer_has_it() -> None:
+    """The same again is a request of its own."""
+    async with (
+        RawUpstream([Reply(202, body=b"x" * 60_000)], default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+        await narrow_connection(proxy) as caller,
+    ):
+        await caller.send(request())
+        first = await caller.read_response("POST")
+        await caller.send(request())
+        again = await caller.read_response("POST")
+    assert (len(first.body), again.body) == (60_000, SECOND.body)
+    assert len(upstream.requests) == 2
+
+
+async def test_joined_caller_keeps_its_own_shorter_limit() -> None:
+    """It is refused in time; the first one goes on."""
+    async with (
+        RawUpstream(default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 3.0}) as proxy,
+    ):
+        await send(proxy, request(body=b"{}"))
+        first = asyncio.ensure_future(send(proxy, request("k")))
+        await until(lambda: _has(lambda: proxy.proxy.handled == 1))
+        joined = await send(proxy, request("k", wait=1))
+        is_first_there = not first.done()
+        answer = await first
+    assert (joined.status, name(joined)) == (429, "wait-expired")
+    assert joined.values("retry-after") != []
+    assert is_first_there
+    assert (answer.status, len(upstream.requests)) == (202, 2)
+
+
+async def test_joined_caller_that_can_wait_longer_than_the_first_is_sent() -> None:
+    """A hold comes that ends after the limit of the first one, and before that of the others."""
+    held = Reply(429, [("Retry-After", "3")], delay=0.5)
+    async with (
+        RawUpstream([held], default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing={"interval": 1.0}) as proxy,
+    ):
+        other = asyncio.ensure_future(send(proxy, request(body=b"{}")))
+        await upstream.received(1)
+        first = asyncio.ensure_future(send(proxy, request("k", wait=2)))
+        await until(lambda: _has(lambda: proxy.proxy.handled == 2))
+        joined = await asyncio.gather(*(send(proxy, request("k")) for _ in range(3)))
+        answers = [(await first), (await other)]
+    assert [one.status for one in answers] == [429, 202]
+    assert {(one.status, one.body) for one in joined} == {(202, SECOND.body)}
+    assert len(upstream.requests) == 3
+    assert outcomes(proxy)["joined"] >= 3
+
+
+async def test_joined_caller_whose_limit_ends_after_the_send_gets_the_answer() -> None:
+    """The limit is for the wait before the send."""
+    async with (
+        RawUpstream([Reply(202, body=b"late", delay=2.0)]) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+    ):
+        first = asyncio.ensure_future(send(proxy, request("k")))
+        await upstream.received(1)
+        joined = await send(proxy, request("k", wait=1))
+        await first
+    assert (joined.status, joined.body) == (202, b"late")
+    assert len(upstream.requests) == 1
+
+
+async def test_get_is_never_recognised() -> None:
+    """Only unsafe methods are."""
+    get = request("k", body=b"").replace(b"POST", b"GET", 1)
+    async with (
+        RawUpstream(default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+    ):
+        answers = [await send(proxy, get) for _ in range(2)]
+    assert [one.values("idempotency-replayed") for one in answers] == [[], []]
+    assert len(upstream.requests) == 2
+
+
+async def test_routes_that_are_not_paced_recognise_nothing() -> None:
+    async with (
+        RawUpstream([ReadThenReset()], default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+    ):
+        path = "/api/v2/users/search"
+        first = await send(proxy, request("k", path=path))
+        again = await send(proxy, request("k", path=path))
+    assert (name(first), again.status) == ("outcome-unknown", 202)
+    assert len(upstream.requests) == 2
+
+
+async def test_same_token_from_another_address_is_another_caller() -> None:
+    async with (
+        RawUpstream([ReadThenReset()], default=SECOND) as upstream,
+        proxy_for(upstream.url, pacing=FAST) as proxy,
+    ):
+        await send(proxy, request())
+        sock = socket.create_connection((HOST, port_of(proxy.url)), source_address=("127.0.0.2", 0))
+        sock.setblocking(False)  # noqa: FBT003 -- the socket module's own signature
+        async with RawConnection(sock) as elsewhere:
+            await elsewhere.send(request())
+            answer = await elsewhere.read_response("POST")
+        here = await send(proxy, request())
+    assert (answer.status, answer.body) == (202, SECOND.body)
+    assert name(here) == "in-doubt"
+    assert len(upstream.requests) == 2

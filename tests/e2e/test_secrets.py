@@ -156,6 +156,42 @@ async def test_a_query_is_never_logged(tmp_path: Path) -> None:
     assert len(proxy.logged("request")) >= len(targets) - 1
 
 
+async def test_no_repeat_gets_a_secret_told(tmp_path: Path) -> None:
+    """Neither the body nor the key nor the token of a request that comes again, nor its answer."""
+    planted = ("planted-key", "planted-body", "planted-answer", incoming.SECRET.decode())
+    lost, answered, fails = b'{"a": "planted-body-1"}', b'{"a": "planted-body-2"}', b"planted-body"
+
+    def script(request: RecordedRequest) -> Step:
+        match request.body:
+            case b'{"a": "planted-body-1"}':
+                return ReadThenReset()
+            case b'{"a": "planted-body-2"}':
+                return Reply(202, body=b"planted-answer", delay=0.3)
+            case _:
+                return Reply(502, body=b"planted-answer")
+
+    def post(body: bytes, key: bytes) -> bytes:
+        fields = (b"Idempotency-Key: planted-key" + key, b"Content-Length: %d" % len(body))
+        data = incoming.post(*fields, body=body).split(b" ", 2)
+        return b" ".join([data[0], b"/api/v2/recordings/exports", data[2]])
+
+    async with RawUpstream(script) as upstream:
+        document = document_for(upstream.url, pacing={"interval": 0.05}, log=LOUD)
+        async with serving(tmp_path, document) as proxy:
+            refused = [await send(proxy, post(lost, b"1")) for _ in range(2)]
+            joined = await asyncio.gather(*(send(proxy, post(answered, b"2")) for _ in range(2)))
+            replayed = await send(proxy, post(answered, b"2"))
+            refused.append(await send(proxy, post(lost, b"2")))
+            await send(proxy, post(fails, b"3"))
+            refused.append(await send(proxy, post(fails, b"3")))
+            everything = await pages(proxy)
+    assert [parse_response(raw).status for raw in refused] == [502, 409, 422, 409]
+    assert [parse_response(raw).status for raw in (*joined, replayed)] == [202] * 3
+    for outcome in ("joined", "replayed", "in_doubt", "reused"):
+        assert f'outcome="{outcome}"' in everything
+    check_silent("".join(map(repr, refused)) + everything + proxy.stderr, planted)
+
+
 async def test_what_a_caller_writes_stays_one_line_and_in_its_field(tmp_path: Path) -> None:
     """Quotes, line separators, escapes and bytes that are no text do not forge a record."""
     agents = [

@@ -1,6 +1,8 @@
-"""Whatever callers and the API do: the API sees a request at most once within the window.
+"""Whatever callers, the API, the store and operators do: no doubles, and no answer for another.
 
-Real are the look-up, the flights and the table; the API and the callers are the test's.
+Real are the look-up, the flights and the tables of two replicas; the API, the callers and the
+store are the test's. While nothing happens to the store, the API sees a request at most once within
+the window; else at most once from each replica.
 """
 
 import asyncio
@@ -17,27 +19,83 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.repeats import Repeats
 from proxy.http.messages import Answer, Outgoing
 from proxy.problems import Problem
-from proxy.rules.repeats import Digests
-from proxy.store.repeats import LocalRepeats
+from proxy.rules.repeats import Digests, digests_of, scope_of
+from proxy.store.repeats import LocalRepeats, SharedRepeats
+from proxy.store.wire import Answered, ErrorReply, Reply, StoreDown, Word
 from proxy.telemetry.metrics import Metrics
 from tests.forwarding.test_sending import connection
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
 
 WINDOW = 120.0
+KEEP = 300.0  # the shorter one of those that a reload chooses
 LOST = Problem("outcome-unknown", "Lost.")
+
+
+class FakeStore:
+    """What Redis does with the few commands of the table, and what can happen to it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.is_up = True
+        self.had_trouble = False
+        self._is_full = False
+        self._clock = clock
+        self._held: dict[Word, tuple[Word, float]] = {}
+
+    def suffer(self, trouble: str) -> None:
+        self.had_trouble = True
+        self.is_up = trouble != "away"
+        self._is_full = trouble == "full"
+        if trouble == "flushed":
+            self._held.clear()
+
+    def send(self, words: tuple[Word, ...], answered: Answered) -> None:
+        answered(self._carry_out(*words) if self.is_up else StoreDown("down"))
+
+    async def run(self, *words: Word) -> Reply:
+        if not self.is_up:
+            raise StoreDown("down")
+        return self._carry_out(*words)
+
+    def _carry_out(self, command: Word, key: Word, *words: Word) -> Reply:
+        now = self._clock.monotonic()
+        if key in self._held and self._held[key][1] <= now:
+            del self._held[key]
+        if command == "MGET":
+            value = self._held.get(key, (None, 0))[0]
+            return [cast("bytes | None", value)]
+        if command == "DEL":
+            self._held.pop(key, None)
+            return 1
+        assert command == "SET"
+        if self._is_full:
+            return ErrorReply("OOM")
+        value, _, milliseconds, *options = words
+        if not (options == ["NX"] and key in self._held):
+            self._held[key] = (value, now + int(milliseconds) / 1000)
+        return b"OK"
+
+
+class Asked:
+    """What one caller asks one replica for."""
+
+    def __init__(self, replica: int, caller: str, body: bytes, key: str) -> None:
+        self.replica = replica
+        self.caller = caller
+        self.digests: Digests = digests_of(scope_of("a", caller, ""), key, "POST", "/", body)
 
 
 class Send:
     """One send at the API, and what became of it."""
 
-    def __init__(self, pending: PendingRequest, digests: Digests) -> None:
+    def __init__(self, pending: PendingRequest, asked: "Asked") -> None:
         self.pending = pending
-        self.digests = digests
+        self.asked = asked
         self.go = asyncio.Event()
         self.ending: asyncio.Future[Answer | Problem] = asyncio.get_running_loop().create_future()
         self.is_sent = False
         self.lost_at: float | None = None
+        self.delivered_at: float | None = None
         self.is_refused = False
 
 
@@ -46,48 +104,63 @@ class World:
 
     def __init__(self, tasks: asyncio.TaskGroup, transport: asyncio.Transport) -> None:
         self.clock = FakeClock()
-        chosen = settings_for("http://api.example")
-        metrics = Metrics(CollectorRegistry())
-        self.repeats = Repeats(
-            chosen,
-            api=cast("Any", None),
-            store=LocalRepeats(chosen.repeats, clock=self.clock, on_evicted=lambda _: None),
-            clock=self.clock,
-            metrics=metrics,
-            spawn=tasks.create_task,
-        )
+        self.store = FakeStore(self.clock)
+        self.replicas = [self._replica(tasks) for _ in range(2)]
         self.sends: list[Send] = []
         self.callers: list[asyncio.Task[None]] = []
-        self._digests: dict[str, Digests] = {}
+        self._asked: dict[str, Asked] = {}
         self._tasks = tasks
-        self._request = SimpleNamespace(transport=transport)
+        self._request = SimpleNamespace(transport=transport, flushed=_flushed)
 
-    def request(self, body: bytes, key: bytes | None) -> None:
+    def _replica(self, tasks: asyncio.TaskGroup) -> Repeats:
+        chosen = settings_for("http://api.example")
+        local = LocalRepeats(chosen.repeats, clock=self.clock, on_evicted=lambda _: None)
+        return Repeats(
+            chosen,
+            api=cast("Any", None),
+            store=SharedRepeats(local, cast("Any", self.store), clock=self.clock),
+            clock=self.clock,
+            metrics=Metrics(CollectorRegistry()),
+            spawn=tasks.create_task,
+        )
+
+    def reload(self, keep: float) -> None:
+        chosen = settings_for(
+            "http://api.example", repeats={"keep": keep}, upstream={"response_timeout": keep / 10}
+        )
+        for replica in self.replicas:
+            replica.apply(chosen)
+
+    def request(self, asked: Asked, body: bytes) -> None:
         exchange = Exchange(cast("Any", self._request), f"{len(self.callers)}", self.clock, limit=9)
-        self._digests[exchange.id] = digests = Digests(key and key + b"-key", body)
+        self._asked[exchange.id] = asked
         allowance = SimpleNamespace(key="a")
         pending = PendingRequest(
             exchange,
             caller=cast("Any", None),
             account=cast("Any", SimpleNamespace(label="other", allowance=allowance)),
-            queue=cast("Any", None),
+            queue=cast("Any", SimpleNamespace(named_left=lambda: 0.0)),
             outgoing=Outgoing("POST", "/", "", [], body),
             needs=cast("Any", None),
             managed=None,
             is_present=lambda: True,
         )
-        self.callers.append(self._tasks.create_task(self._call(pending, digests)))
+        self.callers.append(self._tasks.create_task(self._call(pending, asked)))
 
-    async def _call(self, pending: PendingRequest, digests: Digests) -> None:
+    async def _call(self, pending: PendingRequest, asked: Asked) -> None:
         try:
-            async with self.repeats.answering(pending, cast("Any", self), digests):
-                pass
+            repeats = self.replicas[asked.replica]
+            async with repeats.answering(pending, cast("Any", self), asked.digests) as answer:
+                assert isinstance(answer, Answer)
+                send = self.sends[int(answer.body)]
+                assert send.asked.caller == asked.caller, "another caller's answer"
+            send.delivered_at = send.delivered_at or self.clock.monotonic()
         except Problem:
             pass
 
     async def send(self, pending: PendingRequest) -> Answer:
         """Stand in for the sender: wait for the slot, send, wait for the answer."""
-        send = Send(pending, self._digests[pending.exchange.id])
+        send = Send(pending, self._asked[pending.exchange.id])
         self.sends.append(send)
         await send.go.wait()
         self.check(send)
@@ -108,9 +181,21 @@ class World:
             send.ending.set_result(LOST)
         elif kind == "refused":
             send.is_refused = True
-            send.ending.set_result(Answer(429, "", [], b""))
+            send.ending.set_result(Answer(429, "", [], b"%d" % self.sends.index(send)))
         else:
-            send.ending.set_result(Answer(202, "", [], b"{}"))
+            send.ending.set_result(Answer(202, "", [], b"%d" % self.sends.index(send)))
+
+    async def finish(self) -> None:
+        """Lose all answers that did not come, until no caller and no flight is left."""
+        for _ in range(100):
+            for send in self.sends:
+                send.go.set()
+            await self.clock.advance(0.001)
+            self.note_losses()
+            for send in self.sends:
+                self.end(send, "lost")
+            await self.clock.advance(1)
+        assert all(caller.done() for caller in self.callers)
 
     def note_losses(self) -> None:
         for send in self.sends:
@@ -119,23 +204,35 @@ class World:
                 send.lost_at = send.lost_at or self.clock.monotonic()
 
     def check(self, new: Send) -> None:
-        now = self.clock.monotonic()
+        now, key = self.clock.monotonic(), new.asked.digests.key
         for old in self.sends:
             if old is new or not old.is_sent or old.is_refused:
                 continue
-            if new.digests.key is not None and new.digests.key == old.digests.key:
-                assert old.lost_at is not None, "a key was sent twice"
-                assert now >= old.lost_at + WINDOW, "a key was sent twice within the window"
-            if new.digests.key is None and new.digests.sameness == old.digests.sameness:
+            if self.store.had_trouble and old.asked.replica != new.asked.replica:
+                continue
+            lost = old.lost_at
+            if key is not None and key == old.asked.digests.key:
+                delivered = old.delivered_at
+                assert (delivered is not None and now >= delivered + KEEP) or (
+                    lost is not None and now >= lost + WINDOW
+                ), "a key was sent twice"
+            if key is None and new.asked.digests.sameness == old.asked.digests.sameness:
                 began = float(new.pending.exchange.arrived)
-                lost = old.lost_at
                 assert lost is None or lost >= began or now >= lost + WINDOW, "sent twice"
+
+
+async def _flushed() -> None:
+    """Stand in for a caller that takes its answer at once."""
 
 
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("request"), st.sampled_from([b"1", b"2"]), st.sampled_from([None, b"k", b"l"])
+            st.just("request"),
+            st.integers(0, 1),
+            st.sampled_from(["anna", "ben"]),
+            st.sampled_from([b"1", b"2"]),
+            st.sampled_from(["", "k", "l"]),
         ),
         st.tuples(st.just("leave"), st.integers(0, 2)),
         st.tuples(st.just("send"), st.integers(0, 2)),
@@ -143,6 +240,8 @@ ACTIONS = st.lists(
             st.just("end"), st.integers(0, 2), st.sampled_from(["answered", "lost", "refused"])
         ),
         st.tuples(st.just("wait"), st.sampled_from([0.5, 61.0, 121.0])),
+        st.tuples(st.just("reload"), st.sampled_from([KEEP, 2 * KEEP])),
+        st.tuples(st.just("store"), st.sampled_from(["away", "back", "flushed", "full"])),
     ),
     max_size=25,
 )
@@ -163,24 +262,23 @@ async def play(actions: list[tuple[Any, ...]]) -> None:
                 await act(world, action)
                 await world.clock.advance(0.001)
                 world.note_losses()
-            for send in world.sends:
-                send.go.set()
-            await world.clock.advance(0)
-            for send in world.sends:
-                world.end(send, "lost")
-            await world.clock.advance(100)
+            await world.finish()
 
 
 async def act(world: World, action: tuple[Any, ...]) -> None:
     match action:
-        case ("request", body, key):
-            world.request(body, None if key is None else key + body)
+        case ("request", replica, caller, body, key):
+            world.request(Asked(replica, caller, body, key), body)
         case ("leave", number) if world.callers:
             _latest(world.callers, number).cancel()
         case ("send", number) if world.sends:
             _latest(world.sends, number).go.set()
         case ("end", number, kind) if world.sends:
             world.end(_latest(world.sends, number), kind)
+        case ("reload", keep):
+            world.reload(keep)
+        case ("store", trouble):
+            world.store.suffer(trouble)
         case ("wait", seconds):
             await world.clock.advance(seconds)
         case _:

@@ -20,6 +20,9 @@ class _Caller:
     async def drained(self) -> None:
         pass
 
+    async def flushed(self) -> None:
+        pass
+
     def date(self) -> str:
         return "Thu, 01 Jan 1970 00:00:00 GMT"
 
