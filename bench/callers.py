@@ -4,9 +4,9 @@
 
 Each account has so many callers, each with a connection. The modes:
 
-    steady   whoever is answered asks again, until the time is over
+    steady   each caller asks again when it is answered, until the time is over
     random   one request after the other at `rate` a second, each of an account drawn at random
-    serial   one caller, who asks for one account after the other
+    serial   one caller, which asks for one account after the other
     burst    everybody asks once, at once; of `leaving` (a share) nobody waits longer than a second
     hold     everybody asks once, and waits until this process is ended
 

@@ -1,6 +1,6 @@
 """The same load on the proxy and on nginx with `limit_req`, side by side.
 
-nginx books a slot on arrival, so whoever hangs up or is refused by the API has used it.
+nginx books a slot on arrival, so a caller that hangs up, or that the API refuses, has used it.
 """
 
 import asyncio

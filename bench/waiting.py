@@ -1,4 +1,4 @@
-"""How exact the pace is under load, and what those who wait cost."""
+"""How exact the pace is under load, and the cost of waiting callers."""
 
 import asyncio
 import re
@@ -117,7 +117,7 @@ async def _lateness_beside(callers: int, seconds: float = 15) -> Finding:
         late = _between(before, await _lateness(server))
     return Finding(
         scenario="memory",
-        what="lateness p99 beside 10,000 who wait, ms",
+        what="lateness p99 beside 10,000 waiting callers, ms",
         value=1000 * _quantile(late, 0.99),
         target=20,
         details={"late": {str(bound): count for bound, count in late.items()}},

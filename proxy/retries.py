@@ -19,13 +19,13 @@ class RetryRules:
     settings: Retry
 
     def may_send_again(self, *, attempts: int, elapsed: float) -> bool:
-        """Tell whether another send fits the bounds, `elapsed` seconds after the arrival."""
+        """True if another send fits the bounds, `elapsed` seconds after the arrival."""
         if elapsed >= self.settings.max_elapsed:
             return False
         return not stop_after_attempt(self.settings.max_attempts)(_state(attempts))
 
     def after_refusals(self, refusals: int) -> float:
-        """Return the seconds of silence after the n-th refusal in a row that named no time."""
+        """Return the seconds of hold after the n-th refusal in a row that named no time."""
         wait = wait_exponential_jitter(
             multiplier=self.settings.initial_backoff,
             max=self.settings.max_backoff,

@@ -15,13 +15,13 @@ from proxy.rules.targets import LOGIN_PATH
 
 EXPORTS_PATH: Final = "/api/v2/recordings/exports"
 QUITTER_PATH: Final = "/api/v2/recording/jobs"
-"""Paced in the same line as `EXPORTS_PATH`; only the caller that hangs up asks for it, so that its
-request would be known by its path."""
+"""On the same route as `EXPORTS_PATH`; only the caller that hangs up asks for it, so that its path
+would show its request."""
 
 BETWEEN_BURSTS: Final = 0.1
-"""Seconds. Connections opened together arrive in any order: only who asks later stands behind."""
+"""Seconds. Connections opened together arrive in any order; a later request stands behind them."""
 HANG_UP_AFTER: Final = 1.2
-"""Seconds, in which fewer leave the line than the first burst put ahead."""
+"""Seconds, in which fewer requests leave the queue than the first burst put into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ class Callers:
         self.waiting = 0
         self.hung_up = 0
         self.answers: Counter[int | None] = Counter()
-        """Statuses seen by those who stayed; None is a connection that broke."""
+        """Statuses that the staying callers saw; None is a connection that broke."""
         self.quitter_answers: Counter[int | None] = Counter()
 
     async def act(self, http: aiohttp.ClientSession, clock: Clock) -> None:
-        """Log in, send everything, and return once nobody waits.
+        """Log in, send everything, and return once no caller waits.
 
-        The caller that hangs up comes with the second burst, so it stands amid the line.
+        The caller that hangs up comes with the second burst, so it stands amid the queue.
         """
         token = await self._log_in(http)
         half = self.staying // 2

@@ -20,7 +20,7 @@ class Outcome:
     answers: Mapping[int | None, int]
     """How many of the `staying` callers saw which status; None is a connection that broke."""
     quitter_answers: int
-    """How many answers the caller saw who meant to hang up in line."""
+    """How many answers the caller saw that meant to hang up while it waited."""
     quitter_arrivals: int
     """How often its request reached the API."""
     report: AccountReport
@@ -58,6 +58,6 @@ def _complaints(outcome: Outcome) -> Iterator[str]:
     if report.duplicates:
         yield f"created more than once: {', '.join(sorted(report.duplicates))}"
     if outcome.quitter_answers:
-        yield "the caller who meant to hang up in line was answered before"
+        yield "the caller that meant to hang up while it waited was answered before"
     if outcome.quitter_arrivals:
-        yield "the export of the caller who hung up reached the API"
+        yield "the export of the caller that hung up reached the API"

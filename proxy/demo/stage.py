@@ -25,7 +25,7 @@ _STAYING: Final = 12
 _PLOT: Final = (
     f"Two service accounts ask for {_STAYING} exports each within a moment;\n"
     f"the API takes one every {_INTERVAL} s from each. One more caller of\n"
-    f"voice-exports hangs up after {HANG_UP_AFTER} s in line.\n"
+    f"voice-exports hangs up after {HANG_UP_AFTER} s in the queue.\n"
 )
 
 

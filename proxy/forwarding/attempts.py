@@ -180,7 +180,7 @@ class Attempts:
     async def _refused(self, slot: Slot, response: Response) -> ApiRefusal:
         """Hold what the 429 is about: its body may say so, if it comes in time.
 
-        Until then nothing of the account leaves. A caller who goes away meanwhile changes nothing.
+        Until then nothing of the account leaves, even if the caller leaves meanwhile.
         """
         named = self._named_wait(response)
         slot.report(Refusing())

@@ -81,7 +81,7 @@ class Client:
 
         Raises `Unsent`, `Withheld`, `OutcomeUnknown` or `BadAnswer`.
         """
-        pool = self._pool  # a reload while it connects is for those who come later
+        pool = self._pool  # a reload while it connects is for later requests
         data = _wire_form(request, pool)
         connection = pool.take_idle() or await pool.take()
         lost: OutcomeUnknown | None = None

@@ -2,7 +2,7 @@
 
 The connection feeds it what it receives and gets back what stands behind the body. A body that is
 malformed, too large, or one for which there is no room has failed: what was kept of it is dropped,
-so is the rest, and whoever reads it gets the Problem. Such a body never becomes complete, so its
+so is the rest, and its reader gets the Problem. Such a body never becomes complete, so its
 connection closes with the answer.
 """
 

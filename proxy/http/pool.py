@@ -50,7 +50,7 @@ class Pool:
         self._tls = verifying_context(settings.ca_file) if secure else None
         self._permits = 0  # handed out
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._deadlines: set[asyncio.Timeout] = set()  # of all who wait or connect
+        self._deadlines: set[asyncio.Timeout] = set()  # of all waits and connects
         self._active: set[Connection] = set()
         self._idle: deque[Connection] = deque()  # the one used last is the last
         self._sweep: asyncio.TimerHandle | None = None

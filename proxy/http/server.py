@@ -1,7 +1,7 @@
 """The HTTP server of the admin port: aiohttp's, with our limits and our answers.
 
 Its parser's refusals become problems, without the offending line (it may hold a token) in body or
-log. A caller who goes away cancels its handler. Bodies are not decompressed. Connections are
+log. If the caller leaves, its handler is cancelled. Bodies are not decompressed. Connections are
 capped: the oldest that asks nothing makes room for one too many. One that is too slow, in sending a
 head or in taking an answer, is closed unanswered.
 """
@@ -172,7 +172,7 @@ class Site(web.TCPSite):
 
 
 def _bound_writes(transport: asyncio.BaseTransport, seconds: float) -> None:
-    """Have the kernel end the connection of a peer who takes nothing for so long.
+    """Make the kernel end the connection of a peer that takes nothing for so long.
 
     So it also ends when all is written and closed, and only the peer's window is in the way.
     """

@@ -1,1 +1,1 @@
-"""From a credential to who is calling."""
+"""From a credential to its caller."""

@@ -70,7 +70,7 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client that nobody configured, by its account id (`rules/digests.py`)."""
+    """An unconfigured client, by its account id (`rules/digests.py`)."""
 
     account_id: str
 

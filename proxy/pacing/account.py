@@ -3,14 +3,14 @@
 Theory of operation. A request waits in the queue of its account and route. A slot is due in a queue
 when the account is open (no hold, no probe under way, room in flight) and the queue's pace and
 lease allow a send. `Account.pump` looks for due slots and offers each to the first waiter of its
-queue; among queues whose slots are due, the waiter who came first goes first. Then it sets one
-timer for the next due moment. Nothing is booked on arrival, so a caller who leaves costs nothing.
+queue; among queues whose slots are due, the waiter that came first goes first. Then it sets one
+timer for the next due moment. Nothing is booked on arrival, so a caller that leaves costs nothing.
 
 A slot comes back through `Account.settle`, the only place that reads reports. Whatever may let
 another request go (a send, an answer, a slot given back, a lease, a hold) ends in `pump`.
 
 Invariants: everything here is synchronous and raises nothing. `in_flight` counts the slots that are
-open, and the answers of which more is to come. A caller who has gone, or is past its deadline, is
+open, and the answers of which more is to come. A caller that has gone, or is past its deadline, is
 offered no slot.
 """
 
@@ -140,7 +140,7 @@ class Account:
     def _offer(self, queue: "AccountQueue", now: float) -> None:
         """Offer the slot that is due to the first waiter, and drop one that cannot use it.
 
-        That is a caller who has gone, of which its task may not know yet, or one that is past its
+        That is a caller that has gone, of which its task may not know yet, or one that is past its
         deadline, whose timer is about to end the wait.
         """
         ticket = queue.waiters.first

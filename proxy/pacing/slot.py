@@ -16,7 +16,7 @@ from typing import Final, Protocol, Self
 from proxy.rules.limits import NO_LIMIT, Limit
 from proxy.rules.quota import Quota
 
-_A_MOMENT: Final = 0.005  # seconds in which a caller who was there a moment ago still is
+_A_MOMENT: Final = 0.005  # seconds for which the check that the caller is there stays valid
 
 
 @dataclass(frozen=True, slots=True)

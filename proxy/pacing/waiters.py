@@ -4,9 +4,9 @@ Theory of operation. Callers of one queue take turns: weighted round robin betwe
 come first served within one. It is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996).
 Each caller has a virtual time at which its next request starts; a send of cost c moves it on by
 c / weight. The caller with the smallest virtual start goes next. A caller that comes anew starts at
-the virtual time of the queue, that of the last send, so it waits one round at most, whatever the
-others have in line; and it gains nothing by having been away. A request that comes back, because
-the API refused it or it lost its slot, goes before all others: its caller has paid for it.
+the virtual time of the queue, that of the last send, so it waits one round at most, however many
+requests the others have; and it gains nothing by having been away. A request that comes back,
+because the API refused it or it lost its slot, goes before all others: its caller has paid for it.
 
 Invariants: `first` is always a ticket that waits. `depth` and `cost` count the tickets that wait.
 A ticket that left deeper in a heap stays there until it comes to the front, or until most of the

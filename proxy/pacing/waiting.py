@@ -1,13 +1,13 @@
 """How a request waits for its slot: all that is asynchronous in pacing, and all that is refused.
 
-Theory of operation. `admit` refuses a newcomer who would wait too long, or finds no place. `slot`
+Theory of operation. `admit` refuses a newcomer that would wait too long, or finds no place. `slot`
 grants a slot that is free at once: no future, no timer, no place in the queue. Else it puts the
 ticket in the queue with an offer (a future) and a timer for the end of the wait, and awaits the
 offer. The account (account.py) sets the offer's result to a slot; a timer, a drain or a lost store
 sets it to an `Ending`. A caller found gone has its offer cancelled.
 
-Whether a slot is free may take a store's answer. So a caller who waits for less time than that
-takes is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
+Whether a slot is free may take a store's answer. So a caller that may wait for less time than
+that is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
 
 Invariants: every wait ends in exactly one outcome that is counted here. Whatever ends it, the
 ticket leaves the queue and its timer is cancelled; a slot that arrives in the very step in which
@@ -69,7 +69,7 @@ class Waiting:
     async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot:
         """Wait for a slot, in order of arrival.
 
-        A caller who is cancelled gives place or slot back; one found gone is cancelled. Raises the
+        A cancelled caller gives place or slot back; one found gone is cancelled. Raises the
         Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
         """
         self._refuse_without_service(queue)

@@ -1,7 +1,7 @@
 """What a token says of itself, read without verifying it.
 
 Good enough to judge the freshness of a token we fetched ourselves, and to tell whose key would have
-to verify a caller's; never an identity. Reading is strict, because whoever verifies the token later
+to verify a caller's; never an identity. Reading is strict, because the verifier of the token later
 must have read the same: one value a name, and no more than `MAX_TOKEN` characters.
 
 Obeys RFC 7515 section 3.1 (compact form) and RFC 7519 section 4 (claims).

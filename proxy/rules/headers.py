@@ -104,7 +104,7 @@ def via(version: tuple[int, int], pseudonym: str, received: Sequence[str]) -> st
 
 
 def has_passed(pseudonym: str, received: Sequence[str]) -> bool:
-    """Tell whether one of the received `Via` values names this proxy."""
+    """True if one of the received `Via` values names this proxy."""
     return any(pseudonym in hop.split() for value in received for hop in value.split(","))
 
 

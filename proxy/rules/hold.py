@@ -16,7 +16,7 @@ go, so that `MOST_PROBES` are under way at once, until the first answer opens.
     | a probe is accepted          |      |         | open, unless the hold was prolonged    |
     | the last probe is lost       |      |         | held                                   |
 
-What the API named may be longer than the proxy will be silent without another look (the clamp).
+The API may name a longer wait than the proxy obeys without a probe (the clamp).
 `until` is the clamped end: after it a probe goes. `named_until` is what the API named: until then
 nothing else is promised to a caller.
 
@@ -69,7 +69,7 @@ def hold_after(  # noqa: PLR0913 -- the parts of a hold, by name
     named_until: float = -inf,
     limit: str | None = None,
 ) -> Hold:
-    """Return the hold after a refusal at `now` that asks for silence until `until`."""
+    """Return the hold after a refusal at `now` that asks for a hold until `until`."""
     until = max(now, until)
     if current is None:
         return Hold(now, until, refusals, max(until, named_until), limit)
@@ -133,7 +133,7 @@ class HoldState:
         named_until: float = -inf,
         limit: str | None = None,
     ) -> "HoldState":
-        """Return the state after the API, or another replica, asked for silence until `until`."""
+        """Return the state after the API, or another replica, asked for a hold until `until`."""
         hold = hold_after(
             self.hold,
             now=now,

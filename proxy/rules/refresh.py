@@ -131,7 +131,7 @@ class Schedule:
         self.not_before = -inf
 
     def begin(self, now: float) -> None:
-        """Note that a token is being minted; who asks meanwhile is served by what comes."""
+        """Note that a token is being minted; requests that ask meanwhile get that token."""
         self._is_minting = True
         self._last_mint = now
 

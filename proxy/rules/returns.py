@@ -6,7 +6,7 @@ return at the pace at which the real queue empties, and find a place. A moment t
 free again: nobody has to tell that a caller returned, or gave up.
 
 Invariant: no moment given is earlier than the caller's own wait requires, and none lies further
-ahead of that than `LONGEST_AHEAD`. That bounds what a caller who asks again and again, and does
+ahead of that than `LONGEST_AHEAD`. That bounds what a caller that asks again and again, and does
 not wait, can do to what the others are told.
 """
 

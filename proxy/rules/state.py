@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-OTHER = "other"  # the name under which all accounts nobody configured are shown
+OTHER = "other"  # the name under which all unconfigured accounts are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

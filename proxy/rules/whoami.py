@@ -1,10 +1,10 @@
 """Asking the API whose a token is: what its answers mean, and when a question may be asked.
 
-Values in, values out; `now` is monotonic seconds where not said otherwise. Who asks, waits and
-sends is in identity/whoami.py.
+Values in, values out; `now` is monotonic seconds where not said otherwise. Asking, waiting
+and sending are in identity/whoami.py.
 
 The bounds keep a flood of tokens from becoming a flood of questions: `Pace` allows so many in a
-second, `Places` keeps those who wait for one in turn between callers' addresses, `Switch` stops
+second, `Places` serves waiting questions in turn between callers' addresses, `Switch` stops
 asking an API that has no such call.
 """
 

@@ -5,7 +5,7 @@
 * `loading`: the file and the environment, read and told apart when they are wrong
 * `schema`: the same for editors, as JSON Schema
 
-Reading a secret's file does not belong here: whoever uses the secret reads it again when it
+Reading a secret's file does not belong here: the user of a secret reads it again when it
 rotates. The environment is an argument, never `os.environ`.
 """
 

@@ -552,7 +552,7 @@ class Settings(Section):
     upstream: Upstream
     """The API and its login server."""
     pacing: Pacing = Pacing()
-    """The pace, and the lines of those who wait."""
+    """The pace, and the queues."""
     retry: Retry = Retry()
     """Bounds on sending again."""
     quota: Quota | None = Quota()

@@ -35,7 +35,7 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Books:
-    """The state behind the API, shared with whoever scripts and reports it."""
+    """The state behind the API, shared with the code that scripts and reports it."""
 
     ledger: Ledger
     limiter: Limiter

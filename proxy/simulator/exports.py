@@ -1,7 +1,7 @@
 """The exports that were created, and the paths they live under.
 
 No I/O and no clock. Several spellings of a path mean the same resource, as behind a lenient
-gateway: whoever paces by the spelling alone is found out.
+gateway: a client that paces by the spelling alone fails.
 """
 
 import posixpath

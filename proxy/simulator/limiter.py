@@ -6,7 +6,7 @@ accepted when, for every arrival j accepted before it,
     arrival k - arrival j >= (k - j) x interval - tolerance
 
 so being late never saves up a burst, and the tolerance cannot be used twice. A refused arrival
-leaves the pace as it was, and starts the silence its Retry-After asks for.
+leaves the pace as it was, and starts the pause its Retry-After asks for.
 """
 
 import math
@@ -21,7 +21,7 @@ class Reason(Enum):
     """Why an arrival was refused. Of several that hold, the first in this order is named."""
 
     EATEN = "eaten"
-    """Somebody else used up the account's quota."""
+    """Another client used up the account's quota."""
     STORM = "storm"
     """It came before an earlier Retry-After had passed."""
     EARLY = "early"
@@ -54,7 +54,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class AccountPace:
     """What is remembered of one account, as monotonic times."""
 
     due: float = -math.inf
@@ -62,41 +62,43 @@ class Line:
     eaten_until: float = -math.inf
 
 
-def judge(line: Line, now: float, pace: Pace) -> tuple[Line, Verdict]:
+def judge(state: AccountPace, now: float, pace: Pace) -> tuple[AccountPace, Verdict]:
     """Judge one arrival. `now` must not be earlier than that of the arrival judged before."""
-    silent_until = max(line.quiet_until, line.eaten_until)
-    if now < line.eaten_until:
-        return _refuse(line, now, silent_until, Reason.EATEN)
-    if now < line.quiet_until:
-        return _refuse(line, now, silent_until, Reason.STORM)
-    if now < line.due - pace.tolerance - _CLOCK_GRAIN:
-        return _refuse(line, now, max(line.due, now + pace.retry_after), Reason.EARLY)
-    return replace(line, due=max(line.due, now) + pace.interval), Accepted()
+    paused_until = max(state.quiet_until, state.eaten_until)
+    if now < state.eaten_until:
+        return _refuse(state, now, paused_until, Reason.EATEN)
+    if now < state.quiet_until:
+        return _refuse(state, now, paused_until, Reason.STORM)
+    if now < state.due - pace.tolerance - _CLOCK_GRAIN:
+        return _refuse(state, now, max(state.due, now + pace.retry_after), Reason.EARLY)
+    return replace(state, due=max(state.due, now) + pace.interval), Accepted()
 
 
-def _refuse(line: Line, now: float, until: float, reason: Reason) -> tuple[Line, Refused]:
+def _refuse(
+    state: AccountPace, now: float, until: float, reason: Reason
+) -> tuple[AccountPace, Refused]:
     seconds = max(1, math.ceil(until - now - _CLOCK_GRAIN))
-    # A storm does not make the silence longer: rounding up again and again would.
-    starts_silence = reason is not Reason.STORM and line.quiet_until < until
-    quiet_until = now + seconds if starts_silence else line.quiet_until
-    return replace(line, quiet_until=quiet_until), Refused(reason, seconds)
+    # A storm does not make the pause longer: rounding up again and again would.
+    starts_pause = reason is not Reason.STORM and state.quiet_until < until
+    quiet_until = now + seconds if starts_pause else state.quiet_until
+    return replace(state, quiet_until=quiet_until), Refused(reason, seconds)
 
 
 class Limiter:
-    """One line per account, whichever token, path or method an arrival has."""
+    """One pace per account, whichever token, path or method an arrival has."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._lines: dict[str, Line] = {}
+        self._states: dict[str, AccountPace] = {}
 
     def judge(self, account: str, now: float) -> Verdict:
-        line, verdict = judge(self._lines.get(account, Line()), now, self._pace)
-        self._lines[account] = line
+        state, verdict = judge(self._states.get(account, AccountPace()), now, self._pace)
+        self._states[account] = state
         return verdict
 
     def eat(self, account: str, *, until: float) -> None:
         """Refuse every arrival of the account up to `until`, telling it the time left."""
-        self._lines[account] = replace(self._lines.get(account, Line()), eaten_until=until)
+        self._states[account] = replace(self._states.get(account, AccountPace()), eaten_until=until)
 
     def reset(self) -> None:
-        self._lines.clear()
+        self._states.clear()

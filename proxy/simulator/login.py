@@ -1,4 +1,4 @@
-"""The client credentials grant: who is asking for a token, and are they who they say.
+"""The client credentials grant: the client of a token request, and the check of its secret.
 
 RFC 6749 sections 2.3.1, 3.2 and 4.4, as plain functions over the request's fields. No I/O;
 minting is in `tokens`.

@@ -27,7 +27,7 @@ class SimulatorSettings:
     interval: float = 0.5
     tolerance: float = 0.020
     retry_after: float = 1
-    """The shortest silence asked for by a 429; a longer true wait is what is answered."""
+    """The shortest pause that a 429 asks for; if the true wait is longer, the 429 names that."""
     clients: Mapping[str, ClientSpec] = field(default_factory=dict)
     any_client: bool = False
     """Clients not listed in `clients` log in too, as `any_client_spec`."""

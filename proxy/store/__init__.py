@@ -1,1 +1,1 @@
-"""What replicas share, in Redis: turns, holds and issued tokens."""
+"""What replicas share, in Redis: leases, holds and issued tokens."""

@@ -49,7 +49,7 @@ class SharedHolds:
         return answered
 
     def look(self, queue: SharedQueue) -> None:
-        """Learn of a hold that began before this replica had anything to do with the account."""
+        """Ask the store for a hold that began before this replica used the account."""
         name = name_of(queue)
         if queue.lease is FREE or name in self._looking:
             return

@@ -82,12 +82,12 @@ class Seat:
         self._start(Op.ASK)
 
     def unused(self) -> None:
-        """Give up the lease, unless it is kept, or the place among those who want it."""
+        """Give up the lease, unless it is kept, or the place among the replicas that want it."""
         if not self._is_kept:
             self.leave()
 
     def leave(self) -> None:
-        """Give up the lease, or the place among those who want it."""
+        """Give up the lease, or the place among the replicas that want it."""
         if not self.is_busy:
             self._start(Op.LEAVE)
 
@@ -141,7 +141,7 @@ class Seat:
         if op is not Op.ASK or not self.is_ours:
             self.is_ours = False
             self.queue.lease_lost()
-        if op is Op.SENT:  # first let the queue see who waits for the next lease
+        if op is Op.SENT:  # first let the queue see if it wants the next lease
             self._clock.call_at(self._clock.monotonic(), lambda: self._run(op, self._next()))
         else:
             self._run(op)

@@ -157,7 +157,7 @@ class SharedTurns:
             self._seat_of(queue).ask()
 
     def unused(self, queue: SharedQueue) -> None:
-        """Give up a lease, or the place among those who want it."""
+        """Give up a lease, or the place among the replicas that want it."""
         seat = self._seats.get(name_of(queue))
         if seat is not None:
             seat.unused()

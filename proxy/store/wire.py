@@ -152,7 +152,7 @@ class Wire(asyncio.Protocol):
 async def answer_of(send: Callable[[Answered], None]) -> Reply:
     """Return what a command is answered. Raises StoreDown, also if the server refuses it.
 
-    A caller who is cancelled leaves nothing behind: the answer is dropped.
+    A cancelled caller leaves nothing behind: the answer is dropped.
     """
     result: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 

@@ -183,7 +183,7 @@ class Metrics:
         seconds: float,
         request_id: str,
     ) -> None:
-        """Count an answer, the time it took included; code 499 is a caller who went away."""
+        """Count an answer, the time it took included; code 499 means that the caller left."""
         known = method if method in METHODS else "other"
         self._requests[account, route, known, str(code), origin].inc()
         self._durations[route, origin].observe(seconds, _exemplar(request_id))

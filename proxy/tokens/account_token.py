@@ -4,7 +4,7 @@ Theory of operation. One task, `TokenKeeper.run`, is alone in talking to the log
 until `Schedule.next_mint` (rules/refresh.py), mints (minting.py), tells the schedule what came, and
 wakes all waiters. A request never mints: it asks the schedule for a renewal, wakes the
 task, and waits for the end of a mint or for its own deadline. So a caller who leaves cancels
-nothing, and two hundred who ask at once cause one call.
+nothing, and two hundred simultaneous requests cause one call.
 
 Invariants:
 - a token past `expires_at`, on the monotonic clock, is never given out;

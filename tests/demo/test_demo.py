@@ -78,11 +78,11 @@ def test_what_keeps_every_promise_breaks_none() -> None:
         ),
         (
             replace(KEPT, quitter_answers=1),
-            "the caller who meant to hang up in line was answered before",
+            "the caller that meant to hang up while it waited was answered before",
         ),
         (
             replace(KEPT, quitter_arrivals=1, report=replace(REPORT, exports=13)),
-            "the export of the caller who hung up reached the API",
+            "the export of the caller that hung up reached the API",
         ),
     ],
 )
