@@ -170,8 +170,10 @@ def _read_token(source: str) -> str:
     """Read a token from a file, or from standard input (`-`)."""
     try:
         return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise explain.CannotExplain(f"the token cannot be read: {type(error).__name__}") from None
+    except OSError as error:
+        raise explain.CannotExplain(f"the token cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise explain.CannotExplain("the token cannot be read: it is not UTF-8 text") from None
 
 
 @_cli.callback(invoke_without_command=True)

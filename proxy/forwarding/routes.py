@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import structlog
 
 from proxy.forwarding.exchange import Exchange
-from proxy.problems import Problem
+from proxy.http.request import Request
+from proxy.problems import Problem, unauthenticated
 from proxy.rules.needs import (
     ChannelRule,
     NeedRules,
@@ -87,10 +88,18 @@ class Routes:
         """Return the target to forward and the route that takes it; raises the Problem if none."""
         stripped = strip_prefix(target, self._listen.api_prefix)
         if stripped is None:
-            raise Problem("not-found", "The path lacks the prefix this proxy is set up with.")
+            lacks = "The path lacks the prefix this proxy is set up with."
+            raise Problem("not-found", self._login_hint(exchange.request, target) or lacks)
+        if stripped.match.startswith("/api/api/") and not self._has_path("/api/api/"):
+            raise Problem(
+                "not-found", "The path has /api twice: the base URL must not end in /api."
+            )
         match find_route(self._rules, exchange.request.method, stripped.match):
             case None:
-                raise Problem("not-found", "No route takes this path.")
+                detail = "No route takes this path."
+                if not stripped.match.startswith("/api/") and self._has_path("/api/"):
+                    detail = "No route takes this path: paths of the API begin with /api/."
+                raise Problem("not-found", self._login_hint(exchange.request, target) or detail)
             case MethodNotAllowed(allow):
                 raise Problem(
                     "method-not-allowed",
@@ -102,7 +111,26 @@ class Routes:
         exchange.route = route.settings.name
         if route.settings.deny:
             raise Problem("route-denied", "This path is closed to all callers of the proxy.")
+        hint = self._login_hint(exchange.request, target)
+        if hint is not None:
+            raise unauthenticated(hint)
         return stripped, route
+
+    def _login_hint(self, request: Request, target: Target) -> str | None:
+        """Return what to say of a log-in at another path than ours, as a wrong base URL makes it.
+
+        A request with a bearer token is none, and may go wherever a route takes it.
+        """
+        credentials = request.headers.getall("Authorization", ())
+        has_token = any(value.lower().startswith("bearer ") for value in credentials)
+        if has_token or not target.match.endswith(LOGIN_PATH):
+            return None
+        path = f"{self._listen.login_prefix}{LOGIN_PATH}"
+        return f"Tokens are asked for at {path}: does the base URL have a path, such as /api?"
+
+    def _has_path(self, start: str) -> bool:
+        """True if a configured path begins so."""
+        return any(path.text.lower().startswith(start) for r in self._rules for path in r.patterns)
 
     def needs(self, exchange: Exchange, route: ForwardingRoute, body: bytes) -> Needs:
         """Return what the request needs; a nested field is logged, or refused if so configured."""

@@ -77,7 +77,8 @@ class SigningKeys:
                 response = await self._upstream.send(self._call())
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError) as error:
-            _log.warning("the signing keys could not be fetched", reason=type(error).__name__)
+            reason = "no answer in time" if isinstance(error, TimeoutError) else f"{error}"
+            _log.warning("the signing keys could not be fetched", reason=reason)
             return
         finally:
             self._fetching = None

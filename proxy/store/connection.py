@@ -22,16 +22,44 @@ from typing import Any, Final, Protocol, cast
 
 import structlog
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.sentinel import MasterNotFoundError
 
 from proxy.clock import Clock
 from proxy.settings import Store
 from proxy.store.client import CONNECT_SECONDS, PREFIX, Client
-from proxy.store.wire import TURN, TURNS, Answered, Reply, StoreDown, Wire, Word, answer_of
+from proxy.store.wire import (
+    TURN,
+    TURNS,
+    Answered,
+    Reply,
+    StoreDown,
+    Wire,
+    Word,
+    answer_of,
+    why_failed,
+)
 from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
+_REASONS: Final = (  # the first that fits; redis-py's own texts may name the server
+    (RedisTimeoutError, "no answer in time"),
+    (MasterNotFoundError, "no sentinel knows a master"),
+    (AuthenticationError | AuthorizationError, "the server refuses the credentials"),
+    (BusyLoadingError, "the server is still loading its data"),
+    (RedisConnectionError, "the connection was lost"),
+    (ResponseError, "the server refuses a command"),
+    (RedisError, "the answer is not usable"),
+)
 PROBE: Final = 1.0  # seconds
 _QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
 _MARK: Final = PREFIX + "mark"
@@ -99,7 +127,7 @@ class Connection:
     def send(self, words: tuple[Word, ...], answered: Answered) -> None:
         """Run a command and hand its answer on; StoreDown if it fails, or the store is down."""
         if self._wire is None or not self.is_up:
-            answered(StoreDown("down"))
+            answered(StoreDown("the store is down"))
         else:
             self._wire.send(words, answered)
 
@@ -148,7 +176,7 @@ class Connection:
         self._is_closed = True
         self.is_up = False
         self._tell(self.went_down)
-        self.fail(StoreDown("closed"))
+        self.fail(StoreDown("the connection was closed"))
         for client in (self.client.redis, *self.client.sentinels):
             await self._close(client.aclose)
 
@@ -177,7 +205,7 @@ class Connection:
             yield news  # where we are cancelled, commands under way go on until `close`
         finally:
             if wire is not None:
-                wire.close(StoreDown("closed"))
+                wire.close(StoreDown("the connection was closed"))
             await self._close(news.aclose)
             pool = self.client.redis.connection_pool  # an idle connection may lead nowhere
             await self._close(lambda: pool.disconnect(inuse_connections=False))
@@ -198,7 +226,7 @@ class Connection:
             if client.database:
                 await wire.run("SELECT", client.database)
         except BaseException:
-            wire.close(StoreDown("closed"))
+            wire.close(StoreDown("the connection was closed"))
             raise
         return wire
 
@@ -251,12 +279,11 @@ class Connection:
             raise
         except Exception as error:  # noqa: BLE001 -- the edge of a foreign library, as said above
             # The error's text may name the server, and with some errors its password.
-            kind = type(error).__name__
             if not isinstance(error, RedisError | OSError | TimeoutError):
                 *_, (frame, line) = traceback.walk_tb(error.__traceback__)
                 where = f"{frame.f_code.co_filename}:{line}"
-                _log.error("the store's client failed", error=kind, where=where)
-            raise StoreDown(kind) from None
+                _log.error("the store's client failed", kind=type(error).__name__, where=where)
+            raise StoreDown(_why(error)) from None
 
     @asynccontextmanager
     async def _limit(self, seconds: float) -> AsyncIterator[None]:
@@ -290,6 +317,11 @@ class Connection:
     def _tell(listeners: list[Callable[[], None]]) -> None:
         for tell in listeners:
             tell()
+
+
+def _why(error: BaseException) -> str:
+    fitting = (words for kind, words in _REASONS if isinstance(error, kind))
+    return next(fitting, None) or why_failed(error)
 
 
 async def _read_mark(wire: Wire) -> Reply:

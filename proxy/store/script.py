@@ -222,7 +222,11 @@ class Script:
         try:
             return LeaseStatus.of(reply)
         except (ValueError, TypeError):
-            down = StoreDown(reply.code if isinstance(reply, ErrorReply) else "BadAnswer")
+            down = (
+                reply.as_down()
+                if isinstance(reply, ErrorReply)
+                else StoreDown("the answer is not usable")
+            )
             self._connection.fail(down)
             return down
 

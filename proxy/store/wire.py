@@ -14,6 +14,8 @@ Invariants: each command is answered exactly once, by its reply or by `StoreDown
 """
 
 import asyncio
+import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ _MAX_DEPTH: Final = 4  # of arrays in arrays; ours have one
 
 
 class StoreDown(Exception):
-    """The store did not answer in time, or not sensibly; says by which kind of error."""
+    """The store did not answer in time, or not sensibly; its text says which, and quotes nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,26 @@ class ErrorReply:
     """The server refused a command; `code` is the first word, as NOSCRIPT."""
 
     code: str
+
+    def as_down(self) -> StoreDown:
+        """Return the outage that the refusal is."""
+        return StoreDown(f"the server refuses a command: {self.code}")
+
+
+_REASONS: Final = (  # the first that fits
+    (TimeoutError, "no answer in time"),
+    (socket.gaierror, "the name of the server has no address"),
+    (ssl.SSLCertVerificationError, "the certificate of the server is not trusted"),
+    (ssl.SSLError, "TLS with the server failed"),
+    (ConnectionRefusedError, "the server refuses connections"),
+    (OSError, "the connection was lost"),
+)
+
+
+def why_failed(error: BaseException) -> str:
+    """Return why a connection failed, in words that quote nobody."""
+    fitting = (words for kind, words in _REASONS if isinstance(error, kind))
+    return next(fitting, "the connection failed")
 
 
 Reply = int | bytes | None | ErrorReply | list["Reply"]
@@ -101,7 +123,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server closed it, or the network did."""
-        self.close(StoreDown("ConnectionError" if exc is None else type(exc).__name__))
+        self.close(StoreDown("the connection was lost" if exc is None else why_failed(exc)))
 
     def data_received(self, data: bytes) -> None:
         """Hand on every answer that has come whole."""
@@ -117,15 +139,15 @@ class Wire(asyncio.Protocol):
         except Incomplete:
             pass
         except ValueError:
-            self.close(StoreDown("BadAnswer"))
+            self.close(StoreDown("the answer is not usable"))
             return
         del self._buffer[:at]
         if len(self._buffer) > _MAX_REPLY or (self._buffer and not self._under_way):
-            self.close(StoreDown("BadAnswer"))
+            self.close(StoreDown("the answer is not usable"))
 
     def _write(self, command: bytes, answered: Answered) -> None:
         if self._transport is None:
-            answered(StoreDown("ConnectionError"))
+            answered(StoreDown("the connection was lost"))
             return
         self._under_way.append((answered, self._loop.time()))
         if self._timer is None:
@@ -146,7 +168,7 @@ class Wire(asyncio.Protocol):
         elif turns_left:
             self._look_after(TURN, turns_left - 1)
         else:
-            self.close(StoreDown("TimeoutError"))
+            self.close(StoreDown("no answer in time"))
 
 
 async def answer_of(send: Callable[[Answered], None]) -> Reply:
@@ -160,7 +182,7 @@ async def answer_of(send: Callable[[Answered], None]) -> Reply:
         if result.done():
             return
         if isinstance(reply, ErrorReply):
-            reply = StoreDown(reply.code)
+            reply = reply.as_down()
         if isinstance(reply, StoreDown):
             result.set_exception(reply)
         else:

@@ -1,6 +1,7 @@
 """`explain`: what it shows of a token, what it advises, and how it exits."""
 
 import json
+import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -301,6 +302,21 @@ def test_the_command_used_in_a_wrong_way(config: str, tmp_path: Path) -> None:
         code, output = run(*arguments, stdin="a-token")
         assert (arguments, code) == (arguments, 2)
         assert output
+        assert not re.search(r"\w(Error|Exception)\b", output)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), (b"\xff", "it is not UTF-8 text")],
+)
+def test_token_that_cannot_be_read_is_told_in_a_sentence(
+    config: str, tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_bytes(content)
+    code, output = run("--config", config, "--token-file", str(token))
+    assert (code, output) == (2, f"the token cannot be read: {reason}\n")
 
 
 # What is asked

@@ -116,6 +116,40 @@ async def test_refused_for_what_it_is(data: bytes, name: str, status: int, error
 
 
 @pytest.mark.parametrize(
+    ("start", "status", "hint"),
+    [
+        ("POST /api/oauth/token", 401, "Tokens are asked for at /in/oauth/token"),
+        ("POST /oauth/token", 404, "Tokens are asked for at /in/oauth/token"),
+        ("POST /in/api/oauth/token/", 404, "Tokens are asked for at /in/oauth/token"),
+        ("POST //oauth/token", 400, "does the base URL end in a slash?"),
+        ("GET //api/v2/x", 400, "does the base URL end in a slash?"),
+        ("GET /api/api/v2/x", 404, "the base URL must not end in /api"),
+        ("GET /v2/x", 404, "paths of the API begin with /api/"),
+        ("GET /", 404, "paths of the API begin with /api/"),
+    ],
+)
+async def test_wrong_base_url_is_told_in_the_refusal(start: str, status: int, hint: str) -> None:
+    is_login = "oauth" in start
+    async with (
+        RawUpstream() as upstream,
+        proxy_for(upstream.url, listen={"login_prefix": "/in"}) as proxy,
+    ):
+        response = await answer(proxy, request(start, authorized=not is_login))
+    assert response.status == status
+    assert hint in json.loads(response.body)["detail"]
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("path", ["/api/api/v2/x", "/api/v2/oauth/token"])
+async def test_path_that_a_route_names_or_a_token_opens_is_forwarded(path: str) -> None:
+    routes = [{"name": "odd", "paths": ["/api/api/**"]}, {"name": "api", "paths": ["/api/**"]}]
+    async with RawUpstream() as upstream, proxy_for(upstream.url, routes=routes) as proxy:
+        response = await answer(proxy, request(f"GET {path}"))
+    assert response.status == 200
+    assert [one.target for one in upstream.requests] == [path.encode()]
+
+
+@pytest.mark.parametrize(
     ("data", "name", "status"),
     [
         (b"no HTTP at all\r\n\r\n", "bad-request", 400),

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from structlog.testing import capture_logs
 
 from proxy.http.client import Client
 from proxy.identity.signing_keys import COOL_DOWN, FRESH_FOR, SigningKeys
@@ -206,8 +207,9 @@ async def test_an_issuer_nobody_can_reach() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     limits = UpstreamSettings(api_url=url, login_url=url)
     upstream = Client(limits, url, clock=FakeClock())
-    with pytest.raises(Problem, match="could not be fetched"):
+    with capture_logs() as logged, pytest.raises(Problem, match="could not be fetched"):
         await SigningKeys(upstream, f"{url}/keys", clock=FakeClock()).key("k")
+    assert [line["reason"] for line in logged] == ["the server refuses connections"]
     await upstream.close()
 
 

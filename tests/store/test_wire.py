@@ -125,7 +125,7 @@ async def test_lost_wire_answers_every_command_once_with_an_outage() -> None:
     assert got[0] == 1
     assert all(isinstance(reply, StoreDown) for reply in got[1:])
     assert len(got) == WINDOW + 6
-    assert lost == ["ConnectionError"]
+    assert lost == ["the connection was lost"]
 
 
 @pytest.mark.parametrize("text", [b"nonsense\r\n", b":1\r\n:2\r\n"])
@@ -138,7 +138,7 @@ async def test_server_that_speaks_another_language_or_too_much_is_an_outage(text
     async with wire_to(serve) as (wire, lost):
         wire.send(("GET", "x"), lambda _: None)
         await until(lambda: _has(lost, 1))
-        assert lost == ["BadAnswer"]
+        assert lost == ["the answer is not usable"]
 
 
 async def test_time_of_a_command_counts_from_when_it_was_written() -> None:
@@ -167,6 +167,6 @@ async def test_server_that_does_not_answer_in_time_is_an_outage() -> None:
         await reader.read()
 
     async with wire_to(serve, seconds=0.05) as (wire, lost):
-        with pytest.raises(StoreDown, match="TimeoutError"):
+        with pytest.raises(StoreDown, match="no answer in time"):
             await wire.run("GET", "x")
-        assert lost == ["TimeoutError"]
+        assert lost == ["no answer in time"]
