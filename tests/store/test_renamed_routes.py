@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import Route
+from proxy.store.script import LEASE
 from tests.kit.redis import redis_server
 from tests.kit.replicas import Replica, early, pause, replicas_of, settings_of
 
@@ -16,6 +17,7 @@ DIVIDED = [
     Route(name="exports", paths=("/exports/**",), paced=True),
     Route(name="jobs", paths=("/jobs/**",), paced=True),
 ]
+UNPACED = [Route(name="exports", paths=("/exports/**", "/jobs/**"))]
 
 
 def sent(replicas: list[Replica]) -> list[float]:
@@ -58,3 +60,20 @@ async def test_divided_route_goes_on_at_its_pace(waiters: int, tmp_path: Path) -
             assert await asyncio.gather(*callers) == [None] * waiters
             first, *rest = sent([here])
             assert min(rest) >= first + INTERVAL - 1e-4
+
+
+@pytest.mark.parametrize("routes", [DIVIDED, UNPACED])
+async def test_replica_with_new_routes_keeps_no_lease_of_the_old_ones(
+    routes: list[Route], tmp_path: Path
+) -> None:
+    async with redis_server(tmp_path) as server:
+        old = settings_of(server.url, interval=INTERVAL, replicas=2)
+        old = old.model_copy(update={"routes": tuple(WHOLE)})
+        new = old.model_copy(update={"routes": tuple(routes)})
+        async with replicas_of(old, 2) as (here, there):
+            for _ in range(2):
+                assert await here.export(here.queue()) is None
+            await pause(0.5 * INTERVAL)  # the lease is kept: requests come often
+            here.accounts.apply(new)
+            async with asyncio.timeout(LEASE / 2):
+                assert await there.export(there.queue()) is None
