@@ -104,8 +104,9 @@ class Repeats:
                 if is_closed_by_peer(exchange.request.transport):
                     raise ConnectionResetError("the caller left")
                 yield answer if found is None else _marked(answer)
-                await exchange.request.flushed()  # a caller may leave in the middle of its answer
-                is_delivered = not exchange.is_cut
+                if not exchange.is_cut:
+                    await exchange.request.flushed()  # the caller may leave before it has it all
+                    is_delivered = True
                 return
             finally:
                 self._flights.leave(flight, exchange, is_delivered=is_delivered)

@@ -174,12 +174,15 @@ class CallerConnection(asyncio.Protocol):
     async def flushed(self) -> None:
         """Wait until all that is written has left. Raises ConnectionError if the caller is gone."""
         transport = self.transport
-        if transport is not None and transport.get_write_buffer_size():
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the caller is gone")
+        if transport.get_write_buffer_size():
             transport.set_write_buffer_limits(high=1, low=0)
             try:
                 await self.drained()
             finally:
-                transport.set_write_buffer_limits()
+                if not transport.is_closing():
+                    transport.set_write_buffer_limits()
         if self.transport is None:
             raise ConnectionResetError("the caller is gone")
 
