@@ -2,7 +2,7 @@
 
 Invariants:
 - Every byte that comes belongs to the answer that was asked for, or spoils the connection.
-- Whatever ends an answer before its end fails its reader: a reset, a close, silence, bad bytes.
+- Whatever ends an answer before its end fails its reader: a reset, a close, a timeout, bad bytes.
 - `is_reusable` holds only at the end of a message, in both directions; anything else is aborted.
 """
 
@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
         return self.transport is not None
 
     def pause_reading(self) -> None:
-        """Stop reading: the reader of the body is slow. That is no silence of the server."""
+        """Stop reading: the reader of the body is slow. The server is not slow then."""
         if not self._is_paused and self.transport is not None and not self._is_over:
             self._is_paused = True
             self._deadline = inf
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
     # Waiting
 
     def _wait_for_more(self, content: aiohttp.StreamReader) -> None:
-        """Begin to time the server's silence anew, if more of the body is to come."""
+        """Restart the read timeout, if more of the body is to come."""
         if content.is_eof() or self._is_paused:
             self._deadline = inf
         else:

@@ -21,7 +21,7 @@ class Withheld(Exception):
 class OutcomeUnknown(Exception):
     """The request was sent and no answer came.
 
-    `timed_out` tells silence from a lost connection. `may_repeat`: the method is safe, and the
+    `timed_out` is False for a lost connection. `may_repeat`: the method is safe, and the
     connection was one of the pool, lost with no byte of an answer: servers close idle ones.
     """
 

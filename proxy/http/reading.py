@@ -25,7 +25,7 @@ _SWITCHING: Final = 101
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one answer may cost: seconds of silence, and bytes of one field."""
+    """What one answer may cost: seconds between two reads, and bytes of one field."""
 
     seconds: float
     max_field: int = _MIN_FIELD

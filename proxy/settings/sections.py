@@ -196,7 +196,7 @@ class Retry(Section):
     max_elapsed: PositiveSeconds = 60.0
     """Seconds from the first send to the last one, the API's own time included."""
     max_retry_after: PositiveSeconds = 300.0
-    """Seconds after which one request looks whether the API still refuses, whatever wait it named.
+    """Seconds after which one request probes whether the API still refuses, whatever wait it named.
     """
     initial_backoff: PositiveSeconds = 0.5
     """Seconds of hold when a 429 names no usable time, and between tries that never left."""
@@ -272,9 +272,9 @@ class Identity(Section):
     """Unknown callers are paced, a queue per token, and their own token is forwarded; or they are
     rejected."""
     max_unidentified: Count = 1000
-    """Unknown callers remembered at once; beyond it they get 429."""
+    """Unknown callers remembered at once; more of them get 429."""
     max_learned: Count = 10000
-    """Tokens remembered with their client; beyond it the oldest is forgotten, and asked about."""
+    """Tokens remembered with their client; beyond it the proxy forgets the oldest."""
     issuer: Filled | None = None
     """Issuer whose JWTs identify their account; only together with jwks_url and audience."""
     jwks_url: Url | None = None
@@ -291,7 +291,7 @@ class Identity(Section):
     """Which verified JWTs are a service's and no person's: null is where `sub` equals the claim;
     else a provider's name, or a list of conditions, which must all hold."""
     whoami: ApiCall | None = "/api/v2/tokens/me"
-    """Call of the API that names the client of a token nobody else knows; null asks nothing."""
+    """Call of the API that names the client of an unknown token; null asks nothing."""
     whoami_field: Filled = "OAuthClient.id"
     """Where the client id stands in its answer: names of JSON fields, with dots between."""
 
@@ -485,7 +485,7 @@ class Log(Section):
     format: Literal["json", "console"] = "json"
     """One JSON object a line, or lines for people."""
     max_lines_per_second: Count = 200
-    """Lines beyond it are dropped and counted."""
+    """Lines per second; the proxy drops and counts further ones."""
 
 
 def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:
@@ -566,9 +566,9 @@ class Settings(Section):
     routes: Annotated[tuple[Route, ...], NotEmpty, AfterValidator(_distinct_routes)] = (
         DEFAULT_ROUTES
     )
-    """What happens to a request; the first match wins. A list here replaces the default one."""
+    """What the proxy does with a request; the first match wins. A list replaces the default one."""
     repeats: Repeats = Repeats()
-    """What is recognised when it comes again."""
+    """Requests that the proxy recognises when a caller sends them again."""
     store: Store = Store()
     """Where the state of the pace lives."""
     limits: Limits = Limits()
