@@ -211,7 +211,7 @@ async def test_anything_else(tmp_path: Path) -> None:
 
 async def test_the_load_test_starts_as_written(tmp_path: Path) -> None:
     """A variable that overrides nothing would keep it from starting."""
-    async with started_as_in(CLIENTS, "MAX_WAIT", tmp_path) as running:
+    async with started_as_in(CLIENTS, "export-proxy simulate", tmp_path) as running:
         assert await running.is_ready()
 
 
