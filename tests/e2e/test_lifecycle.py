@@ -687,7 +687,7 @@ async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> No
         RawUpstream(default=ACCEPTED) as upstream,
         serving(
             tmp_path,
-            document_for(upstream.url, pacing={"interval": 0.3}),
+            document_for(upstream.url, pacing={"interval": 2}),
             environ={**manager.environ, "WATCHDOG_USEC": "400000"},
             command=(sys.executable, "-c", FORGETFUL, *SERVE[3:]),
         ) as process,
