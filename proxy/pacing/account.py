@@ -108,7 +108,7 @@ class Account:
         """Return when the next slot is to be offered; `inf` if something else must come first."""
         now = self._context.clock.monotonic()
         firsts = [(queue, queue.waiters.first) for queue in self.queues]
-        dues = [max(queue.due(now), first.joined_at) for queue, first in firsts if first]
+        dues = [max(queue.due_since(now), first.joined_at) for queue, first in firsts if first]
         return max(self.allowance.opens_at(self.allowance.room_since), min(dues)) if dues else inf
 
     def pump(self) -> None:

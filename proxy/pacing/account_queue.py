@@ -165,6 +165,10 @@ class AccountQueue:
         """Return when the next slot of this route is due; the account may have to wait longer."""
         return max(self.paced_due(now), self.holding.state.opens_at(now))
 
+    def due_since(self, now: float) -> float:
+        """Return since when the next slot of this route has been due, or when it will be."""
+        return max(self.paced_due(now), self.holding.state.opens_at(-inf))
+
     def is_free(self) -> bool:
         """True if a newcomer could be sent at once."""
         now = self._clock.monotonic()

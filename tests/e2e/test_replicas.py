@@ -419,7 +419,7 @@ async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Pat
             running = Cluster(api, redis, [process])
             assert (await running.export("nobody", "0.1")).status == 202
             assert await running.metric(0, "store_up") == 0
-            process.configure({**document, "identity": {"unidentified": "reject"}})
+            process.configure({**document, "identity": {"unidentified": "reject", "whoami": None}})
             assert (await process.reload()).status == 200
             unsure = await running.export("nobody", "0.2")
             assert unsure.status == 503  # another replica may know the token

@@ -221,3 +221,17 @@ async def test_time_in_line_is_measured_by_how_it_ended() -> None:
         await b.all_served(callers)
         labels = {"account": "london", "route": "exports", "outcome": "sent"}
         assert b.counted("queue_wait_seconds_sum", **labels) == 1.5
+
+
+async def test_a_slot_that_is_long_due_and_not_offered_is_a_stall() -> None:
+    """The loop runs late: the wait for the pace was over more than two seconds ago."""
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        waiting = b.join(b.queue())
+        await b.clock.advance(0)
+        b.clock.stall(2.4)
+        assert not b.accounts.is_stalled()
+        b.clock.stall(0.2)
+        assert b.accounts.is_stalled()
+        await b.all_served([waiting])
+        assert not b.accounts.is_stalled()
