@@ -438,7 +438,7 @@ async def test_when_a_hold_ends_one_goes_first() -> None:
 
 
 async def test_a_probe_whose_caller_leaves_is_followed_by_the_next() -> None:
-    """Nobody waits for an answer that nobody will read."""
+    """The answer is read on, for a caller who asks again; the others wait for it 2 s at most."""
     script = by_token({"a": [refusal("1"), Reply(202, delay=5)]})
     async with (
         noting_stalls() as stalls,
@@ -455,7 +455,7 @@ async def test_a_probe_whose_caller_leaves_is_followed_by_the_next() -> None:
 
     assert response.status == 202
     _, probe, second = arrivals(upstream, "a")
-    assert second - probe < 0.1 + SLACK + stalls.total
+    assert second - probe < 2 + SLACK + stalls.total
 
 
 async def test_a_refused_request_keeps_its_place() -> None:
