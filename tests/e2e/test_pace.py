@@ -344,6 +344,7 @@ async def proxy_process(api_url: str, folder: Path, *, interval: float) -> Async
         "admin": {"port": admin_port},
         "upstream": {"api_url": api_url, "login_url": api_url},
         "pacing": {"interval": interval},
+        "identity": {"whoami": None},  # the API counts what arrives for each token
         "limits": {"max_connections_per_peer": 4000},
         "log": {"level": "error"},
     }
