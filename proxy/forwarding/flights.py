@@ -137,13 +137,14 @@ class Flights:
         owner = Owner(pending.account.allowance.key, pending.account.label)
         done = asyncio.get_running_loop().create_future()
         flight = Flight(pending, digests, owner, done)
-        flight.pending = replace(
+        # What refers back to the flight is the task's alone, so that both go when the task is over.
+        watched = replace(
             pending, is_present=flight.has_callers, on_sent=lambda: self._mark(flight)
         )
         if digests.key is not None:
             self._by_key[digests.key] = flight
             self._renew(flight)
-        flight.task = self._spawn(self._fly(flight, sender))
+        flight.task = self._spawn(self._fly(flight, watched, sender))
         return flight
 
     def join(self, flight: Flight, exchange: Exchange) -> None:
@@ -169,9 +170,9 @@ class Flights:
             self.forget(flight)  # a new one may start before this one has ended
             _cancel(flight)
 
-    async def _fly(self, flight: Flight, sender: Sender) -> None:
+    async def _fly(self, flight: Flight, watched: PendingRequest, sender: Sender) -> None:
         try:
-            answer = await sender.send(flight.pending)
+            answer = await sender.send(watched)
             if isinstance(answer, Response):
                 answer = await self._read(answer)
             flight.done.set_result(answer)

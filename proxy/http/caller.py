@@ -139,6 +139,7 @@ class CallerConnection(asyncio.Protocol):
             self.task.cancel()
         if self._request is not None and self._request.body is not None:
             self._request.body.drop()
+        self._request = None  # it refers to this connection, and nothing looks for such circles
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(ConnectionResetError("the caller is gone"))
         self._listener.forget(self, self._peer)
