@@ -321,9 +321,8 @@ async def test_thousand_tokens_cause_few_questions_and_no_wait_for_a_known_accou
                 ]
             asked = [one.arrived_at for one in upstream.requests if one.target == WHOAMI.encode()]
     assert len(first) <= 10
-    # Ten a second, as they are asked. A thousand callers share this loop, so some arrive late.
-    assert all(later - earlier > 0.5 for earlier, later in zip(asked, asked[10:], strict=False))
-    assert len(asked) <= 10 * 4
+    # Ten a second. A thousand callers share this loop, so the first ones may arrive late.
+    assert len(asked) <= 10 * (asked[-1] - asked[0] + 1.5)
     assert sorted(waits)[len(waits) // 2] < 1
 
 
