@@ -27,6 +27,7 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+@cache
 def attributes_of(one: type) -> frozenset[str]:
     """The private attributes and methods that a class of aiohttp has itself."""
     names = {name for name in vars(one) if is_private(name)}
@@ -84,6 +85,7 @@ def inherited(tree: ast.ClassDef, one: object) -> Iterator[str]:
                 yield name
 
 
+@cache
 def uses() -> dict[str, set[str]]:
     """The private names of aiohttp that each module uses."""
     found = {}
