@@ -363,6 +363,7 @@ async def deaf_listener() -> AsyncIterator[int]:
             yield listener.getsockname()[1]
 
 
+@pytest.mark.timed
 async def test_a_dead_ipv6_address_and_an_address_that_changes(tmp_path: Path) -> None:
     """The living address is used at once; the new one as soon as the old one is forgotten."""
     preload = library("libnss_wrapper", "*/libnss_wrapper.so", "libnss_wrapper.so")

@@ -193,6 +193,7 @@ async def test_readiness_fails_before_the_listener_closes(tmp_path: Path) -> Non
     assert len(upstream.requests) == 3
 
 
+@pytest.mark.timed
 async def test_a_drain_ends_every_wait_that_comes_before_a_send(tmp_path: Path) -> None:
     """For a token, for a body, for another try: refused at once, and not when the wait is over."""
 

@@ -338,6 +338,7 @@ def check_missing_scope(response: Response, begun: float) -> None:
     assert retry_after(response) == 1
 
 
+@pytest.mark.timed
 async def test_what_costs_three_intervals_leaves_them_free(api: Api) -> None:
     api.clients[CLIENT] = ClientSpec(secret=SECRET, scopes=BOTH)
     route = {
@@ -649,6 +650,7 @@ def forged(key: SigningKey, number: int) -> str:
 
 
 @pytest.mark.parametrize("is_configured", [False, True], ids=["no issuer", "issuer"])
+@pytest.mark.timed
 async def test_a_hundred_tokens_that_claim_the_account(
     api: Api, signing_key: SigningKey, *, is_configured: bool
 ) -> None:

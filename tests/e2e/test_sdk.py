@@ -156,6 +156,7 @@ async def test_bursts_from_threads_while_someone_else_eats_the_quota(sdk: Any) -
         assert report.tokens_minted == 1
 
 
+@pytest.mark.timed
 async def test_a_hold_longer_than_the_proxy_lets_wait(sdk: Any) -> None:
     """The SDK sleeps as long as the hold lasts, and is served then: one refusal, no storm."""
     async with api_behind_proxy() as (simulator, proxy):

@@ -142,6 +142,7 @@ async def test_question_carries_the_token_and_nothing_else_of_the_caller() -> No
     assert asked.values("Authorization") == [b"Bearer t"]
 
 
+@pytest.mark.timed
 async def test_two_clients_have_two_queues() -> None:
     async with api() as upstream, proxied(upstream.url) as proxy:
         tokens = [upstream.mint(name) for name in (CLIENT, "paris-id") for _ in range(3)]
@@ -272,6 +273,7 @@ ODD: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("step", ODD.values(), ids=ODD.keys())
+@pytest.mark.timed
 async def test_answer_that_names_nobody_leaves_a_stranger_and_is_not_asked_for_again(
     step: Step,
 ) -> None:
