@@ -76,7 +76,7 @@ class Snapshots:
         return states
 
     def _state(self, account: Account, now: float) -> AccountState:
-        account.count_hold()
+        account.scheduler.holds.count()
         state = account.state(now)
         token = self._tokens.by_name.get(state.name)
         return state if token is None else replace(state, token=token.state())

@@ -154,8 +154,8 @@ class Attempts:
         if response.status == HTTPStatus.TOO_MANY_REQUESTS:
             return await self._refused(slot, response)
         if not response.is_complete:  # or slow readers could have all connections
-            pending.account.take_room()
-            response.on_release(pending.account.make_room)
+            pending.account.scheduler.take_room()
+            response.on_release(pending.account.scheduler.make_room)
         slot.report(Answered(self._quota_in(response)))
         if is_managed and response.status in DENIALS:
             answer = await self._read_denial(response)

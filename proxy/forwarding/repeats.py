@@ -192,7 +192,7 @@ class Repeats:
                     raise Problem(
                         "wait-expired",
                         f"The request that it joined was not sent within {exchange.limit:.1f} s.",
-                        retry_after=max(CLAIM_SECONDS, flight.pending.queue.named_left()),
+                        retry_after=max(CLAIM_SECONDS, flight.pending.queue.holds.named_left()),
                     )
                 await self._wait_until(max(ends, now + _POLL), flight)
 

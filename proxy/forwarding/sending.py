@@ -20,6 +20,7 @@ from proxy.forwarding.exchange import Exchange
 from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import OnlyIfFree, Slot, Ticket, Wait, WaitUntil
 from proxy.problems import Problem
 from proxy.retries import RetryRules
@@ -72,7 +73,7 @@ class Sender:
             except Problem:
                 if refusal is None or self._drain.has_begun:
                     raise
-                return refusal.passed_on(pending.queue.named_left())
+                return refusal.passed_on(pending.queue.holds.named_left())
             with slot:
                 outcome = await self._attempts.make(pending, slot, token)
             match outcome:
@@ -84,7 +85,7 @@ class Sender:
                     await self._back_off(pending)
                 case ApiRefusal() as refusal:
                     if not await self._goes_back(pending, ticket, token, refusal):
-                        return refusal.passed_on(pending.queue.named_left())
+                        return refusal.passed_on(pending.queue.holds.named_left())
                 case Response() as response:
                     return response
 
@@ -106,7 +107,7 @@ class Sender:
         wait = self._wait(exchange, ticket)
         if not ticket.has_joined:
             waiting.admit(queue, ticket, wait)
-        held = queue.held_seconds()
+        held = queue.holds.seconds()
         try:
             with exchange.spending("queue"):
                 return await waiting.slot(queue, ticket, wait)
@@ -115,7 +116,7 @@ class Sender:
                 raise outcome_unknown(timed_out=False) from None
             raise
         finally:
-            exchange.held += queue.held_seconds() - held
+            exchange.held += queue.holds.seconds() - held
 
     def _wait(self, exchange: Exchange, ticket: Ticket) -> Wait:
         """Return how long the request waits for a slot; one that comes back may be too late."""
@@ -132,7 +133,7 @@ class Sender:
     ) -> bool:
         """True if a refused request goes back to the front of its queue; that is then counted."""
         exchange, account = pending.exchange, pending.account
-        wait = pending.queue.predicted_wait(ticket)
+        wait = predicted_wait(pending.queue, ticket, self._clock.monotonic())
         if wait > exchange.may_wait or not self._rules.may_send_again(
             attempts=len(exchange.attempts), elapsed=exchange.since_first_send + wait
         ):

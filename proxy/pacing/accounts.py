@@ -17,8 +17,8 @@ from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import HoldOrder
+from proxy.pacing.leases import Alone, Leases
 from proxy.pacing.slot import Ending
-from proxy.pacing.turns import Alone, Turns
 from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
 from proxy.retries import RetryRules
@@ -45,7 +45,7 @@ class Accounts:
         clock: Clock,
         metrics: Metrics,
         random: Callable[[], float],
-        turns: Turns | None = None,
+        leases: Leases | None = None,
         is_draining: Callable[[], bool] = lambda: False,
         closes_at: Callable[[], float] = lambda: inf,
     ) -> None:
@@ -60,7 +60,7 @@ class Accounts:
             started_at=clock.monotonic(),
             is_draining=is_draining,
             closes_at=closes_at,
-            turns=turns or Alone(),
+            leases=leases or Alone(),
         )
         self.waiting = Waiting(context)
         self._configured: dict[str, Account] = {}
@@ -105,10 +105,7 @@ class Accounts:
             for route, names in handed.items()
         }
         for account in self.accounts():
-            account.hand_over(handed, paced=new)
-            for queue in account.queues:
-                queue.apply(paced=paced.get(queue.route, queue.paced))
-            account.pump()
+            account.apply(handed, taken=new, paced=paced)
 
     def configured(self, name: str) -> Account:
         """Return the account of that configured name."""
@@ -139,7 +136,7 @@ class Accounts:
     def is_stalled(self) -> bool:
         """True if a slot is long due and was not offered: the pacing is broken."""
         late = self.context.clock.monotonic() - _STALLED_AFTER
-        return any(account.offers_at() < late for account in self.accounts())
+        return any(account.scheduler.offers_at() < late for account in self.accounts())
 
     def _hold_organization(
         self, organization: str, order: HoldOrder, route: tuple[str, bool] | None
@@ -147,8 +144,7 @@ class Accounts:
         for account in self._configured.values():
             if account.allowance.organization == organization:
                 queue = None if route is None else account.queue(route[0], paced=route[1])
-                account.hold(order, queue, "refused")
-                account.pump()
+                account.scheduler.hold(order, queue, "refused")
 
     def states(self) -> tuple[AccountState, ...]:
         """Return what is known of the accounts now; those not configured are shown as one."""

@@ -1,7 +1,7 @@
 """What an account is allowed, on all its routes together: interval, hold, room in flight, retries.
 
 Invariants: a hold outlasts whatever the room in flight says. Nothing here looks for who may send
-next; the account does, after each change (account.py).
+next; the scheduler does, after each change (scheduler.py).
 """
 
 from dataclasses import replace
@@ -47,8 +47,8 @@ class Allowance:
     @property
     def spread(self) -> int:
         """The factor by which the interval grows while replicas send without leases."""
-        turns = self.context.turns
-        return turns.replicas if self.may_be_another else turns.spread
+        leases = self.context.leases
+        return leases.replicas if self.may_be_another else leases.spread
 
     def opens_at(self, now: float) -> float:
         """Return when the account may send at all: `inf` while an answer must come first."""

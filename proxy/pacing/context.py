@@ -6,7 +6,7 @@ from math import inf
 
 from proxy.clock import Clock
 from proxy.pacing.holding import HoldOrder
-from proxy.pacing.turns import Alone, Turns
+from proxy.pacing.leases import Alone, Leases
 from proxy.retries import RetryRules
 from proxy.rules.limits import HoldRule
 from proxy.rules.succession import Taken, lease_name
@@ -33,7 +33,7 @@ class PacingContext:
     started_at: float
     is_draining: Callable[[], bool]
     closes_at: Callable[[], float] = lambda: inf  # when whatever waits then is refused; monotonic
-    turns: Turns = field(default_factory=Alone)
+    leases: Leases = field(default_factory=Alone)
     hold_rules: Mapping[str, HoldRule] = field(default_factory=dict)  # by route
     hold_organization: HoldOrganization = lambda *_: None
     taken: Mapping[str, Taken] = field(default_factory=dict)  # by each paced route

@@ -7,6 +7,7 @@ cannot know. An account has a holding, and so has each of its queues.
 from dataclasses import dataclass
 from math import inf
 
+from proxy.clock import Clock
 from proxy.pacing.slot import Slot
 from proxy.rules.hold import Hold, HoldState
 
@@ -45,6 +46,11 @@ class Holding:
         return self.state.hold
 
     @property
+    def until(self) -> float:
+        """When the hold ends; `-inf` if open."""
+        return self.state.hold.until if self.state.hold else -inf
+
+    @property
     def limit(self) -> str | None:
         """The name of the limit that was hit, while the hold lasts."""
         return self.state.hold.limit if self.state.hold else None
@@ -68,6 +74,20 @@ class Holding:
         if slot in self._probes:
             self._probes.clear()
             self.state = self.state.probes_ended()
+
+    def inherit(self, other: "Holding") -> None:
+        """Prolong the hold to that of another route, which took the same paths."""
+        hold = other.hold
+        if hold is not None:
+            self.prolong(
+                HoldOrder(
+                    at=hold.since,
+                    until=hold.until,
+                    named_until=hold.named_until,
+                    refusals=hold.refusals,
+                    limit=hold.limit,
+                )
+            )
 
     def prolong(self, order: HoldOrder) -> bool:
         """Begin or prolong the hold; True if it begins."""
@@ -104,3 +124,31 @@ class Holding:
         held = self.state.held_seconds(now)
         uncounted, self._counted_seconds = held - self._counted_seconds, held
         return uncounted
+
+
+class QueueHolds:
+    """The two holds that a queue obeys: that of all routes of its account, and its route's own."""
+
+    __slots__ = ("_both", "_clock")
+
+    def __init__(self, of_account: Holding, of_route: Holding, clock: Clock) -> None:
+        self._both = (of_account, of_route)
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<QueueHolds {self._both}>"
+
+    def seconds(self) -> float:
+        """Return the seconds spent on hold so far, those of the present hold included."""
+        now = self._clock.monotonic()
+        return sum(one.state.held_seconds(now) for one in self._both)
+
+    def named_left(self) -> float:
+        """Return the seconds left of what the API named, or of the hold if that is longer."""
+        now = self._clock.monotonic()
+        return max(one.state.named_remaining(now) for one in self._both)
+
+    def is_clamped(self) -> bool:
+        """True if the API named a wait that outlasts the time without a probe."""
+        holds = (one.hold for one in self._both)
+        return any(hold.named_until > hold.until for hold in holds if hold)

@@ -12,8 +12,8 @@ from a try that failed, and never from the grant: a slot that is given back unus
 from math import inf
 from typing import Final
 
-from proxy.pacing.slot import Slot, Ticket
-from proxy.pacing.turns import FREE, NOT_OURS, Lease
+from proxy.pacing.leases import QueueLease
+from proxy.pacing.slot import Slot
 from proxy.pacing.waiters import Waiters
 from proxy.rules.pace import Pace
 from proxy.rules.state import QueueState
@@ -27,11 +27,9 @@ class Queue:
     __slots__ = (
         "_answer_seconds",
         "_closed_until",
-        "_contenders",
         "_has_sent",
         "_last_gap",
         "_last_sent_at",
-        "_lease_expected_at",
         "_pace",
         "_sent_count",
         "_unanswered",
@@ -47,9 +45,7 @@ class Queue:
         self.paced = paced
         self.waiters = Waiters()
         self.sending: Slot | None = None  # the slot that is out, on a paced route
-        self.lease = FREE
-        self._lease_expected_at = -inf
-        self._contenders = 1
+        self.lease = QueueLease()
         self._pace = Pace(sent_at=started_at)
         self._has_sent = False  # the first pace is that of the start
         self._closed_until = -inf
@@ -84,24 +80,17 @@ class Queue:
 
     def predicted_due(self, now: float, interval: float, spread: int) -> float:
         """Return when a newcomer is due if no ticket waits, as far as can be told."""
-        lease = self.lease.opens(now)
-        due = max(
-            self.pace_due(interval * spread), self._lease_expected_at if lease == inf else lease
-        )
+        due = max(self.pace_due(interval * spread), self.lease.predicted(now))
         return due if self.sending is None else max(due, now) + self.sending.cost * interval
 
     def predicted_interval(self, interval: float, spread: int) -> float:
         """Return what lies between two sends from here, replicas and their leases considered."""
-        return interval * max(self._contenders, spread)
+        return interval * max(self.lease.contenders, spread)
 
     def answer_seconds(self, now: float) -> float:
         """Return how long answers take: of late, or as long as the oldest request has waited."""
         oldest = next(iter(self._unanswered), None)
         return max(self._answer_seconds, 0.0 if oldest is None else now - oldest.granted_at)
-
-    def cost_ahead(self, ticket: Ticket) -> float:
-        """Return the cost of all waiters that go before this ticket."""
-        return self.waiters.cost_before(ticket)
 
     # What happens to its slot
 
@@ -144,27 +133,6 @@ class Queue:
     def spend(self, slot: Slot, at: float) -> None:
         """Keep the distance from a send, or from a try that failed."""
         self._pace, self._has_sent = Pace(sent_at=at, cost=slot.cost), True
-
-    # What the store says
-
-    def lease_granted(self, lease: Lease) -> None:
-        """Send with this lease from now on."""
-        self.lease = lease
-        self._lease_expected_at = lease.at
-
-    def lease_lost(self) -> None:
-        """Send nothing until a lease is granted."""
-        self.lease = NOT_OURS
-
-    def lease_expected(self, at: float, contenders: int) -> None:
-        """Predict waits from this moment, while that many replicas have waiters on the queue."""
-        self._lease_expected_at = at
-        self._contenders = contenders
-
-    def store_lost(self) -> None:
-        """Send without leases, from the moment at which the next one was expected."""
-        self.lease = Lease(self._lease_expected_at, inf) if self.paced else FREE
-        self._contenders = 1
 
     def keep_distance(self, now: float, interval: float, replicas: int) -> None:
         """Send nothing for an interval, or for `replicas` of them after a send from here."""

@@ -19,7 +19,7 @@ from itertools import chain
 from math import floor, inf
 from typing import Final
 
-from proxy.pacing.slot import Ticket
+from proxy.pacing.slot import Ending, Ticket
 
 _KEPT: Final = 16  # tickets, or callers, that left and are not worth tidying up
 _DIGITS: Final = 9  # of virtual times, so that sums of fractions meet where they should
@@ -161,6 +161,11 @@ class Waiters:
             self._finishes = {
                 caller: end for caller, end in self._finishes.items() if end > self._virtual
             }
+
+    def end(self, ending: Ending) -> None:
+        """End every wait without a slot."""
+        for ticket in self:
+            ticket.end(ending)
 
     # What a newcomer would meet
 

@@ -20,6 +20,7 @@ from typing import Final
 
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.context import PacingContext
+from proxy.pacing.prediction import predicted_wait, pushes_out
 from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
 from proxy.problems import Problem, draining, store_unavailable
 from proxy.rules.pace import fits, in_words, longest_prediction
@@ -52,16 +53,17 @@ class Waiting:
         self._refuse_without_service(queue)
         if queue.is_free():
             return
-        limit = _seconds(wait, self._clock.monotonic())
-        predicted = queue.predicted_wait(ticket)
-        if self._clock.monotonic() + predicted > self._context.closes_at():
+        now = self._clock.monotonic()
+        limit = _seconds(wait, now)
+        predicted = predicted_wait(queue, ticket, now)
+        if now + predicted > self._context.closes_at():
             self._count(queue, ticket, "drained", 0.0)
             raise draining()
         has_place = queue.depth < self._context.pacing.max_queue
         is_in_time = fits(predicted, limit) and (limit > 0 or queue.may_be_free())
-        if has_place and is_in_time and not queue.pushes_out(ticket):
+        if has_place and is_in_time and not pushes_out(queue, ticket, now):
             return
-        if queue.is_clamped() and queue.may_be_free():
+        if queue.holds.is_clamped() and queue.may_be_free():
             return  # it may be the probe, if the store gives the lease
         self._count(queue, ticket, "refused", 0.0)
         raise self._full(queue, predicted, limit)
@@ -86,7 +88,7 @@ class Waiting:
 
     async def _wait(self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float) -> Slot:
         ends = wait.at if isinstance(wait, WaitUntil) else now
-        known = now + self._context.turns.answer_timeout  # whether a slot is free
+        known = now + self._context.leases.answer_timeout  # whether a slot is free
         ticket.deadline = max(ends, known)
         ticket.undecided_from = ends if ends < known else inf
         offer: asyncio.Future[Slot | Ending] = asyncio.get_running_loop().create_future()
@@ -105,7 +107,7 @@ class Waiting:
         finally:
             expiry.cancel()
             queue.waiters.remove(ticket)
-            queue.order_lease()
+            queue.leased.order_lease()
         self._count(queue, ticket, "sent")
         return result
 
@@ -121,7 +123,7 @@ class Waiting:
     def _refuse_without_service(self, queue: AccountQueue) -> None:
         if self._context.is_draining():
             raise draining()
-        if queue.paced and self._context.turns.is_refusing:
+        if queue.paced and self._context.leases.is_refusing:
             raise store_unavailable()
 
     def _refusal(
@@ -135,7 +137,7 @@ class Waiting:
             case Ending.NO_STORE:
                 return store_unavailable()
             case Ending.HELD:
-                return self._full(queue, queue.named_left(), limit)
+                return self._full(queue, queue.holds.named_left(), limit)
 
     def _full(self, queue: AccountQueue, predicted: float, limit: float) -> Problem:
         return Problem(
@@ -148,7 +150,7 @@ class Waiting:
 
     def _expired(self, queue: AccountQueue, ticket: Ticket, limit: float) -> Problem:
         newcomer = Ticket(self._context.next_arrival(), caller=ticket.caller, weight=ticket.weight)
-        predicted = queue.predicted_wait(newcomer)
+        predicted = predicted_wait(queue, newcomer, self._clock.monotonic())
         return Problem(
             "wait-expired",
             f"No slot came within {limit:.1f} s.",
@@ -157,8 +159,8 @@ class Waiting:
 
     def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
         """Return the seconds after which to come back: never before a hold that the API named."""
-        named = queue.named_left()
-        if queue.is_clamped():
+        named = queue.holds.named_left()
+        if queue.holds.is_clamped():
             return delay_seconds(named)
         excess = predicted - longest_prediction(limit)
         if excess <= 0:  # the wait was not too long; there was no place, or it came to nothing

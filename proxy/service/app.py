@@ -32,14 +32,14 @@ from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
 from proxy.pacing.accounts import Accounts
-from proxy.pacing.turns import Alone, Turns
+from proxy.pacing.leases import Alone, Leases
 from proxy.problems import PROXY_NAME
 from proxy.service.reload import check_reload, check_start
 from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
 from proxy.store.issued_tokens import SharedTokens
+from proxy.store.leases import SharedLeases
 from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
-from proxy.store.turns import SharedTurns
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.process import ProcessMetrics
@@ -78,14 +78,14 @@ class Proxy:
             process=ProcessMetrics(),
         )
         self.refusals = Refusals()
-        self.store, turns = self._connect_store(settings.store, tasks)
+        self.store, leases = self._connect_store(settings.store, tasks)
         self.drain = drain = Drain()
         self.accounts = Accounts(
             settings,
             clock=clock,
             metrics=self.metrics,
             random=random.random,
-            turns=turns,
+            leases=leases,
             is_draining=lambda: drain.has_begun,
             closes_at=lambda: drain.closes_at,
         )
@@ -221,16 +221,16 @@ class Proxy:
 
     def _connect_store(
         self, settings: Store, tasks: asyncio.TaskGroup
-    ) -> tuple[Connection | None, Turns]:
+    ) -> tuple[Connection | None, Leases]:
         if not settings.is_shared:
             return None, Alone()
         spawn = tasks.create_task
         connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
-        turns = SharedTurns(
+        leases = SharedLeases(
             connection, clock=self.clock, metrics=self.metrics, random=random.random
         )
-        self._forever.append(spawn(connection.listen(turns)))
-        return connection, turns
+        self._forever.append(spawn(connection.listen(leases)))
+        return connection, leases
 
     def _keep_repeats(self, settings: Settings) -> RepeatStore:
         local = LocalRepeats(

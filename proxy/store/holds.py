@@ -6,7 +6,7 @@ so only a queue that takes no leases, because it is not paced, has to ask.
 
 from collections.abc import Callable
 
-from proxy.pacing.turns import FREE, HoldLeft, SharedQueue
+from proxy.pacing.leases import FREE, HoldLeft, SharedQueue
 from proxy.store.script import LeaseStatus, Name, Op, Script
 from proxy.store.seat import name_of, obey
 from proxy.store.wire import StoreDown

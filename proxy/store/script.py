@@ -1,4 +1,4 @@
-"""The script (turn.lua) in Python values: its operations, its answers and its messages.
+"""The script (lease.lua) in Python values: its operations, its answers and its messages.
 
 A replica calls the script with an operation; the script answers with a `LeaseStatus` and publishes
 messages to other replicas. Answers and messages come by two connections, in any order. So each
@@ -16,13 +16,13 @@ from enum import Enum
 from importlib.resources import files
 from typing import Final, cast
 
-from proxy.pacing.turns import HoldLeft
+from proxy.pacing.leases import HoldLeft
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection
 from proxy.store.wire import ErrorReply, Reply, StoreDown, Wire, Word
 
 LEASE: Final = 2.0  # seconds a lease may stay unused after it is due, before others get it
-_SOURCE: Final = files("proxy.store").joinpath("turn.lua").read_bytes()
+_SOURCE: Final = files("proxy.store").joinpath("lease.lua").read_bytes()
 _SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()  # as Redis names it
 _KEEP_MS: Final = 60_000  # how long the state outlives what it says
 _SELF_TEST: Final = PREFIX + "{self-test}"

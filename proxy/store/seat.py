@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.clock import Clock, Timer
-from proxy.pacing.turns import HoldLeft, Lease, SharedQueue
+from proxy.pacing.leases import HoldLeft, Lease, SharedQueue
 from proxy.store.script import LEASE, Again, LeaseStatus, Name, Op, Script, Stamp
 from proxy.store.wire import StoreDown
 

@@ -154,7 +154,7 @@ def test_it_holds_the_program_and_its_libraries_compiled(image: Stage) -> None:
     names = [Path(name).relative_to(image.root).as_posix() for name in image.files()]
     folder = "opt/export-proxy/"
     assert f"{folder}LICENSE" in names
-    assert f"{folder}app/proxy/store/turn.lua" in names
+    assert f"{folder}app/proxy/store/lease.lua" in names
     compiled = [name for name in names if name.endswith(".pyc")]
     assert any(name.startswith(f"{folder}app/proxy/cli/__pycache__/commands.") for name in compiled)
     assert any("/site-packages/aiohttp/__pycache__/web." in name for name in compiled)

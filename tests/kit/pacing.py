@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import Answered, OnlyIfFree, Sent, Slot, Ticket, Wait, WaitUntil
 from proxy.problems import Problem
 from proxy.settings import Account as AccountSettings
@@ -166,6 +167,10 @@ class Bench:
         except Problem as problem:
             return problem
         return None
+
+    def predicted_wait(self, ticket: Ticket) -> float:
+        """Return the seconds until this ticket would be sent on london's exports."""
+        return predicted_wait(self.queue(), ticket, self.now)
 
     def drain(self) -> None:
         """Begin the end of the proxy."""

@@ -13,11 +13,12 @@ from prometheus_client import CollectorRegistry
 from proxy.clock import SystemClock
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import Answered, Sent, Slot, Ticket
 from proxy.problems import Problem
 from proxy.settings import Account, Settings
 from proxy.store.connection import Connection
-from proxy.store.turns import SharedTurns
+from proxy.store.leases import SharedLeases
 from proxy.telemetry.metrics import Metrics
 from tests.kit.pacing import wait_of
 from tests.kit.process import until
@@ -55,19 +56,21 @@ class Replica:
         self._listening: asyncio.Task[None] | None = None
         self._is_draining = False
         metrics = Metrics(self.registry)
-        turns: SharedTurns | None = None
+        leases: SharedLeases | None = None
         if settings.store.is_shared:
             spawn = tasks.create_task
             self.connection = Connection(settings.store, clock=CLOCK, metrics=metrics, spawn=spawn)
-            turns = SharedTurns(self.connection, clock=CLOCK, metrics=metrics, random=random.random)
-            self._listening = spawn(self.connection.listen(turns))
-        self._turns = turns
+            leases = SharedLeases(
+                self.connection, clock=CLOCK, metrics=metrics, random=random.random
+            )
+            self._listening = spawn(self.connection.listen(leases))
+        self._leases = leases
         self.accounts = Accounts(
             settings,
             clock=CLOCK,
             metrics=metrics,
             random=lambda: 0.0,
-            turns=turns,
+            leases=leases,
             is_draining=lambda: self._is_draining,
         )
 
@@ -77,18 +80,22 @@ class Replica:
         return self.connection
 
     @property
-    def turns(self) -> SharedTurns:
-        assert self._turns is not None
-        return self._turns
+    def leases(self) -> SharedLeases:
+        assert self._leases is not None
+        return self._leases
 
     @property
     def is_shared(self) -> bool:
-        return self.accounts.context.turns.spread == 1
+        return self.accounts.context.leases.spread == 1
 
     def queue(
         self, account: str = "london", route: str = "exports", *, paced: bool = True
     ) -> AccountQueue:
         return self.accounts.configured(account).queue(route, paced=paced)
+
+    def predicted_wait(self) -> float:
+        """Seconds until a newcomer would be sent on london's exports."""
+        return predicted_wait(self.queue(), self.ticket(), CLOCK.monotonic())
 
     def ticket(self, cost: float = 1.0) -> Ticket:
         return Ticket(self.accounts.context.next_arrival(), cost=cost)

@@ -49,12 +49,12 @@ async def test_answer_of_which_more_is_to_come_takes_room_until_it_has_come() ->
         b.send(await b.get(api)).report(Refused(1.0))
         probe, other = b.join(api), b.join(api)
         await b.until(11)
-        b.account().take_room()
+        b.account().scheduler.take_room()
         b.send(probe.take()).report(Answered())
         await b.until(12)
         allowance = b.account().allowance
         assert (allowance.holding.hold, allowance.in_flight, other.slot) == (None, 1, None)
-        b.account().make_room()
+        b.account().scheduler.make_room()
         await b.until(13)
         assert other.got_at == 12.0
         b.use(other)
@@ -159,11 +159,11 @@ async def test_crowd_that_left_is_forgotten() -> None:
         await b.clock.advance(0)
         crowd = [b.join(b.queue(), limit=600.0) for _ in range(1000)]
         await b.clock.advance(0)
-        assert b.queue().predicted_wait(b.ticket()) == 501.0
+        assert b.predicted_wait(b.ticket()) == 501.0
         for caller in crowd:
             caller.cancel()
         await b.clock.advance(0)
-        assert b.queue().predicted_wait(b.ticket()) == 1.0
+        assert b.predicted_wait(b.ticket()) == 1.0
         references = [weakref.ref(caller) for caller in crowd]
         del crowd, caller
         await b.until(610)

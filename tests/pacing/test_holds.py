@@ -21,7 +21,7 @@ async def refuse(b: Bench, queue: AccountQueue, seconds: float | None, limit: Li
 
 def held_for(b: Bench, queue: AccountQueue) -> float:
     """Return the seconds until no hold is left on that queue."""
-    return max(0.0, queue.hold_until() - b.now)
+    return max(0.0, queue.holding.until - b.now)
 
 
 # The named wait
@@ -106,7 +106,7 @@ async def test_refusal_without_a_time_leaves_the_named_wait_as_it_is() -> None:
         await b.clock.advance(300)
         await refuse(b, b.queue(), None, PLATFORM)
         assert b.hold_left() == 300.0
-        assert b.queue().named_left() == 700.0
+        assert b.queue().holds.named_left() == 700.0
 
 
 async def test_reload_keeps_holds_and_what_was_named() -> None:
@@ -120,7 +120,7 @@ async def test_reload_keeps_holds_and_what_was_named() -> None:
             )
         )
         queue = b.queue(account="renamed")
-        assert (held_for(b, queue), queue.named_left()) == (290.0, DAY - 10)
+        assert (held_for(b, queue), queue.holds.named_left()) == (290.0, DAY - 10)
 
 
 # What a hold covers

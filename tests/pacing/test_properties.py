@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.allowance import Allowance
+from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import Answered as AnsweredReport
 from proxy.pacing.slot import NotSent, Refusing, Sent, Slot, Ticket
 from proxy.pacing.slot import Refused as RefusedReport
@@ -577,7 +578,7 @@ def test_predicted_wait_is_the_wait_that_comes(
     """
 
     async def wait(waiting: Waiting, queue: AccountQueue, ticket: Ticket, clock: FakeClock) -> None:
-        predicted, joined = queue.predicted_wait(ticket), clock.monotonic()
+        predicted, joined = predicted_wait(queue, ticket, clock.monotonic()), clock.monotonic()
         wait = wait_of(1.1 * predicted + 1.0, joined)  # nobody else must be pushed out of time
         waiting.admit(queue, ticket, wait)
         slot = await waiting.slot(queue, ticket, wait)

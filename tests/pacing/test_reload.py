@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from proxy.pacing.leases import HoldLeft
 from proxy.pacing.slot import Answered
-from proxy.pacing.turns import HoldLeft
 from proxy.settings import Account, Pacing, Route, Settings
 from tests.kit.pacing import UPSTREAM, Bench, bench
 
@@ -132,7 +132,7 @@ async def test_hold_of_a_divided_route_holds_each_part() -> None:
         b.send(await b.get(whole)).report(Answered())
         now = b.clock.monotonic()
         until = now + 5 * INTERVAL
-        whole.scheduler.obey_hold(HoldLeft(until - now, until - now), whole)
+        whole.scheduler.obey_hold(HoldLeft(until - now, until - now), whole.leased)
         reload(b, DIVIDED)
         sends = await b.all_served([b.join(b.queue(name)) for name in DIVIDED])
         assert min(sends) >= until

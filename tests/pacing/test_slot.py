@@ -1,7 +1,7 @@
 """A slot between its grant and its send."""
 
+from proxy.pacing.leases import FREE
 from proxy.pacing.slot import Answered, Refused, Slot, Unused
-from proxy.pacing.turns import FREE
 from tests.kit.pacing import Bench, bench
 
 
@@ -70,9 +70,9 @@ async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
 async def test_turn_that_runs_out_while_somebody_connects_is_not_used() -> None:
     async with bench() as b:
         slot = await b.get(b.queue())
-        b.queue().lease_lost()
+        b.queue().leased.lease_lost()
         assert not may_leave(b, slot)
-        b.queue().lease_granted(FREE)
+        b.queue().leased.lease_granted(FREE)
         slot.report(Unused())
 
 

@@ -12,9 +12,9 @@ from tests.kit.pacing import Caller, bench
 async def test_predicted_wait_counts_the_one_who_is_just_leaving() -> None:
     async with bench() as b:
         slot = await b.get(b.queue(), cost=2.0)
-        assert b.queue().predicted_wait(b.ticket()) == 1.0
+        assert b.predicted_wait(b.ticket()) == 1.0
         b.send(slot).report(Answered())
-        assert b.queue().predicted_wait(b.ticket()) == 1.0
+        assert b.predicted_wait(b.ticket()) == 1.0
 
 
 async def test_predicted_wait_of_a_returning_request_counts_only_who_came_before() -> None:
@@ -28,8 +28,8 @@ async def test_predicted_wait_of_a_returning_request_counts_only_who_came_before
         b.send(returning.take()).report(Refused(8.0))
         b.rejoin(b.queue(), older)
         await b.clock.advance(0)
-        assert b.queue().predicted_wait(returning.ticket) == 8.0 + 0.5
-        assert b.queue().predicted_wait(b.ticket()) == 8.0 + 0.5 + 13.5
+        assert b.predicted_wait(returning.ticket) == 8.0 + 0.5
+        assert b.predicted_wait(b.ticket()) == 8.0 + 0.5 + 13.5
         b.rejoin(b.queue(), returning)
         served = await b.all_served([older, returning, *younger])
         assert served == [18.5, 19.0, 19.5, 24.0, 28.5]
@@ -44,7 +44,7 @@ async def test_request_that_comes_back_at_the_first_moment_of_the_clock_is_known
         crowd = [b.join(b.queue(), cost=9.0) for _ in range(3)]
         await b.until(0.5)
         b.send(returning.take()).report(Refused(4.0))
-        assert b.queue().predicted_wait(returning.ticket) == 4.0
+        assert b.predicted_wait(returning.ticket) == 4.0
         await b.all_served(crowd)
 
 
@@ -188,7 +188,7 @@ async def test_costs_that_do_not_add_up_exactly_keep_nobody_out() -> None:
             caller.cancel()
         await b.clock.advance(0)
         slot.report(Unused())
-        assert b.queue().predicted_wait(b.ticket()) == 0.0
+        assert b.predicted_wait(b.ticket()) == 0.0
         assert b.admit(b.queue(), 0.0) is None
 
 

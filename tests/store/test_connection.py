@@ -17,7 +17,7 @@ from proxy.settings import Store
 from proxy.store.client import Address
 from proxy.store.connection import PROBE, Connection
 from proxy.store.issued_tokens import IssuedToken, SharedTokens
-from proxy.store.turns import SharedTurns
+from proxy.store.leases import SharedLeases
 from proxy.store.wire import StoreDown
 from proxy.telemetry.metrics import Metrics
 from tests.kit.fault_proxy import Delay, FaultProxy
@@ -64,8 +64,8 @@ async def connected(
         url = server.url if port is None else f"redis://{HOST}:{port}/0"
         settings = Store.model_validate({"url": url, "timeout": PATIENCE})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
-        turns = SharedTurns(connection, clock=clock, metrics=metrics, random=lambda: 0.0)
-        listening = tasks.create_task(connection.listen(turns))
+        leases = SharedLeases(connection, clock=clock, metrics=metrics, random=lambda: 0.0)
+        listening = tasks.create_task(connection.listen(leases))
         await connection.settled.wait()
         yield connection, SharedTokens(connection, clock=clock, spawn=spawn), listening
         listening.cancel()
@@ -141,7 +141,7 @@ async def test_kept_lease_is_given_up_by_a_replica_that_ends(tmp_path: Path) -> 
 
 
 async def _holds(server: RedisServer, replica: Replica, who: bytes) -> bool:
-    key, field = replica.queue().key, f"holder:{replica.queue().lease_name}"
+    key, field = replica.queue().leased.key, f"holder:{replica.queue().leased.lease_name}"
     return bool(await cast("Any", server.client.hget(key, field)) == who)
 
 
@@ -254,7 +254,7 @@ async def test_password_is_told_to_nobody(
                 repr(here.store.settings),
                 repr(here.store.client),
                 repr(here.store.client.redis),
-                repr(here.accounts.context.turns),
+                repr(here.accounts.context.leases),
                 generate_latest(here.registry).decode(),
             ]
     captured = capfd.readouterr()
@@ -334,7 +334,7 @@ async def test_command_that_the_server_refuses_is_an_outage(wrong: str, tmp_path
 
 async def test_hold_from_the_store_is_clamped_as_one_of_our_own(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1, retry={"max_retry_after": 7}) as (server, (here,)):
-        line, forged = here.queue(), 10**12
+        line, forged = here.queue().leased, 10**12
         news = f"hold another {line.key}  {forged} {forged}"
         await server.client.publish("export-proxy:2:all", news)
 

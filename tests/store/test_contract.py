@@ -144,7 +144,7 @@ async def test_hold_is_obeyed_by_all_until_it_ends(deploy: Deploy) -> None:
 
 
 async def _all_hold(replicas: list[Replica]) -> bool:
-    return all(replica.queue().hold_left(of_route=False) for replica in replicas)
+    return all(replica.queue().leased.hold_left(of_route=False) for replica in replicas)
 
 
 @pytest.mark.timed
@@ -228,13 +228,13 @@ async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> N
         await pause(0.1)
         for replica in replicas:
             for line in replica.accounts.configured("london").queues:
-                line.apply(paced=False)
-            replica.accounts.configured("london").pump()
+                line.leased.apply(paced=False)
+            replica.accounts.configured("london").scheduler.pump()
         begun = CLOCK.monotonic()
         await asyncio.gather(*callers)
         assert CLOCK.monotonic() - begun < 0.2 + stalls.total
         for replica in replicas:
-            replica.queue().apply(paced=True)
+            replica.queue().leased.apply(paced=True)
         await asyncio.gather(*spread(replicas, 3))
         assert early(times(replicas)[-3:], 0.3) == 0
 

@@ -95,7 +95,7 @@ async def each_has_sent(replicas: list[Replica], count: int, *, since: float) ->
 
 async def are_queued(server: RedisServer, replica: Replica) -> None:
     """Wait until somebody is in the queue for London's turn."""
-    await server.has_told(replica.queue().key, f"queue:{replica.queue().lease_name}")
+    await server.has_told(replica.queue().leased.key, f"queue:{replica.queue().leased.lease_name}")
 
 
 def nothing_was_sent_twice(replicas: list[Replica]) -> bool:
@@ -240,17 +240,17 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
 
 async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, third)):
-        key = here.queue().key
+        key = here.queue().leased.key
         assert await here.export(here.queue()) is None
-        await server.has_told(key, f"due:{here.queue().lease_name}")
+        await server.has_told(key, f"due:{here.queue().leased.lease_name}")
         has_turn = here.caller(here.queue())
-        await server.has_told(key, f"holder:{here.queue().lease_name}")
+        await server.has_told(key, f"holder:{here.queue().leased.lease_name}")
         queued = there.caller(there.queue())
         await are_queued(server, there)
         await pause(0.05)
         await server.flush()
         queued.cancel()
-        await server.has_told(key, f"due:{here.queue().lease_name}")
+        await server.has_told(key, f"due:{here.queue().leased.lease_name}")
         assert await third.export(third.queue()) is None
         assert await has_turn is None
         assert early(times([here]), LONG) == 0
@@ -259,12 +259,12 @@ async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Pa
 
 async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
-        key = here.queue().key
+        key = here.queue().leased.key
         assert await here.export(here.queue()) is None
-        await server.has_told(key, f"due:{here.queue().lease_name}")
+        await server.has_told(key, f"due:{here.queue().leased.lease_name}")
         await server.flush()
         leaving = here.caller(here.queue())
-        await server.has_told(key, f"due:{here.queue().lease_name}")
+        await server.has_told(key, f"due:{here.queue().leased.lease_name}")
         leaving.cancel()
         await pause(0.05)
         assert await there.export(there.queue()) is None
@@ -273,10 +273,10 @@ async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_pa
 
 async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
-        key = here.queue().key
+        key = here.queue().leased.key
         for route in ("exports", "jobs"):
             assert await here.export(here.queue(route=route), route) is None
-            await server.has_told(key, f"due:{here.queue(route=route).lease_name}")
+            await server.has_told(key, f"due:{here.queue(route=route).leased.lease_name}")
         await server.flush()
         assert await there.export(there.queue(), "early") is None
         await server.has_told(key, "due:jobs")
@@ -296,7 +296,7 @@ async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: boo
         await pause(2 * INTERVAL)
         await server.flush()
         assert await there.export(there.queue(route="some", paced=paced), "early") is None
-        await server.has_told(here.queue().key, "hold")
+        await server.has_told(here.queue().leased.key, "hold")
         assert await third.export(third.queue(route="some", paced=paced)) is None
         assert CLOCK.monotonic() >= begun + 2.5 - 0.01
         assert here.counted("store_degraded_decisions_total") == 1.0
@@ -308,7 +308,7 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
     async with deployed(tmp_path, interval=LONG) as (server, (here, *others)):
         await pause(LONG * REPLICAS)  # the distance after the start is past without the store, too
         assert await here.export(here.queue()) is None
-        await server.has_told(here.queue().key, f"due:{here.queue().lease_name}")
+        await server.has_told(here.queue().leased.key, f"due:{here.queue().leased.lease_name}")
         callers = crowd(others, 1)
         await until(lambda: are_told(others))
         await server.kill()
@@ -320,7 +320,7 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
 
 
 async def are_told(replicas: list[Replica]) -> bool:
-    return all(replica.queue().predicted_wait(replica.ticket()) > LONG for replica in replicas)
+    return all(replica.predicted_wait() > LONG for replica in replicas)
 
 
 async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
         await server.kill()
         await are_alone(replicas)
         assert await here.export(here.queue()) is None
-        here.turns.receive(f"lost another {here.queue().key} 1", CLOCK.monotonic())
+        here.leases.receive(f"lost another {here.queue().leased.key} 1", CLOCK.monotonic())
         async with asyncio.timeout(INTERVAL * REPLICAS + 1.5):
             assert await here.export(here.queue()) is None
 
@@ -355,7 +355,9 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
             send(words, counted)
 
         here.store.send = counting  # type: ignore[method-assign]  # the wire, watched
-        here.turns.receive(f"lease {line.key} {line.lease_name} 1 1 0", CLOCK.monotonic())
+        here.leases.receive(
+            f"lease {line.leased.key} {line.leased.lease_name} 1 1 0", CLOCK.monotonic()
+        )
         assert await here.export(line) is None
         assert most == 1
 
@@ -507,7 +509,7 @@ async def test_hold_that_began_without_the_store_is_told_when_it_is_back(tmp_pat
         slot.report(Refused(3.0))
         await server.start()
         await all_shared(replicas)
-        await server.has_told(here.queue().key, "hold")
+        await server.has_told(here.queue().leased.key, "hold")
         assert await there.export(there.queue()) is None
         assert CLOCK.monotonic() >= begun + 3.0 - 0.01
 
@@ -522,7 +524,7 @@ async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
         here.send(slot)
         begun = CLOCK.monotonic()
         slot.report(Refused(0.5))
-        await server.has_told(here.queue().key, "hold")
+        await server.has_told(here.queue().leased.key, "hold")
         assert await there.export(there.queue(route="api", paced=False)) is None
         assert CLOCK.monotonic() >= begun + 0.5 - 0.01
 
@@ -568,9 +570,9 @@ async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -
         here = replicas[0]
         await server.kill()
         await are_alone(replicas)
-        assert here.accounts.context.turns.spread == REPLICAS
+        assert here.accounts.context.leases.spread == REPLICAS
         here.store.apply(here.store.settings.model_copy(update={"replicas": 5}))
-        assert here.accounts.context.turns.spread == 5
+        assert here.accounts.context.leases.spread == 5
 
 
 async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_away(
@@ -597,7 +599,7 @@ async def test_saturated_replicas_without_the_store_do_not_send_at_the_same_mome
     async with noting_stalls() as stalls, redis_server(tmp_path) as server:
         settings = settings_of(server.url, interval=interval, replicas=count)
         async with replicas_of(settings, count) as replicas:
-            assert len({replica.turns.number for replica in replicas}) == count
+            assert len({replica.leases.number for replica in replicas}) == count
             await server.kill()
             await are_alone(replicas)
             await pause(interval * count)  # what was sent with the store is past
@@ -639,7 +641,7 @@ async def test_hold_of_a_route_and_its_named_wait_are_known_to_all_until_a_probe
 
 
 async def _is_held(replica: Replica) -> bool:
-    return bool(replica.queue().hold_left(of_route=True))
+    return bool(replica.queue().leased.hold_left(of_route=True))
 
 
 async def _is_open(replica: Replica) -> bool:

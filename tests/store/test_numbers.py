@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.pacing.turns import HoldLeft
+from proxy.pacing.leases import HoldLeft
 from proxy.settings import Store
 from proxy.store.connection import Connection
 from proxy.store.numbers import ReplicaNumber
@@ -81,18 +81,18 @@ async def test_replicas_of_one_store_have_different_numbers_and_keep_them(tmp_pa
                 )
 
             await until(are_claimed)
-            claimed = [replica.turns.number for replica in replicas]
+            claimed = [replica.leases.number for replica in replicas]
             assert sorted(claimed) == [0, 1, 2]
             await server.client.set(KEY, "of another type")
             await until(are_claimed)
-            assert [replica.turns.number for replica in replicas] == claimed
+            assert [replica.leases.number for replica in replicas] == claimed
             await server.kill()
-            replicas[0].turns.held("export-proxy:2:{x}", "", HoldLeft(1.0, 1.0))
-            assert [replica.turns.number for replica in replicas] == claimed
+            replicas[0].leases.held("export-proxy:2:{x}", "", HoldLeft(1.0, 1.0))
+            assert [replica.leases.number for replica in replicas] == claimed
 
 
 async def test_replicas_beyond_the_configured_ones_share_a_number(tmp_path: Path) -> None:
     async with redis_server(tmp_path) as server:
         settings = settings_of(server.url, interval=INTERVAL, replicas=2)
         async with replicas_of(settings, 3) as replicas:
-            assert {replica.turns.number for replica in replicas} == {0, 1}
+            assert {replica.leases.number for replica in replicas} == {0, 1}

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio.client import PubSub
 
-from proxy.pacing.turns import HoldLeft
+from proxy.pacing.leases import HoldLeft
 from proxy.store.script import (
     HoldMessage,
     LeaseMessage,
@@ -24,7 +24,7 @@ from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import pause
 
-TURN = files("proxy.store").joinpath("turn.lua").read_text()
+TURN = files("proxy.store").joinpath("lease.lua").read_text()
 KEY = "export-proxy:2:{account}"
 MS = 1_000  # microseconds
 SECOND = 1_000_000

@@ -1,7 +1,7 @@
 """One pace for several replicas: they take turns on a queue.
 
 A replica whose queue has waiters asks once and is queued among the replicas; the replica that has
-sent reports it, and the script (turn.lua) gives the lease to the next one and tells it. So a send
+sent reports it, and the script (lease.lua) gives the lease to the next one and tells it. So a send
 costs one round trip where replicas contend and two where one is alone, and only the first waiter of
 a queue costs any. A lease belongs to the queue, not to a caller: if the first waiter hangs up, the
 next one uses it. A lease ends some time after it could first be used, unless the replica asks for
@@ -24,7 +24,7 @@ from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from proxy.clock import Clock
-from proxy.pacing.turns import FREE, HoldLeft, SharedQueue
+from proxy.pacing.leases import FREE, HoldLeft, SharedQueue
 from proxy.store.client import PREFIX
 from proxy.store.connection import Connection
 from proxy.store.holds import SharedHolds
@@ -49,8 +49,8 @@ from proxy.telemetry.metrics import Metrics
 _ALL: Final = PREFIX + "all"
 
 
-class SharedTurns:
-    """Turns shared with the other replicas."""
+class SharedLeases:
+    """Leases shared with the other replicas."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class SharedTurns:
 
     def __repr__(self) -> str:
         mode = "shared" if self._is_shared else "alone"
-        return f"<SharedTurns {self._script.me}: {mode}, {len(self._seats)} seats>"
+        return f"<SharedLeases {self._script.me}: {mode}, {len(self._seats)} seats>"
 
     # What queues ask and tell.
 

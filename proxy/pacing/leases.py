@@ -1,9 +1,9 @@
 """Leases of a queue that several replicas share: what pacing needs of a store.
 
 Each replica keeps its own queues of waiters. Replicas take turns to send: the store gives the lease
-of a queue to one replica at a time, and only that replica may send. `Turns` is what pacing calls,
-`SharedQueue` what a store calls. `Alone` here serves a single process, store/turns.py many replicas
-on one Redis.
+of a queue to one replica at a time, and only that replica may send. `Leases` is what pacing calls,
+`SharedQueue` what a store calls. `Alone` here serves a single process; store/leases.py serves many
+replicas on one Redis.
 
 Invariants: a queue changes its own state only, in the methods below; a store reads it and calls
 them. No method waits or raises. `reevaluate` may send, so a store calls it last.
@@ -28,6 +28,48 @@ class Lease:
 
 FREE: Final = Lease(-inf, inf)  # no other replica is to be asked
 NOT_OURS: Final = Lease(inf, -inf)
+
+
+class QueueLease:
+    """The lease of one queue: the present one, and when the next one is expected."""
+
+    __slots__ = ("_expected_at", "contenders", "present")
+
+    def __init__(self) -> None:
+        self.present = FREE
+        self.contenders = 1  # replicas with waiters on the queue
+        self._expected_at = -inf
+
+    def __repr__(self) -> str:
+        return f"<QueueLease {self.present}>"
+
+    def granted(self, lease: Lease) -> None:
+        """Send with this lease from now on."""
+        self.present = lease
+        self._expected_at = lease.at
+
+    def lost(self) -> None:
+        """Send nothing until a lease is granted."""
+        self.present = NOT_OURS
+
+    def expected(self, at: float, contenders: int) -> None:
+        """Predict waits from this moment, while that many replicas have waiters on the queue."""
+        self._expected_at = at
+        self.contenders = contenders
+
+    def store_lost(self, *, paced: bool) -> None:
+        """Send without leases, from the moment at which the next one was expected."""
+        self.present = Lease(self._expected_at, inf) if paced else FREE
+        self.contenders = 1
+
+    def opens(self, now: float) -> float:
+        """When the present lease may be used; `inf` if there is none."""
+        return self.present.opens(now)
+
+    def predicted(self, now: float) -> float:
+        """When a lease may be used, as far as can be told."""
+        opens = self.present.opens(now)
+        return self._expected_at if opens == inf else opens
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +169,7 @@ class SharedQueue(Protocol):
         ...
 
 
-class Turns(Protocol):
+class Leases(Protocol):
     """Which replica may send on a queue that several share. No method waits or raises."""
 
     @property
@@ -184,7 +226,7 @@ class Turns(Protocol):
 
 
 class Alone:
-    """Turns for one replica."""
+    """Leases for one replica."""
 
     replicas = 1
     spread = 1

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from proxy.pacing.turns import FREE, NOT_OURS, Lease
+from proxy.pacing.leases import FREE, NOT_OURS, Lease
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""The holds of one account: which one a refusal begins, and what ends it.
+
+A hold covers the whole account or one of its queues, and all replicas obey it. The phases of a hold
+are in rules/hold.py, its probes in holding.py.
+
+Invariants: nothing here looks for who may send next; the scheduler does, after each change. From
+`suspend` until the refusal is known, nothing leaves. What the API or another replica names is
+clamped to `retry.max_retry_after`.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from proxy.pacing.account_queue import AccountQueue
+from proxy.pacing.allowance import Allowance
+from proxy.pacing.holding import Holding, HoldOrder
+from proxy.pacing.leased_queue import LeasedQueue
+from proxy.pacing.leases import HoldLeft
+from proxy.pacing.slot import Ending, Refused, Slot
+from proxy.rules.hold import Hold
+from proxy.rules.limits import reach_of
+from proxy.rules.quota import Quota
+from proxy.rules.retry_after import believable
+
+HoldReason = Literal["refused", "quota", "operator"]
+
+
+class Holds:
+    """Begins and ends the holds of an account and of its queues."""
+
+    __slots__ = ("_allowance", "_context", "_queues")
+
+    def __init__(self, allowance: Allowance, queues: Iterable[AccountQueue]) -> None:
+        self._allowance = allowance
+        self._context = allowance.context
+        self._queues = queues
+
+    def __repr__(self) -> str:
+        return f"<Holds of {self._allowance.label}>"
+
+    def begin(self, order: HoldOrder, queue: LeasedQueue | None, reason: HoldReason) -> None:
+        """Hold one queue, or the whole account (None), and tell the other replicas."""
+        self._prolong(order, queue, reason)
+        now, name = self._context.clock.monotonic(), "" if queue is None else queue.lease_name
+        left = HoldLeft(order.until - now, max(order.until, order.named_until) - now)
+        self._context.leases.held(self._allowance.key, name, left)
+
+    def obey(self, left: HoldLeft, queue: LeasedQueue | None) -> None:
+        """Hold one queue or the whole account (None), as another replica was told to."""
+        now = self._context.clock.monotonic()
+        until = now + min(left.seconds, self._context.retry_rules.settings.max_retry_after)
+        order = HoldOrder(at=now, until=until, named_until=now + left.named)
+        self._prolong(order, queue, "refused")
+
+    def obey_end(self, queue: LeasedQueue | None) -> bool:
+        """End a hold that is over, as another replica has seen; True if there was one."""
+        is_over = self._holding(queue).open(self._context.clock.monotonic())
+        if is_over:
+            self.count()
+        return is_over
+
+    def suspend(self, slot: Slot) -> None:
+        """Let nothing leave until it is known what the refusal of `slot` covers."""
+        if slot.is_open and not slot.is_refusing:
+            slot.is_refusing = True
+            self._allowance.refusing += 1
+
+    def refused(self, queue: AccountQueue, slot: Slot, refused: Refused) -> None:
+        """Hold what the API's refusal of `slot` covers, for as long as it asked for."""
+        now = self._context.clock.monotonic()
+        clamp = self._context.retry_rules.settings.max_retry_after
+        named = believable(refused.seconds, maximum=clamp)
+        rule = self._context.hold_rules.get(queue.route, "auto")
+        reach = reach_of(refused.limit, rule, named=named, maximum=clamp)
+        held = queue.leased if reach.is_route else None
+        holding = self._holding(held)
+        order = self._allowance.order_of(slot, Refused(named, refused.limit), holding, now)
+        holding.refused(slot)
+        self.begin(order, held, "refused")
+        if reach.is_organization and self._allowance.organization is not None:
+            route = None if held is None else (held.route, held.paced)
+            self._context.hold_organization(self._allowance.organization, order, route)
+
+    def note_quota(self, quota: Quota) -> None:
+        """Obey what the API announced, with a hold if the next request would be refused."""
+        order = self._allowance.note_quota(quota, self._context.clock.monotonic())
+        if order is not None:
+            self.begin(order, None, "quota")
+
+    def ended(self, queue: AccountQueue, slot: Slot, *, accepted: bool) -> None:
+        """Note that a slot is over; if it was a probe, that may end a hold."""
+        self._end_probe(slot, self._allowance.holding, "", accepted=accepted)
+        self._end_probe(slot, queue.holding, queue.leased.lease_name, accepted=accepted)
+        self._allowance.refusing -= slot.is_refusing
+
+    def count(self) -> None:
+        """Count the seconds on hold that were not counted yet, those of present holds too.
+
+        Of holds of several routes at the same time the longest counts.
+        """
+        now = self._context.clock.monotonic()
+        holdings = [self._allowance.holding, *(queue.holding for queue in self._queues)]
+        seconds = max(holding.take_uncounted(now) for holding in holdings)
+        if seconds > 0:
+            self._context.metrics.held(self._allowance.label, seconds)
+
+    def _holding(self, queue: LeasedQueue | None) -> Holding:
+        return self._allowance.holding if queue is None else queue.holding
+
+    def _end_probe(self, slot: Slot, holding: Holding, name: str, *, accepted: bool) -> None:
+        """Note that a slot is over, which may end a hold; other replicas may know of its wait."""
+        now, hold = self._context.clock.monotonic(), holding.hold
+        if holding.ended(slot, now, accepted=accepted):
+            self.count()
+            if hold is not None and hold.named_until > now:
+                self._context.leases.hold_over(self._allowance.key, name)
+
+    def _prolong(self, order: HoldOrder, queue: LeasedQueue | None, reason: HoldReason) -> None:
+        holding = self._holding(queue)
+        if holding.prolong(order):
+            self._context.metrics.hold_begun(self._allowance.label, reason)
+        if holding.hold is not None and holding.hold.named_until > holding.hold.until:
+            queues = [one.leased for one in self._queues] if queue is None else [queue]
+            _end_hopeless(queues, holding.hold)
+
+
+def _end_hopeless(queues: Iterable[LeasedQueue], hold: Hold) -> None:
+    """End the waits that a named wait outlasts, but for the one that goes as the probe."""
+    waiting = [(queue, ticket) for queue in queues for ticket in queue.queue.waiters]
+    probes = [
+        (not queue.paced, ticket.number)
+        for queue, ticket in waiting
+        if ticket.deadline >= hold.until and ticket.is_waiting
+    ]
+    probe = min(probes, default=None)
+    for queue, ticket in waiting:
+        is_probe = (not queue.paced, ticket.number) == probe
+        if ticket.deadline < hold.named_until and not is_probe:
+            ticket.end(Ending.HELD)

@@ -1,0 +1,57 @@
+"""How long a request would wait in a queue, as far as can be told.
+
+Pace, hold and room in flight bound a wait. Nothing is promised for the time before a hold's named
+end, although probes go sooner.
+"""
+
+from proxy.pacing.account_queue import AccountQueue
+from proxy.pacing.slot import Ticket
+from proxy.rules import pace
+from proxy.rules.pace import fits
+
+
+def backlog_seconds(queue: AccountQueue, now: float) -> float:
+    """Return the seconds until a newcomer behind all waiters would be sent."""
+    return _wait_behind(queue, queue.waiters.cost, now)
+
+
+def predicted_wait(queue: AccountQueue, ticket: Ticket, now: float) -> float:
+    """Return the seconds until a request with this ticket would be sent."""
+    return _wait_behind(queue, queue.waiters.cost_before(ticket), now)
+
+
+def pushes_out(queue: AccountQueue, ticket: Ticket, now: float) -> bool:
+    """True if a waiter that would be sent in time would not be if this newcomer were admitted.
+
+    With one caller, newcomers come last and delay nobody.
+    """
+    return any(
+        fits(_wait_behind(queue, cost, now), deadline - now)
+        and not fits(_wait_behind(queue, cost + ticket.cost, now), deadline - now)
+        for deadline, cost in queue.waiters.cost_at_deadlines(ticket)
+    )
+
+
+def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
+    """Return the wait behind requests of that cost, in intervals.
+
+    The pace and the hold bound it, and so does room in flight, which answers make: the first room
+    may be a whole answer away, and the others follow as the answers do.
+    """
+    allowance, inner = queue.allowance, queue.queue
+    interval, spread = queue.interval, allowance.spread
+    held = queue.holds.named_left()
+    due = queue.leased.in_turn(max(inner.predicted_due(now, interval, spread), now + held))
+    by_pace = pace.predicted_wait(
+        now=now,
+        due=due,
+        cost_ahead=cost,
+        interval=inner.predicted_interval(interval, spread),
+    )
+    in_flight = allowance.context.pacing.max_in_flight
+    without_room = cost + 1 + allowance.in_flight - in_flight
+    if without_room <= 0:
+        return by_pace
+    rounds = 1 + (without_room - 1) / in_flight
+    by_room = held + rounds * inner.answer_seconds(now)
+    return max(by_pace, by_room)
