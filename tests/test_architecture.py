@@ -27,7 +27,6 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@cache
 def attributes_of(one: type) -> frozenset[str]:
     """The private attributes and methods that a class of aiohttp has itself."""
     names = {name for name in vars(one) if is_private(name)}
@@ -38,13 +37,14 @@ def attributes_of(one: type) -> frozenset[str]:
 
 @cache
 def all_attributes() -> frozenset[str]:
-    names: set[str] = set()
-    for found in pkgutil.iter_modules(aiohttp.__path__, "aiohttp."):
-        if not found.name.endswith(("pytest_plugin", "worker")):  # they need more than aiohttp
-            for _, one in inspect.getmembers(importlib.import_module(found.name), inspect.isclass):
-                if one.__module__.startswith("aiohttp."):
-                    names |= attributes_of(one)
-    return frozenset(names)
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.iter_modules(aiohttp.__path__, "aiohttp.")
+        if not found.name.endswith(("pytest_plugin", "worker"))  # they need more than aiohttp
+    ]
+    members = [one for module in modules for _, one in inspect.getmembers(module, inspect.isclass)]
+    classes = {one for one in members if one.__module__.startswith("aiohttp.")}
+    return frozenset().union(*(attributes_of(one) for one in classes))
 
 
 def private_imports(tree: ast.AST) -> Iterator[str]:
