@@ -75,6 +75,7 @@ class Admin:
         application.router.add_get("/readyz", self._serve_readiness)
         application.router.add_get("/status", self._serve_page)
         application.router.add_get("/status.json", self._serve_status)
+        application.router.add_get("/history.json", self._serve_history)
         application.router.add_get("/accounts/{name}", self._serve_account)
         application.router.add_post("/accounts/{name}/refresh", self._refresh)
         application.router.add_post("/-/reload", self._serve_reload)
@@ -121,6 +122,12 @@ class Admin:
             clock_skew=dict(self._metrics.skews),
         )
         body = await self._snapshots.make(lambda states: status_page.document(status, states))
+        return OwnResponse(
+            body=body, content_type="application/json", headers={"Cache-Control": "no-store"}
+        )
+
+    async def _serve_history(self, _: web.Request) -> web.StreamResponse:
+        body = await self._snapshots.past(self._metrics.history, status_page.past_document)
         return OwnResponse(
             body=body, content_type="application/json", headers={"Cache-Control": "no-store"}
         )

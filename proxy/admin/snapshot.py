@@ -6,23 +6,33 @@ time; a thread makes the answer from them, one answer after the other.
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.rules.state import OTHER, AccountState, merged
+from proxy.telemetry.history import Held, History, Sends
 from proxy.telemetry.refusals import Refusals
 from proxy.tokens.managed import ManagedTokens
 
 _AT_A_TIME: Final = 100  # accounts: about a millisecond
+_PASTS_AT_A_TIME: Final = 20  # accounts: about a millisecond
 _SWITCH_INTERVAL: Final = 0.0005  # seconds until the thread hands the interpreter to the loop
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What an account sent, by route, and when it was on hold."""
+
+    sends: Mapping[str, Sequence[Sends]]
+    holds: Sequence[Held]
 
 
 class Snapshots:
@@ -59,6 +69,22 @@ class Snapshots:
                     return text(
                         [replace(state, refusals=refusals.get(state.name, ())) for state in known]
                     )
+
+            return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
+
+    async def past(self, history: History, text: Callable[[Mapping[str, Past]], _T]) -> _T:
+        """Return what `text` makes of the last ten minutes of each account, in another thread."""
+        async with self._lock:
+            names, past = history.accounts(), {}
+            for start in range(0, len(names), _PASTS_AT_A_TIME):
+                now = self._clock.monotonic()
+                for name in names[start : start + _PASTS_AT_A_TIME]:
+                    past[name] = Past(history.sends(name, now), history.holds(name, now))
+                await self._clock.sleep_until(now)
+
+            def in_thread() -> _T:
+                with _frequent_switches():
+                    return text(past)
 
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
 

@@ -1,4 +1,4 @@
-"""The state of the accounts as JSON, /status.json, and as a page for people, /status.
+"""The accounts as a page for people, /status, and what it reads: /status.json and /history.json.
 
 The page is one file. Its policy allows exactly the script and the style in it, by hash
 (https://www.w3.org/TR/CSP3/), and requests to this port only.
@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -17,9 +17,11 @@ from typing import Any, Final, Literal
 from aiohttp import web
 
 from proxy import __version__
+from proxy.admin.snapshot import Past
 from proxy.http.responses import OwnResponse
 from proxy.rules.advice import level_of, notes_on
 from proxy.rules.state import AccountState
+from proxy.telemetry.history import SPAN, WINDOW
 
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -46,6 +48,27 @@ def document(status: ProxyStatus, states: Sequence[AccountState]) -> bytes:
     ).encode()
 
 
+def past_document(past: Mapping[str, Past]) -> bytes:
+    """Return /history.json: what was sent and held of late, as lists that are short to write.
+
+    A send is [seconds ago, number, smallest gap]; a hold is [route or null, began, ended ago].
+    """
+    accounts = {
+        name: {
+            "routes": {
+                route: [[round(one.ago, 1), one.count, _rounded(one.smallest_gap)] for one in sends]
+                for route, sends in account.sends.items()
+            },
+            "holds": [
+                [one.route, round(one.began_ago, 1), round(one.ended_ago, 1)]
+                for one in account.holds
+            ],
+        }
+        for name, account in past.items()
+    }
+    return json.dumps({"seconds": WINDOW, "span": SPAN, "accounts": accounts}).encode()
+
+
 def page() -> web.Response:
     """Return /status."""
     text, policy = _read()
@@ -65,6 +88,10 @@ def page() -> web.Response:
 def _account(state: AccountState, now: float) -> dict[str, object]:
     notes = notes_on(state, now)
     return {**_named(state), "level": level_of(notes), "notes": notes}
+
+
+def _rounded(gap: float | None) -> float | None:
+    return None if gap is None else round(gap, 4)
 
 
 def _named(value: Any) -> dict[str, object]:

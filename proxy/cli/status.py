@@ -147,9 +147,10 @@ def _remarks(status: Status) -> list[Text]:
             remarks.append(Text.assemble(name, f": {facts}"))
         for refusal in account["refusals"][:_REFUSALS]:
             kind = printable(refusal["type"]).rpartition(":")[2]
-            ago = span(max(0.0, status["at"] - refusal["at"]))
+            ago, count = span(max(0.0, status["at"] - refusal["at"])), refusal["count"]
+            times = f"{count:,} times, the last " if count > 1 else ""
             detail = printable(refusal["detail"])
-            remarks.append(Text.assemble(name, f": refused {ago} ago, {kind} - {detail}"))
+            remarks.append(Text.assemble(name, f": refused {times}{ago} ago, {kind} - {detail}"))
     return remarks
 
 

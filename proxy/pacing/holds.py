@@ -119,6 +119,8 @@ class Holds:
         holding = self._holding(queue)
         if holding.prolong(order):
             self._context.metrics.hold_begun(self._allowance.label, reason)
+        route, label = None if queue is None else queue.route, self._allowance.label
+        self._context.metrics.history.held(label, route, begun=order.at, until=order.until)
         if holding.hold is not None and holding.hold.named_until > holding.hold.until:
             queues = [one.leased for one in self._queues] if queue is None else [queue]
             _end_hopeless(queues, holding.hold)

@@ -125,10 +125,11 @@ class Queue:
         """Send nothing until then."""
         self._closed_until = max(self._closed_until, at)
 
-    def note_sent(self, at: float) -> None:
-        """Note when a request left, to show it."""
+    def note_sent(self, at: float) -> float | None:
+        """Note when a request left, to show it; return how long after the one before it."""
         self._last_gap = at - self._last_sent_at if self._sent_count else None
         self._sent_count, self._last_sent_at = self._sent_count + 1, at
+        return self._last_gap
 
     def spend(self, slot: Slot, at: float) -> None:
         """Keep the distance from a send, or from a try that failed."""

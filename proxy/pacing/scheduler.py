@@ -178,7 +178,8 @@ class AccountScheduler:
             early=at < slot.not_before,
             request_id=slot.request_id,
         )
-        queue.queue.note_sent(at)
+        gap = queue.queue.note_sent(at)
+        self._context.metrics.history.sent(self._allowance.label, queue.route, at=at, gap=gap)
         self._allowance.count_send(at)
         self._spend(queue, slot, at)
 

@@ -14,6 +14,17 @@ Level = Literal["ok", "busy", "attention", "trouble"]
 
 LEVELS: Final[tuple[Level, ...]] = ("ok", "busy", "attention", "trouble")
 _RECENT: Final = 60.0  # seconds
+_TOO_LONG: Final = {"urn:export-proxy:queue-full", "urn:export-proxy:wait-expired"}
+_FATE: Final = {
+    True: "Callers that cannot wait so long are refused, and told when to come back.",
+    False: "No action is needed now.",
+}
+_PROBES: Final = {
+    True: "The wait it named is long, so one request probes now and then; nothing else is sent.",
+    False: "The proxy sends nothing until the hold ends; then one request goes first.",
+}
+_WAITING: Final = "Requests wait to be sent at the pace. This is normal."
+_WAITING_HELD: Final = "Requests wait until the hold ends."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ def level_of(notes: tuple[Note, ...]) -> Level:
 
 def _notes(state: AccountState, now: float) -> Iterator[Note]:
     yield from _of_token(state)
-    yield from _of_holds(state)
+    yield from _of_holds(state, now)
     recent = [refusal for refusal in state.refusals if refusal.at > now - _RECENT]
     if recent:
         yield Note(
@@ -47,18 +58,35 @@ def _notes(state: AccountState, now: float) -> Iterator[Note]:
             "callers refused",
             "Requests were refused in the last minute; the last refusals show the reasons.",
         )
-    if any(line.queue_depth for line in state.routes):
-        yield Note("busy", "waiting", "Requests wait to be sent at the pace. This is normal.")
+    if any(route.queue_depth for route in state.routes):
+        yield Note("busy", "waiting", _WAITING_HELD if _is_held(state) else _WAITING)
 
 
-def _of_holds(state: AccountState) -> Iterator[Note]:
+def _is_held(state: AccountState) -> bool:
+    """True if the account, or each route on which requests wait, is on hold."""
+    waiting = [route for route in state.routes if route.queue_depth]
+    return state.hold_remaining_seconds > 0 or all(r.hold_remaining_seconds > 0 for r in waiting)
+
+
+def _is_clamped(state: AccountState) -> bool:
+    """True if the API named a longer wait than the proxy takes without a probe."""
+    return state.hold_named_seconds > state.hold_remaining_seconds + 1
+
+
+def _are_refused(state: AccountState, now: float) -> bool:
+    """True if callers are refused because the hold is longer than they may wait."""
+    return any(one.type in _TOO_LONG and one.at > now - _RECENT for one in state.refusals)
+
+
+def _of_holds(state: AccountState, now: float) -> Iterator[Note]:
     if state.hold_remaining_seconds > 0:
         yield Note(
             "trouble",
             "on hold",
-            f"The API answered 429 and named a time to wait{_because(state.hold_limit)}. Until then"
-            " nothing is sent; then one request goes first. No action is needed now. If it recurs,"
-            " find out who else uses this account's quota.",
+            f"The API refused this account, or announced that its limit is"
+            f" reached{_because(state.hold_limit)}. {_PROBES[_is_clamped(state)]}"
+            f" {_FATE[_are_refused(state, now)]} If it recurs, find out who else uses this"
+            " account's quota.",
         )
     for route in state.routes:
         if route.hold_named_seconds > 0:

@@ -46,14 +46,17 @@ class TokenState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An answer of our own in place of the API's; `at` is in seconds since the epoch.
+    """Answers of our own in place of the API's, of one type; times are seconds since the epoch.
 
-    `type` and `detail` are those of the problem; nothing in them is the caller's.
+    `count` is how many there were since `since`; `at` and `detail` are those of the last one.
+    Nothing in type and detail is the caller's.
     """
 
     at: float
     type: str
     detail: str
+    count: int = 1
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

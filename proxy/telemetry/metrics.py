@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from proxy import __version__
 from proxy.rules.state import OTHER
 from proxy.telemetry.exposition import Family, QuickHistogram, Series, exposition
+from proxy.telemetry.history import History
 from proxy.telemetry.live import Live
 from proxy.telemetry.process import ProcessMetrics
 
@@ -79,6 +80,7 @@ class Metrics:
 
         self._families: list[Series[Counter] | Series[Gauge] | Series[Histogram]] = []
         self.live = Live(log_lines_dropped)
+        self.history = History()
         registry.register(self.live)
         self._requests = counter(
             "requests", "Requests answered.", "account", "route", "method", "code", "origin"
@@ -160,6 +162,7 @@ class Metrics:
     def keep(self, accounts: Iterable[str]) -> None:
         """Forget the series of accounts that are configured no more."""
         names = frozenset({OTHER, *accounts})
+        self.history.keep(names)
         self._waits.keep(names)
         for series in (
             self._requests,

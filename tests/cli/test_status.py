@@ -82,6 +82,7 @@ def test_an_account_that_is_well_has_one_plain_line() -> None:
 
 def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
     refusal = {"at": AT - 12, "type": "urn:export-proxy:queue-full", "detail": "Full."}
+    refusal |= {"count": 1, "since": AT - 12}
     text = shown(
         answer_of(
             account_of(
@@ -92,7 +93,7 @@ def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
                 ],
                 in_flight=2,
                 hold_remaining_seconds=41.7,
-                refusals=[refusal] * 3,
+                refusals=[refusal, {**refusal, "count": 1234}, refusal],
                 notes=[note_of("trouble", "on hold"), note_of("busy", "waiting")],
             )
         )
@@ -103,7 +104,9 @@ def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
     ]
     assert "london: on hold - What to do about on hold." in text
     assert "What to do about waiting" not in text
-    assert text.count("london: refused 12 s ago, queue-full - Full.") == 2
+    assert "london: refused 12 s ago, queue-full - Full." in text
+    assert "london: refused 1,234 times, the last 12 s ago, queue-full - Full." in text
+    assert text.count("refused") == 2
     assert re.search(r"^ +api +0 +- ", text, re.MULTILINE)
 
 
@@ -140,7 +143,7 @@ def test_trouble_is_red_and_what_goes_well_is_not() -> None:
 
 def test_nothing_in_an_answer_can_command_the_terminal() -> None:
     evil = "\x1b]0;x\x07[bold]\n"
-    refusal = {"at": AT, "type": evil, "detail": evil}
+    refusal = {"at": AT, "type": evil, "detail": evil, "count": 1, "since": AT}
     note = {"level": "trouble", "title": evil, "advice": evil}
     token = token_of(missing=[evil])
     text = shown(answer_of(account_of(evil, refusals=[refusal], notes=[note], token=token)))

@@ -29,6 +29,7 @@ VOICE = b'{"mediaType": "voice"}'
 CHAT = b'{"channel": "webchat"}'
 HOLD_SECONDS = 40.0
 NAMES = ("london-exports", "paris-exports", "oslo-archive")
+IDLE = ("rome-archive", "bonn-archive")
 
 
 def key_of(name: str) -> str:
@@ -55,13 +56,13 @@ class Scene:
 async def scene() -> AsyncIterator[Scene]:
     simulator = Simulator(
         SimulatorSettings(
-            interval=0.25,
+            interval=0.01,  # so that a stall of this machine puts nobody on hold
             clients={
                 "id-london-exports": ClientSpec(
                     secret="s", scopes=frozenset({VOICE_SCOPE, DIGITAL_SCOPE})
                 ),
                 "id-paris-exports": ClientSpec(secret="s"),
-                "id-oslo-archive": ClientSpec(secret="s"),
+                **{f"id-{name}": ClientSpec(secret="s") for name in ("oslo-archive", *IDLE)},
             },
         ),
         monotonic=time.monotonic,
@@ -74,7 +75,7 @@ async def scene() -> AsyncIterator[Scene]:
             "client_secret": "s",
             "keys": [f"sha256:{hashlib.sha256(key_of(name).encode()).hexdigest()}"],
         }
-        for name in NAMES
+        for name in (*NAMES, *IDLE)
     ]
     async with (
         simulator.serve(HOST) as api,
@@ -89,7 +90,8 @@ async def scene() -> AsyncIterator[Scene]:
         it = Scene(proxy, simulator)
         for name in NAMES:
             assert (await it.send(name)).status == 202
-        assert (await it.send("paris-exports", CHAT)).status == 403
+        for _ in range(3):
+            assert (await it.send("paris-exports", CHAT)).status == 403
         simulator.eat_quota("id-london-exports", HOLD_SECONDS)
         waiting = [callers.create_task(it.send("london-exports")) for _ in range(6)]
         waiting += [callers.create_task(keep_sending(it, "oslo-archive"))]
@@ -131,10 +133,13 @@ async def hold_left(page: Page) -> float:
 
 async def status(it: Scene) -> dict[str, Any]:
     """What the page is told, by account."""
-    port = port_of(it.proxy.admin_url)
-    head = b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    answer = parse_response(await exchange(HOST, port, head))
+    answer = await admin(it, "/status.json")
     return {account["name"]: account for account in json.loads(answer.body)["accounts"]}
+
+
+async def admin(it: Scene, path: str) -> Response:
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    return parse_response(await exchange(HOST, port_of(it.proxy.admin_url), head.encode()))
 
 
 async def hold_in(it: Scene) -> float:
@@ -174,13 +179,22 @@ async def test_who_is_in_trouble_why_and_until_when_is_plain_to_see(tmp_path: Pa
 
         # What Oslo sends is drawn against its pace.
         await page.until(f"{card('oslo-archive')}.querySelectorAll('svg .gap').length >= 3")
-        assert "interval of 0.25 s" in await text(page, card("oslo-archive"))
+        assert "interval (dashed) 0.25 s" in await text(page, card("oslo-archive"))
+
+        # What rests takes one row; the tab says how bad it is.
+        await page.until("document.getElementById('idle-names').children.length === 2")
+        idle = await text(page, "document.getElementById('idle')")
+        assert idle.startswith("2 accounts are idle:")
+        assert all(name in idle for name in IDLE)
+        await page.until("document.title === '2 in trouble · export-proxy'")
+        assert re.search(r"requests? waits?; the last of them leaves in about", london)
+        assert "missing-scope × 3" in paris
 
         for name, width, scheme in (
             ("light", 1280, "light"),
             ("dark", 1280, "dark"),
-            ("phone", 400, "light"),
-            ("phone-dark", 400, "dark"),
+            ("phone", 390, "light"),
+            ("phone-dark", 390, "dark"),
         ):
             await page.look_like(width=width, height=900, scheme=scheme)
             assert is_red(await colour(page, "london-exports"))
@@ -192,3 +206,33 @@ async def test_who_is_in_trouble_why_and_until_when_is_plain_to_see(tmp_path: Pa
             urlsplit(it.proxy.admin_url).netloc
         }
         assert any(url.endswith("/status.json") for url in page.requests)
+
+
+HOLES = """
+[...document.querySelectorAll('.column')].flatMap(column => {
+  const boxes = [...column.children].map(card => card.getBoundingClientRect());
+  return boxes.slice(1).map((box, index) => box.top - boxes[index].bottom);
+})
+"""
+
+
+async def test_what_was_before_the_page_was_opened_is_on_it(tmp_path: Path) -> None:
+    """The proxy keeps the last ten minutes: sends and the smallest gap are there on opening."""
+    async with scene() as it, browsing(tmp_path / "profile") as page:
+        for _ in range(4):
+            assert (await it.send("rome-archive")).status == 202
+        remembered = json.loads((await admin(it, "/history.json")).body)["accounts"]
+        spans = remembered["rome-archive"]["routes"]["exports"]
+        gap = min(smallest for _, _, smallest in spans if smallest is not None)
+        assert gap >= 0.249
+        await page.look_like(width=800, height=900, scheme="light")
+        await page.open(f"{it.proxy.admin_url}/status")
+        await page.until(f"{card('rome-archive')}?.querySelector('figcaption')?.innerText")
+        told = await text(page, f"{card('rome-archive')}.querySelector('figcaption')")
+        found = re.search(r": 4 sent; the smallest gap is ([\d.]+) s", told)
+        assert found is not None, told
+        assert abs(float(found[1]) - gap) < 0.001
+        assert "nothing was sent" not in await text(page, "document.body")
+        gaps = await page.value(HOLES)
+        assert len(gaps) == 2  # four cards in two columns
+        assert all(abs(gap - 16) < 1 for gap in gaps)

@@ -70,6 +70,33 @@ def test_what_is_said_the_gravest_first(state: AccountState, said: list[tuple[st
     assert all(note.advice.endswith(".") for note in notes)
 
 
+def test_what_becomes_of_requests_in_a_hold_is_true() -> None:
+    """It says that callers are refused only while they are, and never that all is at the pace."""
+    held = replace(IDLE, routes=WAITING, hold_remaining_seconds=40.0, hold_named_seconds=40.0)
+    hold, waiting = notes_on(held, NOW)
+    assert "No action is needed now." in hold.advice
+    assert "then one request goes first" in hold.advice
+    assert waiting.advice == "Requests wait until the hold ends."
+    hold, _, _ = notes_on(replace(held, refusals=refused(1.0)), NOW)
+    assert "are refused, and told when to come back" in hold.advice
+    assert "No action" not in hold.advice
+
+
+def test_a_wait_longer_than_the_longest_hold_is_said_to_be_probed() -> None:
+    held = replace(IDLE, hold_remaining_seconds=300.0, hold_named_seconds=86_400.0)
+    (hold,) = notes_on(held, NOW)
+    assert "one request probes now and then" in hold.advice
+    assert "nothing until the hold ends" not in hold.advice
+
+
+def test_requests_on_another_route_than_the_held_one_wait_at_the_pace() -> None:
+    (route,) = WAITING
+    held = replace(route, name="held", hold_remaining_seconds=9.0, hold_named_seconds=9.0)
+    other = replace(IDLE, routes=(route, replace(held, queue_depth=0)))
+    assert notes_on(other, NOW)[-1].advice.startswith("Requests wait to be sent at the pace")
+    assert notes_on(replace(IDLE, routes=(held,)), NOW)[-1].advice.startswith("Requests wait until")
+
+
 def test_held_route_and_the_limit_that_holds_it_are_named() -> None:
     (route,) = WAITING
     held = replace(route, queue_depth=0, hold_named_seconds=9.0, hold_limit="flow.rate")
