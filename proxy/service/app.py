@@ -229,7 +229,7 @@ class Proxy:
         leases = SharedLeases(
             connection, clock=self.clock, metrics=self.metrics, random=random.random
         )
-        self._forever.append(spawn(connection.listen(leases)))
+        self._forever.append(spawn(connection.listen(leases.inbox)))
         return connection, leases
 
     def _keep_repeats(self, settings: Settings) -> RepeatStore:

@@ -63,7 +63,7 @@ class Replica:
             leases = SharedLeases(
                 self.connection, clock=CLOCK, metrics=metrics, random=random.random
             )
-            self._listening = spawn(self.connection.listen(leases))
+            self._listening = spawn(self.connection.listen(leases.inbox))
         self._leases = leases
         self.accounts = Accounts(
             settings,

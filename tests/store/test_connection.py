@@ -65,7 +65,7 @@ async def connected(
         settings = Store.model_validate({"url": url, "timeout": PATIENCE})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
         leases = SharedLeases(connection, clock=clock, metrics=metrics, random=lambda: 0.0)
-        listening = tasks.create_task(connection.listen(leases))
+        listening = tasks.create_task(connection.listen(leases.inbox))
         await connection.settled.wait()
         yield connection, SharedTokens(connection, clock=clock, spawn=spawn), listening
         listening.cancel()

@@ -329,7 +329,7 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
         await server.kill()
         await are_alone(replicas)
         assert await here.export(here.queue()) is None
-        here.leases.receive(f"lost another {here.queue().leased.key} 1", CLOCK.monotonic())
+        here.leases.inbox.receive(f"lost another {here.queue().leased.key} 1", CLOCK.monotonic())
         async with asyncio.timeout(INTERVAL * REPLICAS + 1.5):
             assert await here.export(here.queue()) is None
 
@@ -355,7 +355,7 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
             send(words, counted)
 
         here.store.send = counting  # type: ignore[method-assign]  # the wire, watched
-        here.leases.receive(
+        here.leases.inbox.receive(
             f"lease {line.leased.key} {line.leased.lease_name} 1 1 0", CLOCK.monotonic()
         )
         assert await here.export(line) is None
