@@ -75,6 +75,7 @@ class Proxy:
             interval=settings.pacing.interval,
             longest_wait=settings.pacing.max_wait,
             log_lines_dropped=_never if sink is None else lambda: sink.dropped,
+            wall=clock.wall,
             process=ProcessMetrics(),
         )
         self.refusals = Refusals()

@@ -1,22 +1,24 @@
 """Series by their label values, and the text of a scrape.
 
-The library makes several objects of each sample, hundreds of thousands in one scrape of a thousand
+To count is to add to a plain number: a series is a value in a dictionary, by its label values. The
+library's instruments cost ten times as much, a lock and several calls each; and its text of a
+scrape makes several objects of each sample, hundreds of thousands in one scrape of a thousand
 accounts, and requests that wait for the interpreter meanwhile leave late. Here a series keeps its
-labels as text, and a scrape adds the numbers. The text is what the library would write; its private
-values are read for it, in this file alone (a test compares the two).
+labels as text, and a scrape adds the numbers. The text is what the library writes of the same
+samples, which a reader of its registry gets (a test compares the two).
 
 Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Generic, TypeVar
 
-from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.samples import Exemplar
 
@@ -26,30 +28,7 @@ OPEN_METRICS: Final = CONTENT_TYPE_LATEST
 _EXEMPLAR_EVERY: Final = 32
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
-
-class _Instrument(Protocol):
-    def labels(self, *labelvalues: object) -> Self: ...
-
-    def remove(self, *labelvalues: object) -> None: ...
-
-
-_T = TypeVar("_T", bound=_Instrument)
-
-
-class QuickHistogram(Histogram):
-    """A histogram without the library's checks of each observation, which cost more than it does.
-
-    Of every so many observations of a bucket one leaves its exemplar, the first one to begin with.
-    """
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Count an amount in its bucket."""
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        if exemplar is not None and bucket.get() % _EXEMPLAR_EVERY == 0:
-            super().observe(amount, exemplar)
-            return
-        self._sum.inc(amount)
-        bucket.inc(1)
+_T = TypeVar("_T", float, "Histogram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,68 +50,136 @@ class Family:
         return ",".join(f'{label}="{escaped(value)}"' for label, value in pairs)
 
 
-class Series(dict[tuple[str, ...], _T]):
-    """The series of one instrument, each looked up in the library once.
+class _Series(dict[tuple[str, ...], _T], Generic[_T]):
+    """The series of one family, by label values; one that is not there yet begins at nothing.
 
     The first label of those that have one is the account. Label values come from closed sets; one
     that is no text in UTF-8 would break every scrape from then on, so it is made harmless.
     """
 
-    def __init__(self, instrument: _T, family: Family) -> None:
+    def __init__(self, family: Family) -> None:
         super().__init__()
-        self._instrument = instrument
         self._family = family
         self._names: dict[tuple[str, ...], str] = {}
-        if not family.labels:
-            self[()] = instrument
-
-    def __missing__(self, values: tuple[str, ...]) -> _T:
-        series = self[values] = self._instrument.labels(*map(harmless, values))
-        return series
 
     def keep(self, accounts: frozenset[str]) -> None:
         """Forget the series of any other account."""
         for values in [values for values in self if values[0] not in accounts]:
             del self[values]
             self._names.pop(values, None)
-            self._instrument.remove(*map(harmless, values))
 
     def text(self, *, is_open: bool) -> Iterator[str]:
         """Yield the lines; may be called in another thread than that which counts."""
         yield self._family.head(is_open=is_open)
-        name = self._family.name
         for values, series in self.copy().items():
             labels = self._names.get(values)
             if labels is None:
                 labels = self._names[values] = self._family.named(values)
-            match series:
-                case Counter():
-                    value = series._value  # noqa: SLF001
-                    yield f"{name}_total{_braced(labels)} {value.get()!r}\n"
-                case Gauge():
-                    yield f"{name}{_braced(labels)} {series._value.get()!r}\n"  # noqa: SLF001
-                case Histogram():
-                    yield from _of_histogram(name, labels, series, is_open=is_open)
-                case _:
-                    raise TypeError(type(series))
+            yield from self._lines(labels, series, is_open=is_open)
+
+    def metric(self) -> Metric:
+        """Return the same for a reader of the library's registry."""
+        family = self._family
+        metric = Metric(family.name, family.text, family.kind)
+        for values, series in self.copy().items():
+            labels = dict(zip(family.labels, map(harmless, values), strict=True))
+            self._add(metric, labels, series)
+        return metric
+
+    def _lines(self, labels: str, series: _T, *, is_open: bool) -> Iterator[str]:
+        raise NotImplementedError
+
+    def _add(self, metric: Metric, labels: dict[str, str], series: _T) -> None:
+        raise NotImplementedError
 
 
-def _of_histogram(name: str, labels: str, series: Histogram, *, is_open: bool) -> Iterator[str]:
-    total = 0.0
-    before = f"{name}_bucket{{{labels},le="
-    for bound, bucket in zip(series._upper_bounds, series._buckets, strict=True):  # noqa: SLF001
-        total += bucket.get()
-        exemplar = _of_exemplar(bucket.get_exemplar()) if is_open else ""
-        yield f'{before}"{_bound(bound)}"}} {total!r}{exemplar}\n'
-    yield f"{name}_count{{{labels}}} {total!r}\n"
-    yield f"{name}_sum{{{labels}}} {series._sum.get()!r}\n"  # noqa: SLF001
+class Numbers(_Series[float]):
+    """A counter's series or a gauge's: add to them, or set them."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self._name = family.name + ("_total" if family.kind == "counter" else "")
+        if not family.labels:
+            self[()] = 0.0
+
+    def __missing__(self, _: tuple[str, ...]) -> float:
+        return 0.0
+
+    def _lines(self, labels: str, series: float, *, is_open: bool) -> Iterator[str]:  # noqa: ARG002
+        yield f"{self._name}{_braced(labels)} {float(series)!r}\n"
+
+    def _add(self, metric: Metric, labels: dict[str, str], series: float) -> None:
+        metric.add_sample(self._name, labels, float(series))
 
 
-def _of_exemplar(exemplar: Exemplar | None) -> str:
+class Histogram:
+    """How many amounts fell into each bucket; of every so many one leaves its request's id.
+
+    `exemplars` has an amount's request id, itself, and the wall time, by the bucket it fell into.
+    """
+
+    __slots__ = ("_bounds", "_wall", "counts", "exemplars", "total")
+
+    def __init__(self, bounds: Sequence[float], wall: Callable[[], float]) -> None:
+        self._bounds = bounds
+        self._wall = wall
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        self.exemplars: dict[int, tuple[str, float, float]] = {}
+
+    def observe(self, amount: float, request_id: str = "") -> None:
+        """Count an amount in its bucket."""
+        bucket = bisect_left(self._bounds, amount)
+        count = self.counts[bucket]
+        if not count % _EXEMPLAR_EVERY and request_id:
+            self.exemplars[bucket] = (request_id, amount, self._wall())
+        self.counts[bucket] = count + 1
+        self.total += amount
+
+
+class Histograms(_Series[Histogram]):
+    """A histogram's series."""
+
+    def __init__(self, family: Family, bounds: Sequence[float], wall: Callable[[], float]) -> None:
+        super().__init__(family)
+        self._bounds = bounds
+        self._wall = wall
+
+    def __missing__(self, values: tuple[str, ...]) -> Histogram:
+        series = self[values] = Histogram(self._bounds, self._wall)
+        return series
+
+    def _lines(self, labels: str, series: Histogram, *, is_open: bool) -> Iterator[str]:
+        name, total, amount = self._family.name, 0, series.total
+        before = f"{name}_bucket{{{labels},le="
+        for index, count in enumerate(series.counts):
+            total += count
+            exemplar = _of_exemplar(series.exemplars.get(index)) if is_open else ""
+            yield f'{before}"{self._bound(index)}"}} {total}.0{exemplar}\n'
+        yield f"{name}_count{{{labels}}} {total}.0\n"
+        yield f"{name}_sum{{{labels}}} {amount!r}\n"
+
+    def _add(self, metric: Metric, labels: dict[str, str], series: Histogram) -> None:
+        name, total = self._family.name, 0
+        for index, count in enumerate(series.counts):
+            total += count
+            found, exemplar = series.exemplars.get(index), None
+            if found is not None:
+                exemplar = Exemplar({"request_id": harmless(found[0])}, *found[1:])
+            bucket = {**labels, "le": self._bound(index)}
+            metric.add_sample(f"{name}_bucket", bucket, float(total), exemplar=exemplar)
+        metric.add_sample(f"{name}_count", labels, float(total))
+        metric.add_sample(f"{name}_sum", labels, series.total)
+
+    def _bound(self, index: int) -> str:
+        return _bound(self._bounds[index] if index < len(self._bounds) else inf)
+
+
+def _of_exemplar(exemplar: tuple[str, float, float] | None) -> str:
     if exemplar is None:
         return ""
-    labels = ",".join(f'{key}="{escaped(value)}"' for key, value in exemplar.labels.items())
-    return f" # {{{labels}}} {exemplar.value!r} {exemplar.timestamp}"
+    request_id, amount, wall = exemplar
+    return f' # {{request_id="{escaped(request_id)}"}} {amount!r} {wall}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +196,7 @@ class Rows:
             yield f"{name}{_braced(self.family.named(values))} {float(value)!r}\n"
 
 
-def exposition(
-    families: Iterable[Series[Counter] | Series[Gauge] | Series[Histogram] | Rows], *, is_open: bool
-) -> bytes:
+def exposition(families: Iterable[Numbers | Histograms | Rows], *, is_open: bool) -> bytes:
     """Return the text of a scrape, in OpenMetrics or in Prometheus' older format."""
     lines = [line for family in families for line in family.text(is_open=is_open)]
     return "".join([*lines, "# EOF\n" if is_open else ""]).encode()

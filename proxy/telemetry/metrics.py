@@ -8,15 +8,17 @@ What can be read from the live state (depths, holds, connections) is not counted
 """
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import aiohttp
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.rules.state import OTHER
-from proxy.telemetry.exposition import Family, QuickHistogram, Series, exposition
+from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
 from proxy.telemetry.history import History
 from proxy.telemetry.live import Live
 from proxy.telemetry.process import ProcessMetrics
@@ -38,50 +40,48 @@ def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
     return (*sorted({float(f"{bound:.2g}") for bound in bounds if bound < longest}), longest)
 
 
-class Metrics:
+class Metrics(Collector):
     """What the proxy counts, as things that happen.
 
-    `interval` and `longest_wait`, in seconds, choose the buckets of the times in the queue.
+    `interval` and `longest_wait`, in seconds, choose the buckets of the times in the queue; `wall`
+    stamps exemplars.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each by name, and all but one with a default
         self,
         registry: CollectorRegistry,
         *,
         interval: float = 0.5,
         longest_wait: float = 15.0,
         log_lines_dropped: Callable[[], int] = lambda: 0,
+        wall: Callable[[], float] = lambda: 0.0,
         process: ProcessMetrics | None = None,
     ) -> None:
         self._process = process
 
-        def counter(name: str, text: str, *labels: str) -> Series[Counter]:
-            family = Family(f"export_proxy_{name}", "counter", text, labels)
-            made = Series(Counter(family.name, text, labels, registry=registry), family)
+        def counter(name: str, text: str, *labels: str) -> Numbers:
+            made = Numbers(Family(f"export_proxy_{name}", "counter", text, labels))
             self._families.append(made)
             return made
 
-        def gauge(name: str, text: str, *labels: str) -> Series[Gauge]:
-            family = Family(f"export_proxy_{name}", "gauge", text, labels)
-            made = Series(Gauge(family.name, text, labels, registry=registry), family)
+        def gauge(name: str, text: str, *labels: str) -> Numbers:
+            made = Numbers(Family(f"export_proxy_{name}", "gauge", text, labels))
             self._families.append(made)
             return made
 
         def histogram(
             name: str, text: str, *labels: str, buckets: tuple[float, ...] = _DURATIONS
-        ) -> Series[Histogram]:
+        ) -> Histograms:
             family = Family(f"export_proxy_{name}", "histogram", text, labels)
-            instrument: Histogram = QuickHistogram(
-                family.name, text, labels, registry=registry, buckets=buckets
-            )
-            made = Series(instrument, family)
+            made = Histograms(family, buckets, wall)
             self._families.append(made)
             return made
 
-        self._families: list[Series[Counter] | Series[Gauge] | Series[Histogram]] = []
+        self._families: list[Numbers | Histograms] = []
         self.live = Live(log_lines_dropped)
         self.history = History()
         registry.register(self.live)
+        registry.register(self)
         self._requests = counter(
             "requests", "Requests answered.", "account", "route", "method", "code", "origin"
         )
@@ -152,12 +152,21 @@ class Metrics:
         )
         self.skews: dict[str, float] = {}
         build = gauge("build_info", "Versions in use.", "version", "python", "aiohttp")
-        build[__version__, platform.python_version(), aiohttp.__version__].set(1)
+        build[__version__, platform.python_version(), aiohttp.__version__] = 1.0
 
     def text(self, *, is_open: bool) -> bytes:
         """Return the text of a scrape, with exemplars if in OpenMetrics."""
         process = () if self._process is None else self._process.families()
         return exposition([*self._families, *self.live.families(), *process], is_open=is_open)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is counted to a reader of the registry."""
+        for series in self._families:
+            yield series.metric()
+
+    def describe(self) -> Iterator[Metric]:
+        """Describe nothing, so that registering does not collect."""
+        return iter(())
 
     def keep(self, accounts: Iterable[str]) -> None:
         """Forget the series of accounts that are configured no more."""
@@ -188,81 +197,77 @@ class Metrics:
     ) -> None:
         """Count an answer, the time it took included; code 499 means that the caller left."""
         known = method if method in METHODS else "other"
-        self._requests[account, route, known, str(code), origin].inc()
-        self._durations[route, origin].observe(seconds, _exemplar(request_id))
+        self._requests[account, route, known, str(code), origin] += 1
+        self._durations[route, origin].observe(seconds, request_id)
 
     def waited(
         self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""
     ) -> None:
         """Count a time in the queue that ended: sent, abandoned, expired, refused or drained."""
-        self._waits[account, route, outcome].observe(seconds, _exemplar(request_id))
+        self._waits[account, route, outcome].observe(seconds, request_id)
 
     def sent(
         self, account: str, route: str, *, lateness: float, early: bool, request_id: str = ""
     ) -> None:
         """Count a send, and how long after its slot was due it left."""
-        self._lateness[(route,)].observe(lateness, _exemplar(request_id))
+        self._lateness[(route,)].observe(lateness, request_id)
         if early:
-            self._early[account, route].inc()
+            self._early[account, route] += 1
 
     def queue_opened(self, account: str, route: str) -> None:
         """Make the series exist that must stay 0, so that their absence is not taken for it."""
-        self._early[account, route].inc(0)
-        self._answers[account, route, "429"].inc(0)
+        self._early.setdefault((account, route), 0.0)
+        self._answers.setdefault((account, route, "429"), 0.0)
 
     def answered(
         self, account: str, route: str, code: int, seconds: float, *, request_id: str = ""
     ) -> None:
         """Count an answer of the API."""
-        self._answers[account, route, str(code)].inc()
-        self._upstream_durations[(route,)].observe(seconds, _exemplar(request_id))
+        self._answers[account, route, str(code)] += 1
+        self._upstream_durations[(route,)].observe(seconds, request_id)
 
     def retried(self, account: str, reason: str) -> None:
         """Count a re-send: rate_limited, stale_token, unreachable or connection_closed."""
-        self._retries[account, reason].inc()
+        self._retries[account, reason] += 1
 
     def repeated(self, account: str, outcome: str) -> None:
         """Count a request that was sent before: joined, replayed, in_doubt or reused."""
-        self._repeats[account, outcome].inc()
+        self._repeats[account, outcome] += 1
 
     def repeat_evicted(self, account: str) -> None:
         """Count a record of a sent request that was given up before its time."""
-        self._repeats_evicted[(account,)].inc()
+        self._repeats_evicted[(account,)] += 1
 
     def hold_begun(self, account: str, reason: str) -> None:
         """Count a hold; the reason is refused, quota or operator."""
-        self._holds[account, reason].inc()
+        self._holds[account, reason] += 1
 
     def held(self, account: str, seconds: float) -> None:
         """Count seconds of a hold that are over."""
-        self._held[(account,)].inc(seconds)
+        self._held[(account,)] += seconds
 
     def token_refreshed(self, account: str, reason: str, outcome: str) -> None:
         """Count a token that was asked for; the outcome is ok or error."""
-        self._refreshes[account, reason, outcome].inc()
+        self._refreshes[account, reason, outcome] += 1
 
     def unattributed_login(self) -> None:
         """Count a token that was issued through the proxy to nobody it can name."""
-        self._unattributed[()].inc()
+        self._unattributed[()] += 1
 
     def nested_field(self, route: str, field: str) -> None:
         """Count a body in which that configured field is nested."""
-        self._nested[route, field].inc()
+        self._nested[route, field] += 1
 
     def clock_skew(self, server: str, seconds: float) -> None:
         """Note how far a server's clock (api or login) is ahead of ours."""
         self.skews[server] = seconds
-        self._skew[(server,)].set(seconds)
+        self._skew[(server,)] = seconds
 
     def store_is(self, *, up: bool) -> None:
         """Note whether the shared store answers."""
         self.is_store_up = up
-        self._store_up[()].set(up)
+        self._store_up[()] = up
 
     def store_bypassed(self) -> None:
         """Count a send that was decided without the shared store."""
-        self._store_bypassed[()].inc()
-
-
-def _exemplar(request_id: str) -> dict[str, str] | None:
-    return {"request_id": request_id} if request_id else None
+        self._store_bypassed[()] += 1
