@@ -4,11 +4,11 @@ What may follow, another attempt or the answer to the caller, is decided in send
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.clock import Clock
 from proxy.forwarding.api_refusals import (
@@ -40,15 +40,14 @@ from proxy.tokens.token import Token
 _BODY_SECONDS: Final = 1.0  # for the body of a 429, in which the whole account stands still
 
 
-@dataclass(frozen=True, slots=True)
-class QueueCaller:
+class QueueCaller(NamedTuple):
     """Who takes turns in a queue: a caller key, else a credential and an address."""
 
     id: Hashable
     weight: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingRequest:
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
@@ -94,10 +93,10 @@ class Attempts:
         """Send once, and report what became of it, to the slot and to the exchange."""
         exchange = pending.exchange
         attempt: Attempt | None = "no answer"
-        begun = self._clock.monotonic()
+        spell = exchange.spending("upstream")
         try:
-            with exchange.spending("upstream") as spell:
-                outcome = await self._send(pending, slot, token)
+            with spell:
+                outcome = await self._send(pending, slot, token, begun=spell.begun)
                 match outcome:
                     case Withheld():
                         spell.part, attempt = "connecting", None
@@ -116,13 +115,12 @@ class Attempts:
             if attempt not in {"answered", "no answer"}:
                 exchange.sent_at = None  # the API did nothing, or it never left
             if attempt is not None:
-                exchange.attempted(attempt, begun=begun)
+                exchange.attempted(attempt, begun=spell.begun)
         return outcome
 
     async def _send(
-        self, pending: PendingRequest, slot: Slot, token: Token | None
+        self, pending: PendingRequest, slot: Slot, token: Token | None, *, begun: float
     ) -> Response | ApiRefusal | OutcomeUnknown | Unsent | Withheld:
-        begun = self._clock.monotonic()
         try:
             response = await self._api.send(
                 _signed(pending.outgoing, token),
@@ -137,7 +135,12 @@ class Attempts:
                 request_id=pending.exchange.id,
             )
             self._note_skew(response)
-            return await self._judge(pending, slot, response, is_managed=token is not None)
+            if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+                return await self._refused(slot, response)
+            self._answered(pending, slot, response)
+            if token is not None and response.status in DENIALS:
+                return await self._denied(pending, response)
+            return response
         except (Withheld, Unsent) as not_sent:
             return not_sent
         except OutcomeUnknown as unknown:
@@ -147,23 +150,21 @@ class Attempts:
         except BadAnswer:
             raise Problem("bad-upstream", "The API's answer is not usable.") from None
 
-    async def _judge(
-        self, pending: PendingRequest, slot: Slot, response: Response, *, is_managed: bool
-    ) -> Response | ApiRefusal:
-        """Return the answer, or the refusal it is; tell the slot."""
-        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            return await self._refused(slot, response)
+    def _answered(self, pending: PendingRequest, slot: Slot, response: Response) -> None:
+        """Tell the slot of an answer; one that is still to come takes room until it has."""
         if not response.is_complete:  # or slow readers could have all connections
             pending.account.scheduler.take_room()
             response.on_release(pending.account.scheduler.make_room)
         slot.report(Answered(self._quota_in(response)))
-        if is_managed and response.status in DENIALS:
-            answer = await self._read_denial(response)
-            if answer is not None:
-                found = denial(answer)
-                pending.exchange.lacks = found.lacks
-                return found
-        return response
+
+    async def _denied(self, pending: PendingRequest, response: Response) -> Response | ApiRefusal:
+        """Return the refusal that an answer to the managed token is, if it can be read."""
+        answer = await self._read_denial(response)
+        if answer is None:
+            return response
+        found = denial(answer)
+        pending.exchange.lacks = found.lacks
+        return found
 
     def _sent(self, pending: PendingRequest, slot: Slot, at: float) -> None:
         slot.report(Sent(at))
@@ -198,7 +199,7 @@ class Attempts:
         return ApiRefusal(answer, "rate_limited")
 
     def _quota_in(self, response: Response) -> Quota | None:
-        if self._quota is None:
+        if self._quota is None or self._quota.count not in response.headers:
             return None
         fields = (self._quota.count, self._quota.allowed, self._quota.reset)
         return Quota.parse(*(response.headers.getall(name, ()) for name in fields))
@@ -248,7 +249,7 @@ def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
     wishes = [value for name, value in outgoing.fields if name.lower() == "accept-encoding"]
     fields = [field for field in outgoing.fields if field[0].lower() not in replaced]
     fields.append(("Accept-Encoding", readable_codings(wishes)))
-    return replace(outgoing, fields=[*fields, ("Authorization", f"Bearer {token.value}")])
+    return outgoing._replace(fields=[*fields, ("Authorization", f"Bearer {token.value}")])
 
 
 def outcome_unknown(*, timed_out: bool) -> Problem:

@@ -20,6 +20,8 @@ _LONGEST_TEXT: Final = 256
 Part = Literal["queue", "token", "pause", "connecting", "upstream"]
 """What time goes to; `connecting` is that of tries which lost their slot while they connected."""
 
+_NOTHING_SPENT: Final[dict[Part, float]] = dict.fromkeys(get_args(Part), 0.0)
+
 Attempt = Literal["never left", "refused", "stale token", "answered", "no answer"]
 """What became of a send, or of a try to send that counts as one."""
 
@@ -48,7 +50,7 @@ class Exchange:
     attempts: tuple[Attempt, ...] = ()
     sent_at: float | None = None
     held: float = 0.0
-    spent: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(get_args(Part), 0.0))
+    spent: dict[Part, float] = field(default_factory=_NOTHING_SPENT.copy)
     origin: Literal["upstream", "proxy"] = "proxy"
     correlation_id: str | None = None
     problem: str | None = None
@@ -144,17 +146,17 @@ class Exchange:
 class Spell:
     """A block whose time is counted; the block may change what it is spent on."""
 
-    __slots__ = ("_begun", "_exchange", "part")
+    __slots__ = ("_exchange", "begun", "part")
 
     def __init__(self, exchange: Exchange, part: Part) -> None:
         self._exchange = exchange
         self.part = part
 
     def __enter__(self) -> Self:
-        self._begun = self._exchange.clock.monotonic()
+        self.begun = self._exchange.clock.monotonic()
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self._exchange.spent[self.part] += self._exchange.clock.monotonic() - self._begun
+        self._exchange.spent[self.part] += self._exchange.clock.monotonic() - self.begun

@@ -20,7 +20,7 @@ from proxy.forwarding.attempts import PendingRequest
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown
 from proxy.problems import Problem
 from proxy.rules.repeats import (
@@ -72,9 +72,7 @@ class Flight:
 
     def has_callers(self) -> bool:
         """True if a caller is still connected."""
-        return any(
-            not is_closed_by_peer(exchange.request.transport) for exchange in self.callers.values()
-        )
+        return any(exchange.request.is_present() for exchange in self.callers.values())
 
     def record(self, state: State, *, seconds: float, now: float) -> Record:
         """Return what is to be kept of it, at the wall time `now`."""

@@ -16,7 +16,7 @@ from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import MAX_FORM, TokenCalls
-from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.connection import Response
 from proxy.http.messages import Answer
 from proxy.http.request import Request
 from proxy.http.responses import OwnAnswer, problem_answer, token_error_answer
@@ -89,7 +89,7 @@ class Handler:
                 outgoing=self.relay.outgoing(request, target, body),
                 needs=self.routes.needs(exchange, route, body),
                 managed=found.managed,
-                is_present=lambda: not is_closed_by_peer(request.transport),
+                is_present=request.is_present,
             )
             if self.repeats.concern(request.method, paced=paced):
                 digests = self.intake.digests(exchange, pending.outgoing)

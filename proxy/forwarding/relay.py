@@ -27,7 +27,9 @@ class Relay:
     def outgoing(self, request: Request, target: Target, body: bytes) -> Outgoing:
         """Return what goes upstream for a request."""
         headers = request.headers
-        fields = request_fields(wire_fields(request.raw_headers), headers.getall("Connection", ()))
+        fields = request_fields(
+            wire_fields(request.raw_headers, headers.values()), headers.getall("Connection", ())
+        )
         fields.append(("Via", via(request.version, self._pseudonym, headers.getall("Via", ()))))
         return Outgoing(
             method=request.method,

@@ -23,7 +23,7 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.flights import CLAIM_SECONDS, Flight, Flights, record_of
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.connection import Response, is_closed_by_peer
+from proxy.http.connection import Response
 from proxy.http.messages import Answer
 from proxy.problems import Problem
 from proxy.rules.repeats import (
@@ -101,7 +101,7 @@ class Repeats:
                 answer = await self._answer(flight, exchange)
                 if answer is None:
                     continue
-                if is_closed_by_peer(exchange.request.transport):
+                if not exchange.request.is_present():
                     raise ConnectionResetError("the caller left")
                 yield answer if found is None else _marked(answer)
                 if not exchange.is_cut:

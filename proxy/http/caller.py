@@ -23,6 +23,7 @@ token; it is not logged at all.
 
 import asyncio
 import secrets
+import select
 import socket
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -32,6 +33,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 
 from proxy.http.incoming import IncomingBody
 from proxy.http.request import Request
+from proxy.http.sockets import CLOSED, poll_of
 from proxy.problems import Problem
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class CallerConnection(asyncio.Protocol):
         "_loop",
         "_parser",
         "_peer",
+        "_poll",
         "_request",
         "_state",
         "_timer",
@@ -93,6 +96,7 @@ class CallerConnection(asyncio.Protocol):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._peer = ""
+        self._poll: select.poll | None = None
         self._state = _State.HEAD
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
@@ -114,6 +118,15 @@ class CallerConnection(asyncio.Protocol):
     def may_stay(self) -> bool:
         """True if another request may follow the one under way."""
         return not (self._is_dropping or self._listener.is_closing)
+
+    def is_present(self) -> bool:
+        """True if the caller has not closed, as its socket says in this very moment."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        if self._poll is None:
+            self._poll = poll_of(transport, CLOSED)
+        return not self._poll.poll(0)
 
     def date(self) -> str:
         """Return the time, as a Date field has it."""

@@ -10,16 +10,15 @@ import asyncio
 import select
 from collections.abc import Callable
 from math import inf
-from typing import Final, cast
+from typing import cast
 
 import aiohttp
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDictProxy
 
 from proxy.http.reading import AnswerReader, Limits
+from proxy.http.sockets import CLOSED, poll_of
 from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
-
-_POLL_CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Connection(asyncio.Protocol):
@@ -76,13 +75,10 @@ class Connection(asyncio.Protocol):
         if self._is_over or transport is None or transport.is_closing():
             return False
         if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(
-                transport.get_extra_info("socket").fileno(), _POLL_CLOSED | select.POLLIN
-            )
+            self._poll = poll_of(transport, CLOSED | select.POLLIN)
         events = self._poll.poll(0)
         return not events or (
-            self.is_fresh and self.is_tls and not any(mask & _POLL_CLOSED for _, mask in events)
+            self.is_fresh and self.is_tls and not any(mask & CLOSED for _, mask in events)
         )
 
     def is_reusable(self) -> bool:
@@ -275,7 +271,16 @@ class Response:
     to its end, which breaks the connection off.
     """
 
-    __slots__ = ("_give_back", "_kept", "_message", "_on_release", "content", "headers", "status")
+    __slots__ = (
+        "_give_back",
+        "_kept",
+        "_message",
+        "_on_release",
+        "content",
+        "headers",
+        "is_complete",
+        "status",
+    )
 
     def __init__(
         self,
@@ -290,12 +295,8 @@ class Response:
         self._message = message
         self._give_back: Callable[[], None] | None = give_back
         self._on_release: Callable[[], None] | None = None
-        content.on_eof(self.release)
-
-    @property
-    def is_complete(self) -> bool:
-        """True if the body has come already: nothing has to wait for it."""
-        return self.content.is_eof() and self.content.exception() is None
+        self.is_complete = False  # True once the body has come: nothing has to wait for it
+        content.on_eof(self._complete)
 
     def keep(self, data: bytes) -> None:
         """Take back what was read of the body; the next read returns it first."""
@@ -320,13 +321,18 @@ class Response:
         return (
             reason if is_writable(reason) else "",
             response_fields(
-                wire_fields(self._message.raw_headers), self.headers.getall("Connection", ())
+                wire_fields(self._message.raw_headers, self.headers.values()),
+                self.headers.getall("Connection", ()),
             ),
         )
 
     def on_release(self, callback: Callable[[], None]) -> None:
         """Call that once when the answer, not complete yet, is released."""
         self._on_release = callback
+
+    def _complete(self) -> None:
+        self.is_complete = True
+        self.release()
 
     def release(self) -> None:
         """Give the connection back; it is broken off if some of the body is still to come."""
@@ -336,12 +342,3 @@ class Response:
         callback, self._on_release = self._on_release, None
         if callback is not None:
             callback()
-
-
-def is_closed_by_peer(transport: asyncio.BaseTransport | None) -> bool:
-    """True if the other side has closed, even if the event loop has not noticed yet."""
-    if transport is None or transport.is_closing():
-        return True
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), _POLL_CLOSED)
-    return bool(poll.poll(0))

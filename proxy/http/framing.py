@@ -7,18 +7,17 @@ ASCII (obs-text, RFC 9110 section 5.5) pass as they came.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.rules.headers import Field
 
 _ENCODING: Final = ("utf-8", "surrogateescape")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-_DATE: Final = b"\ndate: "
-_LENGTH: Final = b"\ncontent-length: "
+_DATE: Final = "\ndate: "
+_LENGTH: Final = "\ncontent-length: "
 
 
 class Ending(Enum):
@@ -30,8 +29,7 @@ class Ending(Enum):
     CLOSE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What the framing of an answer must know of its request.
 
     `knows_chunks` is false for a caller of HTTP/1.0; `stays` is true if the connection may go on
@@ -44,8 +42,7 @@ class Asked:
     says_so: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The head of an answer as bytes, and what follows it.
 
     `length` is that of the body if `ending` is LENGTH. `closes`: the connection ends with it.
@@ -63,8 +60,8 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
     The length of its body is what Content-Length says, if anything. `date` is written if the fields
     have none. Raises ValueError if there are two lengths, or a field would end its line.
     """
-    data = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode(*_ENCODING)
-    names = b"\n" + data.lower()
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    names = f"\n{lines}".lower()
     has_length = _LENGTH in names
     if has_length and status == HTTPStatus.NO_CONTENT:  # RFC 9110 section 8.6
         kept = [field for field in fields if field[0].lower() != "content-length"]
@@ -80,17 +77,19 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
         added += "Connection: close\r\n"
     elif asked.says_so:
         added += "Connection: keep-alive\r\n"
-    line = f"HTTP/1.1 {status} {reason or _PHRASES.get(status, '')}\r\n"
-    head = b"%b%b%b\r\n" % (line.encode(*_ENCODING), data, added.encode())
-    lines = len(fields) + 2 + added.count("\n")
-    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+    head = f"HTTP/1.1 {status} {reason or _PHRASES.get(status, '')}\r\n{lines}{added}\r\n"
+    ends = len(fields) + 2 + added.count("\n")
+    if head.count("\n") != ends or head.count("\r") != ends:
         raise ValueError("a field or the reason has a line end")
-    return Head(head, ending, length or 0, closes)
+    return Head(head.encode(*_ENCODING), ending, length or 0, closes)
 
 
-def _announced(names: bytes) -> int:
+def _announced(names: str) -> int:
     """Return the one length that the fields announce."""
-    (length,) = {int(rest.partition(b"\r")[0]) for rest in names.split(_LENGTH)[1:]}
+    first, *others = [rest.partition("\r")[0] for rest in names.split(_LENGTH)[1:]]
+    length = int(first.encode("ascii"))
+    if any(int(other.encode("ascii")) != length for other in others):
+        raise ValueError("there are two lengths")
     return length
 
 

@@ -6,6 +6,7 @@ may have been applied) or `BadAnswer` (answered, but not in HTTP). Their texts n
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from proxy.rules.headers import Field
 
@@ -35,8 +36,7 @@ class BadAnswer(Exception):
     """The answer is not HTTP, or has a status that must not be passed on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A request as it is to appear on the wire; `path` and `query` are raw."""
 
     method: str

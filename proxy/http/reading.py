@@ -10,6 +10,7 @@ extensions), by `Limits`; a body that is not read by the parser's flow control.
 """
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ _READ_AHEAD: Final = 65_536  # bytes of a body for its reader; at twice as many 
 _MIN_FIELD: Final = 65_536  # bytes of a field that every answer may have
 _MAX_FIELDS: Final = 1024  # of an answer; common servers stop at 100, and the bytes bound them too
 _HEAD_ENDS: Final = (b"\n\r\n", b"\n\n")  # the parser takes a bare LF for the end of a line
+_HEAD_END: Final = re.compile(rb"\n\r?\n")  # the same
 _SWITCHING: Final = 101
 
 
@@ -178,6 +180,9 @@ class AnswerReader:
 
 def _head_end(last: bytes, data: bytes) -> int:
     """Return how many bytes of `data` belong to the head they continue; `last` came before them."""
+    if not last:  # a head begins here; nearly always all of it is here
+        found = _HEAD_END.search(data)
+        return len(data) if found is None else found.end()
     window = last + data
     ends = [
         at + len(end)

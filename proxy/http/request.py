@@ -31,6 +31,9 @@ class Caller(Protocol):
     def may_stay(self) -> bool:
         """True if another request may follow."""
 
+    def is_present(self) -> bool:
+        """True if the caller has not closed, as its socket says in this very moment."""
+
     @property
     def is_full(self) -> bool:
         """True if the caller takes less than is written."""
@@ -90,6 +93,13 @@ class Request:
     def transport(self) -> asyncio.Transport | None:
         """The caller's connection; None if it is gone."""
         return None if self._caller is None else self._caller.transport
+
+    def is_present(self) -> bool:
+        """True if the caller is still there, even if the event loop has not noticed that it left.
+
+        A caller that half-closes counts as gone.
+        """
+        return self._caller is not None and self._caller.is_present()
 
     @property
     def is_whole(self) -> bool:

@@ -1,9 +1,13 @@
-"""Opening a port for incoming connections."""
+"""Sockets: opening a port for incoming connections, and looking at one that is connected."""
 
 import asyncio
+import select
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Final
+
+CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 async def open_port(  # noqa: PLR0913 -- as a loop's create_server
@@ -32,6 +36,16 @@ async def open_port(  # noqa: PLR0913 -- as a loop's create_server
     return await loop.create_server(
         protocol, host, port, backlog=backlog, ssl=tls, ssl_handshake_timeout=seconds
     )
+
+
+def poll_of(transport: asyncio.BaseTransport, events: int) -> select.poll:
+    """Return what tells of these events even before the event loop has noticed them.
+
+    Its descriptor is the socket's: once the transport is closed, another's may have that number.
+    """
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), events)
+    return poll
 
 
 def authority(host: str, port: int) -> str:

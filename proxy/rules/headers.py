@@ -6,6 +6,7 @@ caller afterwards: so nobody can have one of ours removed by naming it in `Conne
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 Field = tuple[str, str]
@@ -40,17 +41,16 @@ _REQUEST_ONLY: Final = frozenset(
 )
 _REQUEST_DROPPED: Final = _HOP_BY_HOP | _REQUEST_ONLY
 _RESPONSE_DROPPED: Final = _HOP_BY_HOP
+_NAMES: Final = 256  # names whose reading is kept; a usual request and its answer have a dozen
 
 
-def wire_fields(raw: Iterable[tuple[bytes, bytes]]) -> list[Field]:
+def wire_fields(raw: Iterable[tuple[bytes, bytes]], values: Iterable[str]) -> list[Field]:
     """Return fields in the spelling of the wire, which a parser's own mapping may not keep.
 
-    Bytes that are not UTF-8 become lone surrogates.
+    `values` are the same fields' values as that mapping has them, in the same order. Bytes that are
+    not UTF-8 become lone surrogates, in both.
     """
-    return [
-        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-        for name, value in raw
-    ]
+    return [(_spelling(name), value) for (name, _), value in zip(raw, values, strict=True)]
 
 
 def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
@@ -59,25 +59,12 @@ def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[F
     `connection` holds the values of the `Connection` fields. Framing is not forwarded: the body is
     sent with a length of its own. Names with `_` are dropped, since many servers read them as `-`.
     """
-    dropped = _REQUEST_DROPPED | _nominated(connection) if connection else _REQUEST_DROPPED
-    return [
-        (name, value)
-        for name, value in fields
-        if (low := name.lower()) not in dropped
-        and "_" not in low
-        and not low.startswith("x-forwarded-")
-        and is_writable(value)
-    ]
+    return _kept([field for field in fields if _is_for_api(field[0])], connection)
 
 
 def response_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
     """Return what of the API's fields goes to the caller."""
-    dropped = _RESPONSE_DROPPED | _nominated(connection) if connection else _RESPONSE_DROPPED
-    return [
-        (name, value)
-        for name, value in fields
-        if name.lower() not in dropped and is_writable(value)
-    ]
+    return _kept([field for field in fields if _is_for_caller(field[0])], connection)
 
 
 def is_writable(value: str) -> bool:
@@ -106,6 +93,34 @@ def via(version: tuple[int, int], pseudonym: str, received: Sequence[str]) -> st
 def has_passed(pseudonym: str, received: Sequence[str]) -> bool:
     """True if one of the received `Via` values names this proxy."""
     return any(pseudonym in hop.split() for value in received for hop in value.split(","))
+
+
+def _kept(fields: list[Field], connection: Sequence[str]) -> list[Field]:
+    """Return the fields that can be written and that `Connection` does not nominate."""
+    if not connection and is_writable("".join([value for _, value in fields])):
+        return fields  # as nearly always: one look tells it
+    nominated = _nominated(connection)
+    return [
+        (name, value)
+        for name, value in fields
+        if name.lower() not in nominated and is_writable(value)
+    ]
+
+
+@lru_cache(maxsize=_NAMES)
+def _spelling(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=_NAMES)
+def _is_for_api(name: str) -> bool:
+    low = name.lower()
+    return low not in _REQUEST_DROPPED and "_" not in low and not low.startswith("x-forwarded-")
+
+
+@lru_cache(maxsize=_NAMES)
+def _is_for_caller(name: str) -> bool:
+    return name.lower() not in _RESPONSE_DROPPED
 
 
 def _nominated(connection: Sequence[str]) -> frozenset[str]:

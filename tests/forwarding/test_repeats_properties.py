@@ -26,6 +26,7 @@ from proxy.telemetry.metrics import Metrics
 from tests.forwarding.test_sending import connection
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
+from tests.kit.requests import request_of
 
 WINDOW = 120.0
 KEEP = 300.0  # the shorter one of those that a reload chooses
@@ -110,7 +111,8 @@ class World:
         self.callers: list[asyncio.Task[None]] = []
         self._asked: dict[str, Asked] = {}
         self._tasks = tasks
-        self._request = SimpleNamespace(transport=transport, flushed=_flushed)
+        present = request_of("POST", transport=transport).is_present
+        self._request = SimpleNamespace(is_present=present, flushed=_flushed)
 
     def _replica(self, tasks: asyncio.TaskGroup) -> Repeats:
         chosen = settings_for("http://api.example")

@@ -9,6 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from proxy.http.request import Request
+from proxy.http.sockets import CLOSED, poll_of
 
 
 @dataclass
@@ -16,6 +17,11 @@ class _Caller:
     transport: asyncio.Transport | None
     may_stay: bool = True
     is_full: bool = False
+
+    def is_present(self) -> bool:
+        if self.transport is None or self.transport.is_closing():
+            return False
+        return not poll_of(self.transport, CLOSED).poll(0)
 
     async def drained(self) -> None:
         pass
