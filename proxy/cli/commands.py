@@ -160,7 +160,7 @@ def show_status(
         elif watch:
             _run(lambda: status.watch(url, console, SystemClock()))
         else:
-            console.print(status.picture(_run(lambda: status.ask(url))))
+            status.show(_run(lambda: status.ask(url)), console)
     except NoAnswer as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(2) from None

@@ -1,10 +1,12 @@
 """The accounts of a running proxy in a terminal: what its status page shows, from /status.json.
 
-`ask` and `watch` do I/O; `picture` turns an answer into what is shown, and is pure.
+`ask`, `show` and `watch` do I/O; `picture` turns an answer into what is shown, and is pure.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import StringIO
 from typing import Any, Final, NoReturn
 
 from rich import box
@@ -20,10 +22,35 @@ from proxy.clock import Clock
 Account = Mapping[str, Any]
 Status = Mapping[str, Any]
 
+_MEASURE: Final = Console(file=StringIO())
 _PERIOD: Final = 1.0
 _STYLES: Final = {"trouble": "red", "attention": "yellow", "busy": "blue", "ok": "green"}
 _UNITS: Final = ((172_800, 86_400, "d"), (5400, 3600, "h"), (100, 60, "min"), (0, 1, "s"))
 _REFUSALS: Final = 2  # of an account; the page shows more
+_GRAVITY: Final = {level: rank for rank, level in enumerate(_STYLES)}
+_COLUMNS: Final = (
+    *("account", "route", "waiting", "oldest", "interval", "last gap", "in flight", "hold"),
+    *("token", ""),
+)
+_WIDE: Final = 110  # characters that all columns take
+_WIDE_ONLY: Final = {"interval", "last gap", ""}  # the notes are above the table
+_FEW: Final = 8  # accounts that all have a line, idle ones too
+_TABLE_LINES: Final = 2  # its head and the rule
+_PIPE: Final = 1000  # characters a line, for programs that read lines
+
+_Row = dict[str, Text | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """How much room there is; without a height there is as much as it takes."""
+
+    width: int = 80
+    height: int | None = None
+
+    def lines(self, text: Text) -> int:
+        """Return how many lines a text takes."""
+        return len(text.wrap(_MEASURE, self.width))
 
 
 async def ask(url: str) -> Status:
@@ -34,32 +61,73 @@ async def ask(url: str) -> Status:
     return answer
 
 
+def show(answer: Status, console: Console) -> None:
+    """Print the status once."""
+    _print(picture(answer, _screen_of(console)), console)
+
+
 async def watch(url: str, console: Console, clock: Clock) -> None:
     """Show the status every second until cancelled; ask again if there is no answer.
 
     A terminal shows it in place. A pipe, or a terminal that cannot move its cursor, gets one after
     the other, as plain lines.
     """
-    if not console.is_terminal or console.is_dumb_terminal:
-        await _repeat(url, clock, console.print)
+    if _is_plain(console):
+        await _repeat(url, clock, console, lambda shown: _print(shown, console))
     with Live(console=console, auto_refresh=False) as live:
-        await _repeat(url, clock, lambda shown: live.update(shown, refresh=True))
+        await _repeat(url, clock, console, lambda shown: live.update(shown, refresh=True))
 
 
-async def _repeat(url: str, clock: Clock, show: Callable[[Group | Text], None]) -> NoReturn:
+async def _repeat(
+    url: str, clock: Clock, console: Console, display: Callable[[Group | Text], None]
+) -> NoReturn:
+    height = None if _is_plain(console) else console.height - 1  # and the line of the cursor
     while True:
         begun = clock.monotonic()
         try:
-            show(picture(await ask(url)))
+            display(picture(await ask(url), replace(_screen_of(console), height=height)))
         except NoAnswer as trouble:
-            show(Text(f"{trouble}; asking again", style="red"))
+            display(Text(f"{trouble}; asking again", style="red"))
         await clock.sleep_until(begun + _PERIOD)
 
 
-def picture(status: Status) -> Group:
-    """Return the status as shown: one line for the proxy, the accounts, then the remarks."""
+def _is_plain(console: Console) -> bool:
+    return not console.is_terminal or console.is_dumb_terminal
+
+
+def _screen_of(console: Console) -> Screen:
+    return Screen(width=console.width if console.is_terminal else _PIPE)
+
+
+def _print(shown: Group | Text, console: Console) -> None:
+    """Print it; into a pipe, each remark is one line, however long."""
+    if not console.is_terminal:
+        console.width = _PIPE
+    console.print(shown, soft_wrap=not console.is_terminal)
+
+
+def picture(status: Status, screen: Screen = Screen()) -> Group:
+    """Return the status as shown: the proxy, what to do, the accounts, then the last refusals.
+
+    What to do comes first and whole, the gravest first. Where the screen has a height, the table
+    and what is below it get what is left of it.
+    """
     try:
-        return Group(_headline(status), _table(status["accounts"]), *_remarks(status))
+        accounts = sorted(status["accounts"], key=lambda one: _GRAVITY[one["level"]])
+        resting = [one for one in accounts if len(accounts) > _FEW and _is_idle(one)]
+        shown = [account for account in accounts if account not in resting]
+        top = [_headline(status), *_advice(shown)]
+        left = screen.height
+        if left is not None:
+            left -= sum(screen.lines(line) for line in top) + bool(resting)
+        rows = [row for account in shown for row in _rows(account)]
+        remarks = [remark for account in shown for remark in _remarks(account, status["at"])]
+        return Group(
+            *top,
+            *_table(rows, screen, left),
+            *_idle(resting, screen),
+            *_that_fit(remarks, screen, left, used=len(rows) + _TABLE_LINES),
+        )
     except (KeyError, TypeError, AttributeError):
         raise NoAnswer("that proxy is of another version") from None
 
@@ -77,39 +145,95 @@ def _headline(status: Status) -> Text:
     return line
 
 
-def _table(accounts: Sequence[Account]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("account", style="bold", overflow="fold")
-    table.add_column("route")
-    for heading in ("waiting", "oldest", "interval", "last gap", "in flight", "hold", "token"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+def _advice(accounts: Sequence[Account]) -> list[Text]:
+    """Return what to do, the gravest first; what is true of several accounts is said once."""
+    names: dict[tuple[str, str, str], list[str]] = {}
     for account in accounts:
-        queues = account["routes"] or [None]
-        for index, queue in enumerate(queues):
-            first = index == 0
-            table.add_row(
-                _plain(account["name"]) if first else "",
-                *_cells_of_queue(queue),
-                str(account["in_flight"]) if first else "",
-                _hold(account) if first else "",
-                _token(account["token"]) if first else "",
-                _badges(account) if first else "",
-            )
-    return table
+        for note in account["notes"]:
+            if note["level"] != "busy":
+                key = (note["level"], printable(note["title"]), printable(note["advice"]))
+                names.setdefault(key, []).append(printable(account["name"]))
+    return [
+        Text.assemble((_some(named), "bold"), ": ", (title, _STYLES[level]), f" - {advice}")
+        for (level, title, advice), named in sorted(
+            names.items(), key=lambda item: _GRAVITY[item[0][0]]
+        )
+    ]
 
 
-def _cells_of_queue(queue: Mapping[str, Any] | None) -> tuple[Text | str, ...]:
-    if queue is None:
-        return ("-",) * 5
-    gap, depth = queue["last_gap_seconds"], queue["queue_depth"]
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _is_idle(account: Account) -> bool:
+    """True if the account has nothing to show: it goes into the line of idle accounts."""
+    is_quiet = not any(queue["queue_depth"] for queue in account["routes"])
     return (
-        _plain(queue["name"]),
-        f"{depth:,} ({span(queue['predicted_seconds'])})" if depth else "0",
-        span(queue["oldest_seconds"]) if depth else "-",
-        f"{queue['interval']:g} s" if queue["interval"] else "-",
-        "-" if gap is None or not queue["interval"] else span(gap),
+        account["level"] == "ok"
+        and is_quiet
+        and not account["in_flight"]
+        and not account["refusals"]
     )
+
+
+def _idle(accounts: Sequence[Account], screen: Screen) -> list[Text]:
+    if not accounts:
+        return []
+    names = [printable(account["name"]) for account in accounts]
+    line = Text(f"{len(names)} idle: {', '.join(names)}", style="dim")
+    if screen.height is not None:
+        line.truncate(screen.width, overflow="ellipsis")
+    return [line]
+
+
+def _table(rows: Sequence[_Row], screen: Screen, left: int | None) -> list[Table | Text]:
+    """Return the accounts, as many as there is room for, and the number of the others."""
+    if not rows:
+        return []
+    fit = len(rows) if left is None else max(1, left - _TABLE_LINES)
+    if fit < len(rows):
+        fit = max(1, fit - 1)  # a line for the number
+    columns = [column for column in _COLUMNS if screen.width >= _WIDE or column not in _WIDE_ONLY]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        is_text = column in {"account", "route", ""}
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            style="bold" if column == "account" else "",
+            overflow="fold" if column == "account" else "ellipsis",
+            no_wrap=screen.height is not None,
+        )
+    for row in rows[:fit]:
+        table.add_row(*(row.get(column, "") for column in columns))
+    hidden = max(0, len(rows) - fit)
+    return [table, *([Text(f"{hidden} more", style="dim")] if hidden else [])]
+
+
+def _rows(account: Account) -> list[_Row]:
+    rows: list[_Row] = [_cells_of_queue(queue) for queue in account["routes"] or [None]]
+    rows[0] |= {
+        "account": _plain(account["name"]),
+        "in flight": str(account["in_flight"]),
+        "hold": _hold(account),
+        "token": _token(account["token"]),
+        "": _badges(account),
+    }
+    return rows
+
+
+def _cells_of_queue(queue: Mapping[str, Any] | None) -> _Row:
+    if queue is None:
+        return dict.fromkeys(("route", "waiting", "oldest", "interval", "last gap"), "-")
+    gap, depth = queue["last_gap_seconds"], queue["queue_depth"]
+    return {
+        "route": _plain(queue["name"]),
+        "waiting": f"{depth:,} ({span(queue['predicted_seconds'])})" if depth else "0",
+        "oldest": span(queue["oldest_seconds"]) if depth else "-",
+        "interval": f"{queue['interval']:g} s" if queue["interval"] else "-",
+        "last gap": "-" if gap is None or not queue["interval"] else span(gap),
+    }
 
 
 def _hold(account: Account) -> Text | str:
@@ -130,28 +254,37 @@ def _badges(account: Account) -> Text:
     return Text(", ").join(Text(*badge) for badge in badges)
 
 
-def _remarks(status: Status) -> list[Text]:
-    """Return what to do, and the last refusals, account by account."""
+def _remarks(account: Account, now: float) -> list[Text]:
+    """Return the facts of the token that lacks a scope, and the last refusals."""
     remarks = []
-    for account in status["accounts"]:
-        name, token = (printable(account["name"]), "bold"), account["token"]
-        for note in account["notes"]:
-            if note["level"] != "busy":
-                title = (printable(note["title"]), _STYLES[note["level"]])
-                remarks.append(Text.assemble(name, ": ", title, f" - {printable(note['advice'])}"))
-        if token is not None and token["missing"]:
-            missing, held = _listed(token["missing"]), _listed(token["scopes"] or ())
-            wait = token["next_refresh_in"]
-            refresh = "none planned" if wait is None else f"in {span(wait)}"
-            facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
-            remarks.append(Text.assemble(name, f": {facts}"))
-        for refusal in account["refusals"][:_REFUSALS]:
-            kind = printable(refusal["type"]).rpartition(":")[2]
-            ago, count = span(max(0.0, status["at"] - refusal["at"])), refusal["count"]
-            times = f"{count:,} times, the last " if count > 1 else ""
-            detail = printable(refusal["detail"])
-            remarks.append(Text.assemble(name, f": refused {times}{ago} ago, {kind} - {detail}"))
+    name, token = (printable(account["name"]), "bold"), account["token"]
+    if token is not None and token["missing"]:
+        missing, held = _listed(token["missing"]), _listed(token["scopes"] or ())
+        wait = token["next_refresh_in"]
+        refresh = "none planned" if wait is None else f"in {span(wait)}"
+        facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
+        remarks.append(Text.assemble(name, f": {facts}"))
+    for refusal in account["refusals"][:_REFUSALS]:
+        kind = printable(refusal["type"]).rpartition(":")[2]
+        ago, count = span(max(0.0, now - refusal["at"])), refusal["count"]
+        times = f"{count:,} times, the last " if count > 1 else ""
+        detail = printable(refusal["detail"])
+        remarks.append(Text.assemble(name, f": refused {times}{ago} ago, {kind} - {detail}"))
     return remarks
+
+
+def _that_fit(remarks: list[Text], screen: Screen, left: int | None, *, used: int) -> list[Text]:
+    """Return the remarks for which there is room, each whole."""
+    if left is None:
+        return remarks
+    left -= used
+    fitting = []
+    for remark in remarks:
+        left -= screen.lines(remark)
+        if left < 0:
+            break
+        fitting.append(remark)
+    return fitting
 
 
 def _listed(scopes: Sequence[str]) -> str:

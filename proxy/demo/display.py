@@ -37,8 +37,8 @@ class Display:
 
 @contextmanager
 def open_display(console: Console) -> Iterator[Display]:
-    """Show progress in place on a terminal, and as a line now and then anywhere else."""
-    if not console.is_terminal:
+    """Show progress in place on a terminal that can, and as a line now and then anywhere else."""
+    if not console.is_terminal or console.is_dumb_terminal:
         yield Display(
             lambda at, rows: console.print(progress_line(at, rows), soft_wrap=True), period=1.0
         )

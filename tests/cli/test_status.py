@@ -58,7 +58,7 @@ def shown(answer: Mapping[str, Any], *, color: bool = False) -> str:
         color_system="standard" if color else None,
         highlight=False,
     )
-    console.print(status.picture(answer))
+    console.print(status.picture(answer, status.Screen(width=160)))
     return out.getvalue()
 
 
@@ -161,6 +161,72 @@ def test_nothing_in_an_answer_can_command_the_terminal() -> None:
 )
 def test_times_are_short(seconds: float, text: str) -> None:
     assert status.span(seconds) == text
+
+
+# A small screen
+
+
+HOLD = {"level": "trouble", "title": "on hold", "advice": "The API refused this. " * 12 + "End."}
+REFUSED = {"level": "attention", "title": "callers refused", "advice": "See why. " * 9 + "End."}
+FULL = {"at": AT, "type": "urn:export-proxy:queue-full", "detail": "Full. " * 20, "since": AT}
+
+
+def on_a_small_screen(answer: Mapping[str, Any], *, height: int = 24) -> list[str]:
+    out = StringIO()
+    console = Console(file=out, width=80, height=height, force_terminal=True, color_system=None)
+    console.print(status.picture(answer, status.Screen(width=80, height=height - 1)))
+    return out.getvalue().splitlines()
+
+
+def in_every_trouble(number: int) -> list[dict[str, object]]:
+    busy = account_of("busy", level="busy", notes=[note_of("busy", "waiting")])
+    held = account_of("held", level="trouble", notes=[HOLD], hold_remaining_seconds=41.7)
+    refused = account_of("refused", level="attention", notes=[REFUSED])
+    refused |= {"refusals": [{**FULL, "count": 3}]}
+    deep = {"routes": [line_of(queue_depth=9941, oldest_seconds=3.2, predicted_seconds=4970.0)]}
+    kinds = [{**busy, **deep}, refused, held]
+    return [
+        {**kind, "name": f"{kind['name']}-{index}"} for index in range(number) for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 40])
+def test_a_screen_of_80_by_24_holds_it_with_the_gravest_first(number: int) -> None:
+    """Every advice is whole, however many accounts there are."""
+    idle = [account_of(f"idle-{index}") for index in range(30)]
+    lines = on_a_small_screen(answer_of(*in_every_trouble(number), *idle))
+    text = " ".join(" ".join(lines).split())
+    assert len(lines) <= 23
+    assert all(len(line) <= 80 for line in lines)
+    assert HOLD["advice"] in text
+    assert REFUSED["advice"] in text
+    assert text.index("on hold") < text.index("callers refused") < text.index("route")
+    names = [
+        line.split()[0] for line in lines if re.match(r"(held|refused|busy)-\d+ +exports", line)
+    ]
+    assert names[0] == "held-0"
+    assert names == sorted(names, key=lambda name: "hrb".index(name[0]))
+    assert "30 idle: idle-0" in text
+
+
+def test_what_there_is_no_room_for_is_counted() -> None:
+    lines = on_a_small_screen(answer_of(*in_every_trouble(40)))
+    (more,) = (int(line.split()[0]) for line in lines if re.fullmatch(r"\d+ more *", line))
+    rows = [line for line in lines if re.match(r"(held|refused|busy)-\d+ +exports", line)]
+    assert more + len(rows) == 120
+
+
+def test_on_a_small_screen_a_backlog_is_shown_with_its_end() -> None:
+    lines = on_a_small_screen(answer_of(*in_every_trouble(1)))
+    assert any("9,941 (83 min)" in line for line in lines)
+
+
+def test_a_pipe_gets_each_remark_in_one_line() -> None:
+    out = StringIO()
+    status.show(answer_of(*in_every_trouble(1)), Console(file=out, highlight=False))
+    lines = out.getvalue().splitlines()
+    assert f"held-0: on hold - {HOLD['advice']}" in lines
+    assert "\x1b" not in out.getvalue()
 
 
 # A running proxy

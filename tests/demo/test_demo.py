@@ -145,6 +145,17 @@ def test_a_terminal_gets_a_table_that_fits_into_80_columns() -> None:
     assert "0 of 12        0        0          -" in screen.getvalue()
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
+    screen = StringIO()
+    dumb = {"TERM": "dumb"}
+    console = Console(file=screen, force_terminal=True, width=80, _environ=dumb)
+    with open_display(console) as display:
+        assert display.period == 1.0
+        display.show(2.84, [MIDWAY])
+        assert "voice-exports: 5 of 12 accepted" in screen.getvalue()  # at once, not at the end
+    assert "\x1b" not in screen.getvalue()
+
+
 def test_the_closing_table_fits_into_80_columns() -> None:
     console = Console(file=StringIO(), width=80)
     nothing = replace(REPORT, accepted=0, smallest_gap=None, median_gap=None, span=0.0)
