@@ -25,18 +25,34 @@ from proxy.telemetry.process import ProcessMetrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0)
+_WAITS: Final = (
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    12.0,
+    15.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    900.0,
+    3600.0,
+)
+_DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, *_WAITS)
 _LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
     """Return bounds for times in a queue: none, around one interval, then on to the longest wait.
 
-    Seven at most, so that with the one without a bound an account has eight.
+    Between five and fifteen seconds they are close: clients give up after such times.
     """
     longest = max(interval, longest_wait)
-    step = (longest / interval) ** 0.25
-    bounds = (0.005, interval / 2, *(interval * step**power for power in range(4)))
+    bounds = {0.005, interval / 2, interval, 2 * interval}
+    bounds |= {bound for bound in _WAITS if bound > 2 * interval}
     return (*sorted({float(f"{bound:.2g}") for bound in bounds if bound < longest}), longest)
 
 

@@ -34,10 +34,12 @@ CONFIG = Path(__file__).parents[2] / "config"
 DASHBOARD = CONFIG / "grafana" / "dashboards" / "export-proxy.json"
 EXPORTS = "/api/v2/recordings/exports"
 VOICE = b'{"mediaType": "voice"}'
+NOBODY = b"{}"
 CHAT = b'{"channel": "webchat"}'
 NESTED = b'{"mediaType": "voice", "options": {"legal_hold": true}}'
 ACCOUNTS = ("london", "paris")
 HOLD_SECONDS = 200.0
+INTERVAL = 0.1
 SCRAPES = 6  # one a second: a scrape has as long as it is to the next
 
 clock = SystemClock()
@@ -45,7 +47,14 @@ clock = SystemClock()
 # What the run makes: London is on hold for long, Paris lacks a scope.
 FIRING = {"ExportProxyLongHold": {"london"}, "ExportProxyScopeMissing": {"paris"}}
 BY_THE_MACHINE = "ExportProxyLateSends"  # a busy one may make it fire
-VARIABLES = {"$__rate_interval": "10s", "$account": ".*", "$datasource": "prometheus"}
+VARIABLES = {
+    "$__rate_interval": "10s",
+    "$account": ".*",
+    "$datasource": "prometheus",
+    "$instance": ".+",
+    "$job": "export-proxy",
+}
+STRANGERS = 10  # all of them are shown as `other`
 
 
 def dashboard_queries() -> dict[str, list[str]]:
@@ -78,13 +87,21 @@ class Run:
     callers: asyncio.TaskGroup
 
     async def send(self, account: str, body: bytes = VOICE) -> Response:
+        return await self.send_with(f"key-of-{account}", body)
+
+    async def send_with(self, credential: str, body: bytes) -> Response:
         head = (
-            f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer key-of-{account}\r\n"
+            f"POST {EXPORTS} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {credential}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return parse_response(
             await exchange(HOST, port_of(self.proxy.url), head.encode() + body, timeout=60)
         )
+
+    async def keep_asking(self, token: str) -> Response:
+        """Keep a queue of its own busy, as a caller of an account that is not configured."""
+        while True:
+            await asyncio.gather(*(self.send_with(token, NOBODY) for _ in range(3)))
 
     async def get_into_trouble(self) -> list[asyncio.Task[Response]]:
         """Have every kind of traffic; return who still waits."""
@@ -107,7 +124,7 @@ async def running() -> AsyncIterator[Run]:
     scopes = {"london": {VOICE_SCOPE, DIGITAL_SCOPE}, "paris": {VOICE_SCOPE}}
     simulator = Simulator(
         SimulatorSettings(
-            interval=0.1,
+            interval=INTERVAL,
             clients={
                 f"id-of-{name}": ClientSpec(secret="s", scopes=frozenset(held))
                 for name, held in scopes.items()
@@ -125,7 +142,7 @@ async def running() -> AsyncIterator[Run]:
         }
         for name in ACCOUNTS
     ]
-    pacing = {"interval": 0.1, "max_wait": 250}
+    pacing = {"interval": INTERVAL, "max_wait": 250}
     async with (
         simulator.serve(HOST) as api,
         proxy_for(api.url, accounts=accounts, pacing=pacing, retry={"max_elapsed": 500}) as proxy,
@@ -209,10 +226,15 @@ async def test_every_panel_and_every_alert_says_what_the_run_was(tmp_path: Path)
         await server.has_scraped(1)
         waiting = await run.get_into_trouble()
         waiting.append(run.callers.create_task(run.go_on()))
+        waiting += [
+            run.callers.create_task(run.keep_asking(f"stranger-{number}"))
+            for number in range(STRANGERS)
+        ]
         answer = await run.send("paris")
         await server.has_scraped(SCRAPES)
 
         await check_panels(server)
+        await check_shares(server)
         await check_alerts(server)
         await check_targets(server)
         await check_exemplars(server, answer)
@@ -232,6 +254,24 @@ async def check_panels(server: Prometheus) -> None:
     assert value["Lacking a scope"] == 1
     assert value["Early sends"] == 0
     assert value["Replicas up"] == 1
+
+
+async def check_shares(server: Prometheus) -> None:
+    """No share is above 100 %, although several queues send under the name `other`."""
+    sends = 'sum(rate(export_proxy_upstream_responses_total{account="other"}[10s]))'
+    ((_, others),) = [sample["value"] for sample in await server.query(sends)]
+    assert float(others) > 1.2 / INTERVAL, "the strangers sent no faster than one queue"
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    shares = [
+        panel["title"]
+        for panel in panels
+        if panel.get("fieldConfig", {}).get("defaults", {}).get("unit") == "percentunit"
+    ]
+    assert len(shares) >= 3
+    for title in shares:
+        for expression in dashboard_queries()[title]:
+            values = [float(one["value"][1]) for one in await server.query(expression)]
+            assert all(0 <= value <= 1 for value in values), (title, values)
 
 
 async def values_of(server: Prometheus) -> Mapping[str, float]:
@@ -350,3 +390,18 @@ def test_every_alert_is_tested_and_has_a_runbook() -> None:
         assert page == "docs/operations.md"
         assert anchor == rule["alert"].lower()
         assert f"\n### {rule['alert']}\n" in operations
+
+
+def test_the_dashboard_is_chosen_by_data_source_job_and_instance() -> None:
+    """Every query asks for the job and the instance that were chosen, at the chosen data source."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    names = [variable["name"] for variable in dashboard["templating"]["list"]]
+    assert names == ["datasource", "job", "instance", "account"]
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            assert target["datasource"]["uid"] == "${datasource}"
+            metrics = re.findall(r"\b(?:(?:export_proxy|process|python)_\w+|up)\b", target["expr"])
+            chosen = target["expr"].count('{job=~"$job", instance=~"$instance"')
+            assert chosen == len(metrics) > 0, target["expr"]
+    shown = json.dumps(dashboard)
+    assert all(name in shown for name in ("process_cpu", "process_resident", "process_open_fds"))

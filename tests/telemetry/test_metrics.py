@@ -2,6 +2,7 @@
 
 from collections import Counter as Tally
 from collections.abc import Iterable
+from math import inf
 
 import pytest
 import structlog
@@ -148,9 +149,9 @@ def test_histograms_carry_the_request_id_as_an_exemplar(metrics: Metrics) -> Non
 @pytest.mark.parametrize(
     ("interval", "longest", "bounds"),
     [
-        (0.5, 15.0, (0.005, 0.25, 0.5, 1.2, 2.7, 6.4, 15.0)),
-        (2.0, 120.0, (0.005, 1.0, 2.0, 5.6, 15.0, 43.0, 120.0)),
-        (0.01, 15.0, (0.005, 0.01, 0.062, 0.39, 2.4, 15.0)),
+        (0.5, 15.0, (0.005, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 12.0, 15.0)),
+        (4.0, 100.0, (0.005, 2.0, 4.0, 8.0, 10.0, 12.0, 15.0, 20.0, 30.0, 60.0, 100.0)),
+        (0.01, 2.0, (0.005, 0.01, 0.02, 1.0, 2.0)),
         (5.0, 0.0, (0.005, 2.5, 5.0)),
         (1.0, 1.0, (0.005, 0.5, 1.0)),
     ],
@@ -161,14 +162,20 @@ def test_waits_are_sorted_around_the_pace_and_the_longest_wait(
     assert wait_bounds(interval, longest) == bounds
 
 
-def test_an_account_has_eight_buckets_at_most(metrics: Metrics) -> None:
+@pytest.mark.parametrize("name", ["queue_wait_seconds", "request_duration_seconds"])
+def test_ten_seconds_and_fourteen_are_told_apart(registry: CollectorRegistry, name: str) -> None:
+    """With the defaults; and an account has twenty buckets at most."""
+    metrics = Metrics(registry, interval=0.5, longest_wait=3600.0)
     count_everything(metrics, "london")
-    (waits,) = (
+    (family,) = (
         family
         for family in read_text(metrics.text(is_open=False).decode())
-        if family.name == "export_proxy_queue_wait_seconds"
+        if family.name == f"export_proxy_{name}"
     )
-    assert len([sample for sample in waits.samples if sample.name.endswith("_bucket")]) == 8
+    bounds = {float(one.labels["le"]) for one in family.samples if one.name.endswith("_bucket")}
+    assert [bound for bound in bounds if 10 < bound < 14]
+    assert max(bounds - {inf}) == 3600
+    assert len(bounds) <= 20
 
 
 def test_series_of_accounts_that_are_gone_are_forgotten(
