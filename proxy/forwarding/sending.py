@@ -27,6 +27,7 @@ from proxy.retries import RetryRules
 from proxy.rules.refresh import Reason
 from proxy.settings import Settings
 from proxy.telemetry.metrics import Metrics
+from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.token import Token
 
 
@@ -67,9 +68,12 @@ class Sender:
         )
         refusal: ApiRefusal | None = None
         while True:
-            token = await self._token(pending)
+            managed = pending.managed
+            token = None if managed is None else await self._token(pending, managed)
             try:
-                slot = await self._slot(pending, ticket)
+                wait = self._wait(exchange, ticket)
+                free = self._accounts.waiting.free_slot(pending.queue, ticket, wait)
+                slot = free or await self._slot(pending, ticket, wait)
             except Problem:
                 if refusal is None or self._drain.has_begun:
                     raise
@@ -89,22 +93,18 @@ class Sender:
                 case Response() as response:
                     return response
 
-    async def _token(self, pending: PendingRequest) -> Token | None:
+    async def _token(self, pending: PendingRequest, managed: TokenKeeper) -> Token:
         """Return a fresh token before a slot is taken, so that a slow login server burns none."""
-        if pending.managed is None:
-            return None
-        with self._waiting_for_token(pending.exchange):
-            return await pending.managed.usable(
-                pending.needs.scopes, limit=pending.exchange.may_wait
-            )
+        exchange = pending.exchange
+        with self._waiting_for_token(exchange):
+            return await managed.usable(pending.needs.scopes, limit=exchange.may_wait)
 
-    async def _slot(self, pending: PendingRequest, ticket: Ticket) -> Slot:
+    async def _slot(self, pending: PendingRequest, ticket: Ticket, wait: Wait) -> Slot:
         """Wait for a slot as long as the request may still wait and may still be sent again.
 
         If it gets none and its answer was lost before, that is how it ends.
         """
         exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
-        wait = self._wait(exchange, ticket)
         if not ticket.has_joined:
             waiting.admit(queue, ticket, wait)
         held = queue.holds.seconds()

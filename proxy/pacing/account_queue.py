@@ -12,7 +12,7 @@ from proxy.pacing.allowance import Allowance
 from proxy.pacing.holding import QueueHolds
 from proxy.pacing.leased_queue import HoldKeeper, LeasedQueue
 from proxy.pacing.queue import Queue
-from proxy.pacing.slot import Slot, Ticket
+from proxy.pacing.slot import Report, Slot, Ticket
 from proxy.rules.returns import Returns
 from proxy.rules.state import QueueState
 
@@ -22,6 +22,14 @@ class Scheduler(HoldKeeper, Protocol):
 
     def grant(self, queue: "AccountQueue", ticket: Ticket, now: float) -> Slot:
         """Give the slot that is due to that ticket."""
+        ...
+
+    def may_send(self, queue: "AccountQueue", slot: Slot, now: float) -> bool:
+        """True if hold, pace and lease still let the slot's request leave."""
+        ...
+
+    def settle(self, queue: "AccountQueue", slot: Slot, report: Report) -> None:
+        """Take what became of a slot."""
         ...
 
 
@@ -105,13 +113,18 @@ class AccountQueue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
-        return self.leased.in_turn(self.queue.opens_at(now, self.interval * self.allowance.spread))
+        if not self.queue.paced:
+            return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
+        interval = self.allowance.interval * self.allowance.spread
+        return self.leased.in_turn(self.queue.opens_at(now, interval))
 
     def paced_due(self, now: float) -> float:
         """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
         if self.joined and any(other.queue.sending is not None for other in self.joined):
             return inf
-        return self.leased.in_turn(self.queue.due(now, self.interval * self.allowance.spread))
+        if self.queue.paced and self.queue.sending is not None:
+            return inf
+        return self.opens_at(now)
 
     def due(self, now: float) -> float:
         """Return when the next slot of this route is due; the account may have to wait longer."""
@@ -121,10 +134,11 @@ class AccountQueue:
         """Return since when the next slot of this route has been due, or when it will be."""
         return max(self.paced_due(now), self.holding.state.opens_at(-inf))
 
-    def is_free(self) -> bool:
+    def is_free(self, now: float) -> bool:
         """True if a newcomer could be sent at once."""
-        now = self._clock.monotonic()
-        return not self.depth and max(self.allowance.opens_at(now), self.due(now)) <= now
+        return (
+            not self.waiters.depth and self.allowance.opens_at(now) <= now and self.due(now) <= now
+        )
 
     def may_be_free(self) -> bool:
         """True if a newcomer could be sent at once, as far as is known without the store."""
@@ -133,6 +147,16 @@ class AccountQueue:
         due = self.paced_due(now) if is_out else self.leased.in_turn(self.pace_due())
         opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
         return not self.depth and max(opens, due) <= now
+
+    # What becomes of its slots, which belong to the queue whatever its route is called by then
+
+    def may_send(self, slot: Slot, now: float) -> bool:
+        """True if hold, pace and lease still let the slot's request leave."""
+        return self.scheduler.may_send(self, slot, now)
+
+    def settle(self, slot: Slot, report: Report) -> None:
+        """Take what became of the slot."""
+        self.scheduler.settle(self, slot, report)
 
     # What can be seen
 

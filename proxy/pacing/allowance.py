@@ -69,10 +69,10 @@ class Allowance:
 
     # What changes it
 
-    def granted(self, slot: Slot) -> None:
+    def granted(self, slot: Slot, now: float) -> None:
         """Note a slot that was granted."""
         self.in_flight += 1
-        self.holding.granted(slot, self.context.clock.monotonic())
+        self.holding.granted(slot, now)
 
     def leave_room(self) -> None:
         """Make room for one more in flight."""

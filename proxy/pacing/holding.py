@@ -57,7 +57,8 @@ class Holding:
 
     def may_leave(self, slot: Slot, now: float) -> bool:
         """True if no hold keeps that slot's request from leaving."""
-        return self.state.may_leave(now, is_probe=slot in self._probes)
+        state = self.state
+        return state.hold is None or state.may_leave(now, is_probe=slot in self._probes)
 
     def granted(self, slot: Slot, now: float) -> None:
         """Note a slot that was granted: on hold, it is a probe."""

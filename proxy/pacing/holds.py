@@ -89,8 +89,12 @@ class Holds:
 
     def ended(self, queue: AccountQueue, slot: Slot, *, accepted: bool) -> None:
         """Note that a slot is over; if it was a probe, that may end a hold."""
-        self._end_probe(slot, self._allowance.holding, "", accepted=accepted)
-        self._end_probe(slot, queue.holding, queue.leased.lease_name, accepted=accepted)
+        for holding, name in (
+            (self._allowance.holding, ""),
+            (queue.holding, queue.leased.lease_name),
+        ):
+            if holding.state.hold is not None:  # else there are no probes
+                self._end_probe(slot, holding, name, accepted=accepted)
         self._allowance.refusing -= slot.is_refusing
 
     def count(self) -> None:

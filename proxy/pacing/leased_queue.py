@@ -115,9 +115,10 @@ class LeasedQueue:
 
     def wants_lease(self) -> bool:
         """True if a waiter could be sent with a lease."""
+        if not self.queue.waiters.depth:
+            return False
         now = self._clock.monotonic()
-        opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
-        return self.queue.waiters.depth > 0 and opens < inf
+        return max(self.allowance.opens_at(now), self.holding.state.opens_at(now)) < inf
 
     def pace_left(self) -> float:
         """Seconds for which the last send of this replica keeps the next one back."""

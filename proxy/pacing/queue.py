@@ -68,12 +68,6 @@ class Queue:
         """Return when pace and lease allow the holder of a slot to send."""
         return max(self.pace_due(interval), self.lease.opens(now))
 
-    def due(self, now: float, interval: float) -> float:
-        """Return when the next slot is due: `inf` while one is out that was not used yet."""
-        if self.paced and self.sending is not None:
-            return inf
-        return self.opens_at(now, interval)
-
     def pace_left(self, now: float, interval: float) -> float:
         """Return the seconds for which the last send from here keeps the next one back."""
         return max(0.0, self._pace.due(interval) - now) if self._has_sent else 0.0

@@ -14,7 +14,6 @@ open, and the answers of which more is to come. A caller that has gone, or is pa
 offered no slot.
 """
 
-from dataclasses import dataclass
 from math import inf
 from typing import assert_never
 
@@ -37,22 +36,6 @@ from proxy.pacing.slot import (
     Ticket,
     Unused,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Granter:
-    """Takes what becomes of a slot of that queue, whatever its route is called by then."""
-
-    scheduler: "AccountScheduler"
-    queue: AccountQueue
-
-    def may_send(self, slot: Slot, now: float) -> bool:
-        """True if hold, pace and lease still let the slot's request leave."""
-        return self.scheduler.may_send(self.queue, slot, now)
-
-    def settle(self, slot: Slot, report: Report) -> None:
-        """Take what became of the slot."""
-        self.scheduler.settle(self.queue, slot, report)
 
 
 class AccountScheduler:
@@ -130,9 +113,8 @@ class AccountScheduler:
         due = max(not_before, ticket.joined_at, self._allowance.room_since)
         for holding in (self._allowance.holding, queue.holding):
             due = max(due, holding.state.opens_at(-inf))
-        granter = _Granter(self, queue)
-        slot = Slot(granter, ticket, at=now, due_at=min(due, now), not_before=not_before)
-        self._allowance.granted(slot)
+        slot = Slot(queue, ticket, at=now, due_at=min(due, now), not_before=not_before)
+        self._allowance.granted(slot, now)
         queue.holding.granted(slot, now)
         queue.queue.granted(slot)
         queue.waiters.served(ticket)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from proxy.rules.limits import NO_LIMIT, Limit
 from proxy.rules.quota import Quota
@@ -19,8 +19,7 @@ from proxy.rules.quota import Quota
 _A_MOMENT: Final = 0.005  # seconds for which the check that the caller is there stays valid
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """The request's bytes were handed to the transport at that monotonic time."""
 
     at: float
@@ -31,8 +30,7 @@ class NotSent:
     """The request provably never left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """An answer came that is not a refusal, and perhaps says what is left of a quota."""
 
     quota: Quota | None = None
@@ -59,8 +57,7 @@ class Unused:
 Report = Sent | NotSent | Answered | Refusing | Refused | Unused
 
 
-@dataclass(frozen=True, slots=True)
-class WaitUntil:
+class WaitUntil(NamedTuple):
     """The caller waits until that monotonic time."""
 
     at: float
@@ -208,7 +205,8 @@ class Slot:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self.report(Unused())
+        if self.is_open:
+            self.report(Unused())
 
     @property
     def cost(self) -> float:

@@ -1,10 +1,10 @@
 """How a request waits for its slot: all that is asynchronous in pacing, and all that is refused.
 
-Theory of operation. `admit` refuses a newcomer that would wait too long, or finds no place. `slot`
-grants a slot that is free at once: no future, no timer, no place in the queue. Else it puts the
-ticket in the queue with an offer (a future) and a timer for the end of the wait, and awaits the
-offer. The account (account.py) sets the offer's result to a slot; a timer, a drain or a lost store
-sets it to an `Ending`. A caller found gone has its offer cancelled.
+Theory of operation. `free_slot` grants a slot that is free at once: no future, no timer, no place
+in the queue. Else `admit` refuses a newcomer that would wait too long, or finds no place, and
+`slot` puts the ticket in the queue with an offer (a future) and a timer for the end of the wait,
+and awaits the offer. The account (scheduler.py) sets the offer's result to a slot; a timer, a drain
+or a lost store sets it to an `Ending`. A caller found gone has its offer cancelled.
 
 Whether a slot is free may take a store's answer. So a caller that may wait for less time than
 that is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
@@ -51,9 +51,9 @@ class Waiting:
         when the answers come that must come first.
         """
         self._refuse_without_service(queue)
-        if queue.is_free():
-            return
         now = self._clock.monotonic()
+        if queue.is_free(now):
+            return
         limit = _seconds(wait, now)
         predicted = predicted_wait(queue, ticket, now)
         if now + predicted > self._context.closes_at():
@@ -75,16 +75,28 @@ class Waiting:
         Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
         """
         self._refuse_without_service(queue)
+        free = self.free_slot(queue, ticket, wait)
+        if free is not None:
+            return free
         ticket.has_returned = ticket.has_joined
         now = ticket.joined_at = self._clock.monotonic()
         if isinstance(wait, WaitUntil) and wait.at < now:
             self._count(queue, ticket, "expired", 0.0)
             raise self._expired(queue, ticket, 0.0)
-        if queue.is_free() and ticket.is_present():
-            ticket.deadline = wait.at if isinstance(wait, WaitUntil) else inf
-            self._count(queue, ticket, "sent", 0.0)
-            return queue.scheduler.grant(queue, ticket, now)
         return await self._wait(queue, ticket, wait, now)
+
+    def free_slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot | None:
+        """Grant a slot that is free now to a caller that is there; None if there is none."""
+        now = self._clock.monotonic()
+        ends = wait.at if isinstance(wait, WaitUntil) else inf
+        if ends < now or not queue.is_free(now) or self._is_without_service(queue):
+            return None
+        if not ticket.is_present():
+            return None
+        ticket.has_returned = ticket.has_joined
+        ticket.joined_at, ticket.deadline = now, ends
+        self._count(queue, ticket, "sent", 0.0)
+        return queue.scheduler.grant(queue, ticket, now)
 
     async def _wait(self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float) -> Slot:
         ends = wait.at if isinstance(wait, WaitUntil) else now
@@ -119,6 +131,10 @@ class Waiting:
         self._count(queue, ticket, _OUTCOMES[result] if isinstance(result, Ending) else "abandoned")
         if isinstance(result, Slot):
             result.report(Unused())
+
+    def _is_without_service(self, queue: AccountQueue) -> bool:
+        context = self._context
+        return context.is_draining() or (queue.queue.paced and context.leases.is_refusing)
 
     def _refuse_without_service(self, queue: AccountQueue) -> None:
         if self._context.is_draining():

@@ -21,10 +21,10 @@ class _Window:
 
     def add(self, now: float) -> None:
         step = int(now // self.STEP)
-        self._forget(step)
         if self._steps and self._steps[-1][0] == step:
             self._steps[-1] = (step, self._steps[-1][1] + 1)
         else:
+            self._forget(step)
             self._steps.append((step, 1))
         self._total += 1
 

@@ -141,7 +141,7 @@ class World:
             exchange,
             caller=cast("Any", None),
             account=cast("Any", SimpleNamespace(label="other", allowance=allowance)),
-            queue=cast("Any", SimpleNamespace(named_left=lambda: 0.0)),
+            queue=cast("Any", SimpleNamespace(holds=SimpleNamespace(named_left=lambda: 0.0))),
             outgoing=Outgoing("POST", "/", "", [], body),
             needs=cast("Any", None),
             managed=None,
