@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from aiohttp.http import HttpProcessingError
 
-from proxy.http.connection import Connection, Response
+from proxy.http.connection import Connection
 from proxy.http.reading import Limits
+from proxy.http.received import Response
 
 _LIMITS: Final = Limits(60.0)
 

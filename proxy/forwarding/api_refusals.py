@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Literal
 
-from proxy.http.connection import Response
 from proxy.http.messages import Answer
+from proxy.http.received import Response
 from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.refresh import Reason
 from proxy.rules.retry_after import delay_seconds

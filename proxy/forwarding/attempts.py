@@ -21,8 +21,8 @@ from proxy.forwarding.api_refusals import (
 )
 from proxy.forwarding.exchange import Attempt, Exchange
 from proxy.http.client import Client
-from proxy.http.connection import Response
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
+from proxy.http.received import Response
 from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.slot import Answered, NotSent, Refused, Refusing, Sent, Slot

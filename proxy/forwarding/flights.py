@@ -20,8 +20,8 @@ from proxy.forwarding.attempts import PendingRequest
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown
+from proxy.http.received import Response
 from proxy.problems import Problem
 from proxy.rules.repeats import (
     MAX_ANSWER,

@@ -16,8 +16,8 @@ from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
 from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import MAX_FORM, TokenCalls
-from proxy.http.connection import Response
 from proxy.http.messages import Answer
+from proxy.http.received import Response
 from proxy.http.request import Request
 from proxy.http.responses import OwnAnswer, problem_answer, token_error_answer
 from proxy.identity.verdicts import Denied

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from proxy.forwarding.exchange import Exchange
 from proxy.http.client import Client
-from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown, Outgoing
+from proxy.http.received import Response
 from proxy.http.request import Request
 from proxy.rules.headers import Field, request_fields, via, wire_fields
 from proxy.rules.targets import Target

@@ -23,8 +23,8 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.flights import CLAIM_SECONDS, Flight, Flights, record_of
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.connection import Response
 from proxy.http.messages import Answer
+from proxy.http.received import Response
 from proxy.problems import Problem
 from proxy.rules.repeats import (
     SAFE_METHODS,

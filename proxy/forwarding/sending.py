@@ -17,8 +17,8 @@ from proxy.forwarding.api_refusals import ApiRefusal
 from proxy.forwarding.attempts import Attempts, PendingRequest, outcome_unknown
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
-from proxy.http.connection import Response
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
+from proxy.http.received import Response
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import OnlyIfFree, Slot, Ticket, Wait, WaitUntil

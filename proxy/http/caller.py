@@ -1,8 +1,8 @@
 """One connection of a caller to the listen port: heads in, requests out, one at a time.
 
-Of the HTTP library it uses the parser of heads. A head is fed to a parser of its own, up to its
-empty line and no further; the body behind it is framed by `IncomingBody`. So it is known of each
-byte what it belongs to, and what bytes mean does not depend on how they were cut.
+A head is read by `HeadReader` up to its empty line and no further; the body behind it is framed by
+`IncomingBody`, and what follows that is kept by `EarlyBytes`. So it is known of each byte what it
+belongs to.
 
 A connection is in one of these states:
 
@@ -16,9 +16,6 @@ A connection is in one of these states:
   is not read before.
 * *lingering*: the last answer is written and the caller may still be sending. To close now could
   destroy the answer on its way (RFC 9112 section 9.6), so for two seconds what comes is discarded.
-
-A parser's refusal is answered in our words and never with the line it refuses, which may hold a
-token; it is not logged at all.
 """
 
 import asyncio
@@ -26,12 +23,15 @@ import secrets
 import select
 import socket
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import structlog
-from aiohttp.http import HttpProcessingError, HttpRequestParser
 
+from proxy.http.deadline import Deadline
+from proxy.http.early import EarlyBytes
+from proxy.http.head_reader import HeadReader
 from proxy.http.incoming import IncomingBody
+from proxy.http.outflow import Outflow
 from proxy.http.request import Request
 from proxy.http.sockets import CLOSED, poll_of
 from proxy.problems import Problem
@@ -42,19 +42,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _LINGERING: Final = 2.0  # seconds in which what is sent after the last answer is discarded
-_MAX_FIELDS: Final = 128
-_HEAD_END: Final = b"\r\n\r\n"
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
-
-
-class _Nobody:
-    """Stands for the protocol that the parser would tell of a body that has ended (CONNECT)."""
-
-    def resume_reading(self, *_: object, **__: object) -> None:
-        pass
-
-
-_NOBODY: Final[Any] = _Nobody()
 
 
 class _State(Enum):
@@ -70,21 +58,15 @@ class CallerConnection(asyncio.Protocol):
 
     __slots__ = (
         "_deadline",
-        "_drained",
         "_early",
-        "_end",
-        "_head_size",
-        "_is_dropping",
-        "_is_paused",
+        "_heads",
         "_listener",
         "_loop",
-        "_parser",
         "_peer",
         "_poll",
         "_request",
         "_state",
-        "_timer",
-        "is_full",
+        "outflow",
         "task",
         "transport",
     )
@@ -92,22 +74,13 @@ class CallerConnection(asyncio.Protocol):
     def __init__(self, listener: "Listener") -> None:
         self.transport: asyncio.Transport | None = None
         self.task: asyncio.Task[None] | None = None
-        self.is_full = False
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._peer = ""
         self._poll: select.poll | None = None
         self._state = _State.HEAD
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0
-        self._parser: HttpRequestParser | None = None
-        self._head_size = 0
-        self._end = b""  # the last bytes of a head that has not ended
+        self._deadline = Deadline(self._loop)
+        self._heads = HeadReader()
         self._request: Request | None = None
-        self._early = bytearray()
-        self._is_paused = False
-        self._is_dropping = False
-        self._drained: asyncio.Future[None] | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -117,7 +90,7 @@ class CallerConnection(asyncio.Protocol):
     @property
     def may_stay(self) -> bool:
         """True if another request may follow the one under way."""
-        return not (self._is_dropping or self._listener.is_closing)
+        return not (self._early.is_dropping or self._listener.is_closing)
 
     def is_present(self) -> bool:
         """True if the caller has not closed, as its socket says in this very moment."""
@@ -134,7 +107,9 @@ class CallerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast("asyncio.Transport", transport)
+        self.outflow = Outflow(transport)
         self._peer = _address(transport)
+        self._early = EarlyBytes(self._listener.room, self._peer)
         if not self._listener.admit(self, self._peer):
             self._state = _State.CLOSED
             transport.abort()
@@ -145,16 +120,14 @@ class CallerConnection(asyncio.Protocol):
     def connection_lost(self, _: BaseException | None) -> None:
         self.transport = None
         self._state = _State.CLOSED
-        self._drop_early()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._early.drop()
+        self._deadline.stop()
         if self.task is not None:
             self.task.cancel()
         if self._request is not None and self._request.body is not None:
             self._request.body.drop()
         self._request = None  # it refers to this connection, and nothing looks for such circles
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_exception(ConnectionResetError("the caller is gone"))
+        self.outflow.lose()
         self._listener.forget(self, self._peer)
 
     def data_received(self, data: bytes) -> None:
@@ -167,38 +140,12 @@ class CallerConnection(asyncio.Protocol):
                 pass  # discarded
 
     def pause_writing(self) -> None:
-        self.is_full = True
+        self.outflow.is_full = True
 
     def resume_writing(self) -> None:
-        self.is_full = False
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        self.outflow.resume()
         if self._state is _State.FLUSHING:
             self._next()
-
-    async def drained(self) -> None:
-        """Wait until the caller has taken enough."""
-        while self.is_full and self.transport is not None:
-            self._drained = self._loop.create_future()
-            try:
-                await self._drained
-            finally:
-                self._drained = None
-
-    async def flushed(self) -> None:
-        """Wait until all that is written has left. Raises ConnectionError if the caller is gone."""
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the caller is gone")
-        if transport.get_write_buffer_size():
-            transport.set_write_buffer_limits(high=1, low=0)
-            try:
-                await self.drained()
-            finally:
-                if not transport.is_closing():
-                    transport.set_write_buffer_limits()
-        if self.transport is None:
-            raise ConnectionResetError("the caller is gone")
 
     def close(self) -> None:
         """End the connection if no request is under way, else with the answer."""
@@ -210,63 +157,19 @@ class CallerConnection(asyncio.Protocol):
 
     def _await_head(self) -> None:
         self._state = _State.HEAD
-        seconds = self._listener.limits.header_timeout
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
-
-    def _look_at_deadline(self) -> None:
-        """Close a connection whose head is late; the timer outlives the heads that are not."""
-        self._timer = None
-        if self._state is not _State.HEAD:
-            return
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
-        else:
-            self.close()
+        self._deadline.expect_within(self._listener.limits.header_timeout, self.close)
 
     def _read_head(self, data: bytes) -> None:
-        parser = self._parser
-        if parser is None:
-            data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
-            if not data:
-                return
-            parser = self._parser = self._make_parser()
-        size, limit = self._head_size, self._listener.limits.max_header
-        end = _end_of_head(self._end, data)
-        head = data if end is None else data[:end]
-        try:
-            messages, _, _ = parser.feed_data(head[: limit - size])
-        except (HttpProcessingError, ValueError):
-            self._refuse(_malformed())
-            return
-        if size + len(head) > limit:
-            self._refuse(_too_long())
-        elif end is None and not messages:
-            self._head_size = size + len(head)
-            self._end = (self._end + head[-3:])[-3:]
-        elif end is None or len(messages) != 1:
-            self._refuse(_malformed())
-        else:
-            self._parser, self._head_size, self._end = None, 0, b""
-            self._serve(Request(messages[0][0], self, self._peer), data[end:])
-
-    def _make_parser(self) -> HttpRequestParser:
-        limit = self._listener.limits.max_header
-        return HttpRequestParser(
-            _NOBODY,
-            self._loop,
-            limit,
-            max_line_size=limit,
-            max_field_size=limit,
-            max_headers=_MAX_FIELDS,
-            auto_decompress=False,
-        )
+        read = self._heads.feed(data, self._listener.limits.max_header)
+        if isinstance(read, Problem):
+            self._refuse(read)
+        elif read is not None:
+            message, behind = read
+            self._serve(Request(message, self, self._peer), behind)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer a head that is no request, and read no other."""
         assert self.transport is not None  # noqa: S101 -- for the type checker
-        self._parser = None
         self.transport.write(self._listener.refusal(problem, secrets.token_hex(16)))
         self._linger()
 
@@ -274,13 +177,14 @@ class CallerConnection(asyncio.Protocol):
 
     def _serve(self, request: Request, behind: bytes) -> None:
         self._state = _State.SERVING
+        self._deadline.clear()
         self._request = request
         headers = request.headers
         if "Transfer-Encoding" in headers:
             if request.is_chunked:
                 request.body = IncomingBody(self._listener.room, self._peer, None)
             else:  # nobody knows where it ends; the handler refuses it
-                self._is_dropping = True
+                self._early.is_dropping = True
         elif "Content-Length" in headers and (length := int(headers["Content-Length"])):
             request.body = IncomingBody(self._listener.room, self._peer, length)
         if behind:
@@ -313,8 +217,8 @@ class CallerConnection(asyncio.Protocol):
             else:
                 request.abort()
         elif not request.stays:
-            is_at_end = request.is_whole and not (self._early or self._is_paused)
-            if (is_at_end and not self._is_dropping) or request.is_late:
+            is_at_end = request.is_whole and not (self._early or self._early.is_paused)
+            if (is_at_end and not self._early.is_dropping) or request.is_late:
                 self._state = _State.CLOSED
                 transport.close()
             else:
@@ -322,7 +226,7 @@ class CallerConnection(asyncio.Protocol):
         elif self._listener.is_closing:
             self._state = _State.CLOSED
             transport.close()
-        elif self.is_full:
+        elif self.outflow.is_full:
             self._state = _State.FLUSHING
         else:
             self._next()
@@ -331,65 +235,24 @@ class CallerConnection(asyncio.Protocol):
         self._request = None
         self._await_head()
         if self._early:
-            data = bytes(self._early)
-            self._drop_early()
-            self._resume_reading()
-            self._read_head(data)
+            self._read_head(self._early.take(self.transport))
 
     def _receive(self, data: bytes) -> None:
         """Take what belongs to the body, and keep what is behind it for its turn."""
         request = self._request
         if request is not None and request.body is not None and not request.body.is_complete:
             data = request.body.feed(data)
-        if not data or self._is_dropping:
-            return
-        if not self._listener.room.take(self._peer, len(data)):
-            self._drop_early()
-            self._is_dropping = True
-            return
-        self._early += data
-        if len(self._early) > self._listener.limits.max_header and self.transport is not None:
-            self._is_paused = True
-            self.transport.pause_reading()
-
-    def _drop_early(self) -> None:
-        if self._early:
-            self._listener.room.give_back(self._peer, len(self._early))
-            self._early.clear()
-
-    def _resume_reading(self) -> None:
-        if self._is_paused and self.transport is not None:
-            self._is_paused = False
-            self.transport.resume_reading()
+        if data:
+            self._early.keep(data, self.transport)
 
     def _linger(self) -> None:
         assert self.transport is not None  # noqa: S101 -- for the type checker
         self._state = _State.LINGERING
-        self._drop_early()
-        self._resume_reading()
+        self._early.take(self.transport)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(_LINGERING, self.close)
-
-
-def _end_of_head(before: bytes, data: bytes) -> int | None:
-    """Return where in `data` a head ends; `before` are the last three bytes that came before."""
-    if before:
-        end = (before + data[:3]).find(_HEAD_END)
-        if end >= 0:
-            return end + len(_HEAD_END) - len(before)
-    end = data.find(_HEAD_END)
-    return None if end < 0 else end + len(_HEAD_END)
-
-
-def _too_long() -> Problem:
-    return Problem("too-large", "The head is too long.", status=431, close=True)
-
-
-def _malformed() -> Problem:
-    return Problem("bad-request", "The request is not valid HTTP.", close=True)
+        self._deadline.stop()
+        self._deadline.expect_within(_LINGERING, self.close)
 
 
 def _address(transport: asyncio.BaseTransport) -> str:

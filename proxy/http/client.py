@@ -23,9 +23,10 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
 from proxy.clock import Clock
-from proxy.http.connection import Connection, Response
+from proxy.http.connection import Connection
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.http.pool import Pool
+from proxy.http.received import Response
 from proxy.settings import Upstream as UpstreamSettings
 
 _PROXY_WANTS_CREDENTIALS: Final = 407

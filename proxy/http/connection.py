@@ -9,16 +9,14 @@ Invariants:
 import asyncio
 import select
 from collections.abc import Callable
-from math import inf
 from typing import cast
 
 import aiohttp
 from aiohttp.http import HttpProcessingError, RawResponseMessage
-from multidict import CIMultiDictProxy
 
+from proxy.http.deadline import Deadline
 from proxy.http.reading import AnswerReader, Limits
 from proxy.http.sockets import CLOSED, poll_of
-from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
 
 
 class Connection(asyncio.Protocol):
@@ -33,7 +31,6 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_poll",
         "_reader",
-        "_timer",
         "_waiter",
         "idle_since",
         "is_fresh",
@@ -48,8 +45,7 @@ class Connection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._reader: AnswerReader | None = None  # of what was asked last, until it is done with
         self._waiter: asyncio.Future[None] | None = None  # for its head
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = inf
+        self._deadline = Deadline(self._loop)
         self._error: BaseException | None = None
         self._is_over = False  # nothing that comes is heard any more
         self._is_paused = False
@@ -98,7 +94,7 @@ class Connection(asyncio.Protocol):
     def rest(self) -> None:
         """Forget the answer that has come whole; nothing is expected now."""
         self._reader = None
-        self._deadline = inf
+        self._deadline.clear()
 
     def close(self) -> None:
         """Close it: in order at the end of a message, else at once."""
@@ -118,7 +114,7 @@ class Connection(asyncio.Protocol):
         """Return the transport, for a protocol that takes over from here."""
         transport, self.transport = self.transport, None
         self._is_over = True
-        self._stop_timer()
+        self._deadline.stop()
         return transport
 
     # Asking
@@ -129,7 +125,7 @@ class Connection(asyncio.Protocol):
         self.is_fresh = False
         self._reader = AnswerReader(self, self._loop, self._limits, has_body=has_body)
         self.transport.write(request)
-        self._wait_until(self._loop.time() + self._limits.seconds)
+        self._expect()
 
     @property
     def has_heard(self) -> bool:
@@ -182,13 +178,13 @@ class Connection(asyncio.Protocol):
             return
         if reader is self._reader:
             if reader.content is not None:
-                self._wait_for_more(reader.content)
+                if reader.content.is_eof() or self._is_paused:
+                    self._deadline.clear()
+                else:
+                    self._expect()
                 self._wake()
         elif reader.is_followed:  # the answer was good, and it is with its reader
             self.abort(ConnectionAbortedError("something follows the answer"))
-
-    def eof_received(self) -> None:
-        """Close, whatever is half open: the request was written whole long ago."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         reader = self._reader
@@ -197,7 +193,7 @@ class Connection(asyncio.Protocol):
             self._is_over = True
             reader.content.feed_eof()
         self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed"))
-        self._stop_timer()
+        self._deadline.stop()
         self.transport = None
         self.on_lost(self)
 
@@ -212,42 +208,23 @@ class Connection(asyncio.Protocol):
         """Stop reading: the reader of the body is slow. The server is not slow then."""
         if not self._is_paused and self.transport is not None and not self._is_over:
             self._is_paused = True
-            self._deadline = inf
+            self._deadline.clear()
             self.transport.pause_reading()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- the library's signature
         """Read on."""
         if self._is_paused and self.transport is not None and not self._is_over:
             self._is_paused = False
-            self._wait_until(self._loop.time() + self._limits.seconds)
+            self._expect()
             self.transport.resume_reading()
 
     # Waiting
 
-    def _wait_for_more(self, content: aiohttp.StreamReader) -> None:
-        """Restart the read timeout, if more of the body is to come."""
-        if content.is_eof() or self._is_paused:
-            self._deadline = inf
-        else:
-            self._wait_until(self._loop.time() + self._limits.seconds)
+    def _expect(self) -> None:
+        self._deadline.expect_within(self._limits.seconds, self._expire)
 
-    def _wait_until(self, when: float) -> None:
-        """Set the deadline; one timer serves them all, since each is later than the one before."""
-        self._deadline = when
-        if self._timer is None:
-            self._timer = self._loop.call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._loop.time() >= self._deadline:
-            self.abort(TimeoutError("nothing came in time"))
-        elif self._deadline != inf:
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _expire(self) -> None:
+        self.abort(TimeoutError("nothing came in time"))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -256,89 +233,9 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: BaseException) -> None:
         """Tell the answer's reader what ended it, unless it has ended well."""
         self._is_over = True
-        self._deadline = inf
+        self._deadline.clear()
         if self._error is None:
             self._error = error
         if self._reader is not None:
             self._reader.fail(error)
         self._wake()
-
-
-class Response:
-    """An answer whose head has come.
-
-    Its connection goes back to the pool when the body has come, too. Release one that is not read
-    to its end, which breaks the connection off.
-    """
-
-    __slots__ = (
-        "_give_back",
-        "_kept",
-        "_message",
-        "_on_release",
-        "content",
-        "headers",
-        "is_complete",
-        "status",
-    )
-
-    def __init__(
-        self,
-        message: RawResponseMessage,
-        content: aiohttp.StreamReader,
-        give_back: Callable[[], None],
-    ) -> None:
-        self.status = message.code
-        self.headers: CIMultiDictProxy[str] = message.headers
-        self.content = content
-        self._kept = b""
-        self._message = message
-        self._give_back: Callable[[], None] | None = give_back
-        self._on_release: Callable[[], None] | None = None
-        self.is_complete = False  # True once the body has come: nothing has to wait for it
-        content.on_eof(self._complete)
-
-    def keep(self, data: bytes) -> None:
-        """Take back what was read of the body; the next read returns it first."""
-        self._kept = data
-
-    def read_nowait(self) -> bytes:
-        """Return what has come of the body and was not read."""
-        kept, self._kept = self._kept, b""
-        return kept + self.content.read_nowait()
-
-    async def read_any(self) -> bytes:
-        """Return what comes next of the body, nothing at its end.
-
-        Raises TimeoutError, ConnectionError or HttpProcessingError if it breaks off.
-        """
-        kept, self._kept = self._kept, b""
-        return kept or await self.content.readany()
-
-    def head(self) -> tuple[str, list[Field]]:
-        """Return the reason phrase and the end-to-end fields."""
-        reason = self._message.reason or ""
-        return (
-            reason if is_writable(reason) else "",
-            response_fields(
-                wire_fields(self._message.raw_headers, self.headers.values()),
-                self.headers.getall("Connection", ()),
-            ),
-        )
-
-    def on_release(self, callback: Callable[[], None]) -> None:
-        """Call that once when the answer, not complete yet, is released."""
-        self._on_release = callback
-
-    def _complete(self) -> None:
-        self.is_complete = True
-        self.release()
-
-    def release(self) -> None:
-        """Give the connection back; it is broken off if some of the body is still to come."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            give_back()
-        callback, self._on_release = self._on_release, None
-        if callback is not None:
-            callback()

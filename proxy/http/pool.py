@@ -1,10 +1,8 @@
 """The connections to one server, as some settings say to reach it.
 
-Theory of operation. A permit stands for one connection in use; there are `max_connections`. If none
-is free a request waits, first come first served. A permit that comes free is handed to the first
-waiter and never put down in between: so a newcomer cannot overtake, and a waiter that is cancelled
-with the permit in its hands passes it on. With a permit a request takes the idle connection that
-was used last, if that is usable, or opens a new one.
+Theory of operation. A permit stands for one connection in use; there are `max_connections`
+(permits.py). With a permit a request takes the idle connection that was used last, if that is
+usable, or opens a new one.
 
 Invariants:
 - Permits handed out, and connections that are idle, are `max_connections` together at most.
@@ -26,6 +24,7 @@ from yarl import URL
 from proxy.http.addresses import Addresses
 from proxy.http.connection import Connection
 from proxy.http.messages import Unsent
+from proxy.http.permits import Permits
 from proxy.http.reading import Limits
 from proxy.http.tls import verifying_context
 from proxy.settings import Upstream as UpstreamSettings
@@ -48,8 +47,7 @@ class Pool:
         self._addresses = Addresses((way.raw_host or "").rstrip("."), way.port or 0)
         secure = "https" in (origin.scheme, way.scheme)
         self._tls = verifying_context(settings.ca_file) if secure else None
-        self._permits = 0  # handed out
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._permits = Permits()
         self._deadlines: set[asyncio.Timeout] = set()  # of all waits and connects
         self._active: set[Connection] = set()
         self._idle: deque[Connection] = deque()  # the one used last is the last
@@ -58,9 +56,7 @@ class Pool:
         self._is_closed = False
 
     def __repr__(self) -> str:
-        return (
-            f"<Pool {len(self._active)} active, {len(self._idle)} idle, {len(self._waiting)} wait>"
-        )
+        return f"<Pool {len(self._active)} active, {len(self._idle)} idle, {self._permits}>"
 
     @property
     def asks_forward_proxy(self) -> bool:
@@ -70,7 +66,7 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """True if nothing is under way."""
-        return not (self._permits or self._idle)
+        return not (self._permits.taken or self._idle)
 
     def counts(self) -> tuple[int, int]:
         """Return how many connections are active and how many idle."""
@@ -78,11 +74,12 @@ class Pool:
 
     def take_idle(self) -> Connection | None:
         """Return a connection that can be written to at once; None if there is none."""
-        if self._is_closed or self._permits >= self.settings.max_connections:
+        if self._is_closed or not self._permits.take_free(self.settings.max_connections):
             return None
         connection = self._usable()
-        if connection is not None:
-            self._permits += 1
+        if connection is None:
+            self._permits.give_back()
+        else:
             self._active.add(connection)
         return connection
 
@@ -97,18 +94,18 @@ class Pool:
                 try:
                     if self._is_closed:
                         raise TimeoutError
-                    await self._permit()
+                    await self._permits.take(self.settings.max_connections)
                     try:
                         connection = (None if is_new else self._usable()) or await self._open()
                     except BaseException:
-                        self._pass_on()
+                        self._permits.give_back()
                         raise
                 finally:
                     self._deadlines.discard(deadline)
         except (OSError, HttpProcessingError) as error:
             raise Unsent("given up" if self._is_closed else _reason(error)) from None
         if self._is_closed:  # just as the connection was made
-            self._pass_on()
+            self._permits.give_back()
             connection.abort(ConnectionAbortedError("given up"))
             raise Unsent("given up")
         self._active.add(connection)
@@ -119,19 +116,21 @@ class Pool:
         if connection not in self._active:
             return
         self._active.remove(connection)
-        is_wanted = self.settings.idle_timeout and (self._waiting or not self._is_retired)
+        is_wanted = self.settings.idle_timeout and (
+            self._permits.has_waiters or not self._is_retired
+        )
         if is_wanted and connection.is_reusable():
             connection.rest()
             self._keep(connection)
         else:
             connection.close()
-        self._pass_on()
+        self._permits.give_back()
 
     def discard(self, connection: Connection) -> None:
         """Break off a connection whose answer was no good."""
         self._active.remove(connection)
         connection.abort(ConnectionAbortedError("its answer was no good"))
-        self._pass_on()
+        self._permits.give_back()
 
     def drop_idle(self) -> None:
         """Close the connections that nothing uses."""
@@ -156,33 +155,6 @@ class Pool:
         if self._sweep is not None:
             self._sweep.cancel()
         await self._addresses.close()
-
-    # Permits
-
-    async def _permit(self) -> None:
-        """Wait for a permit, in order of arrival."""
-        if self._permits < self.settings.max_connections:
-            self._permits += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._pass_on()
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            raise
-
-    def _pass_on(self) -> None:
-        """Hand a permit to the first that waits, or put it down."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._permits -= 1
 
     # Idle connections
 
@@ -221,7 +193,7 @@ class Pool:
 
     async def _open(self) -> Connection:
         """Connect, through the forward proxy if there is one."""
-        while self._idle and self._permits + len(self._idle) > self.settings.max_connections:
+        while self._idle and self._permits.taken + len(self._idle) > self.settings.max_connections:
             self._idle.popleft().close()
         connection = await self._connect()
         if self._forward is not None and not self.asks_forward_proxy:

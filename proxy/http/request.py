@@ -11,6 +11,7 @@ from aiohttp.http import RawRequestMessage
 
 from proxy.http.framing import Asked, Ending, Head, frame
 from proxy.http.incoming import IncomingBody
+from proxy.http.outflow import Outflow
 from proxy.http.responses import OwnAnswer
 from proxy.rules.headers import Field
 
@@ -35,14 +36,8 @@ class Caller(Protocol):
         """True if the caller has not closed, as its socket says in this very moment."""
 
     @property
-    def is_full(self) -> bool:
-        """True if the caller takes less than is written."""
-
-    async def drained(self) -> None:
-        """Wait until the caller has taken enough."""
-
-    async def flushed(self) -> None:
-        """Wait until all that is written has left. Raises ConnectionError if the caller is gone."""
+    def outflow(self) -> Outflow:
+        """What is written and has not left yet."""
 
     def date(self) -> str:
         """Return the time, as a Date field has it."""
@@ -161,8 +156,8 @@ class Request:
             raise ValueError("more than announced")
         else:
             transport.write(data)
-        if self._caller is not None and self._caller.is_full:
-            await self._caller.drained()
+        if self._caller is not None and self._caller.outflow.is_full:
+            await self._caller.outflow.drained()
 
     def finish(self) -> None:
         """End the body of an answer."""
@@ -176,7 +171,7 @@ class Request:
     async def flushed(self) -> None:
         """Wait until the whole answer has left for the caller."""
         if self._caller is not None:
-            await self._caller.flushed()
+            await self._caller.outflow.flushed()
 
     def abort(self) -> None:
         """Close the connection so that the caller cannot take the answer for complete."""

@@ -12,9 +12,9 @@ import pytest
 
 from proxy.clock import SystemClock
 from proxy.http.client import Client
-from proxy.http.connection import Response
 from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.http.pool import Pool
+from proxy.http.received import Response
 from proxy.settings import Upstream as UpstreamSettings
 from tests.kit.certificates import Authority
 from tests.kit.listener import HOST, Listener, reset

@@ -2,32 +2,27 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from aiohttp.http import HttpVersion, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from proxy.http.outflow import Outflow
 from proxy.http.request import Request
 from proxy.http.sockets import CLOSED, poll_of
 
 
-@dataclass
 class _Caller:
-    transport: asyncio.Transport | None
-    may_stay: bool = True
-    is_full: bool = False
+    may_stay = True
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self.transport = transport
+        self.outflow = Outflow(transport)
 
     def is_present(self) -> bool:
         if self.transport is None or self.transport.is_closing():
             return False
         return not poll_of(self.transport, CLOSED).poll(0)
-
-    async def drained(self) -> None:
-        pass
-
-    async def flushed(self) -> None:
-        pass
 
     def date(self) -> str:
         return "Thu, 01 Jan 1970 00:00:00 GMT"

@@ -1,0 +1,48 @@
+"""A moment by which something must come, on one connection."""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+
+
+class Deadline:
+    """Calls back once a moment has passed, unless another one was set meanwhile.
+
+    One timer serves many moments, each of which is later than the one before: it looks when it
+    fires. `stop` forgets the callback too, which usually refers to the owner of the deadline.
+    """
+
+    __slots__ = ("_at", "_loop", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._at = inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deadline {self._at}>"
+
+    def expect_within(self, seconds: float, expired: Callable[[], None]) -> None:
+        """Call `expired` after so many seconds; it is the same at every call until `stop`."""
+        self._at = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._at, self._look, expired)
+
+    def clear(self) -> None:
+        """Expect nothing for now."""
+        self._at = inf
+
+    def stop(self) -> None:
+        """Expect nothing more."""
+        self._at = inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, expired: Callable[[], None]) -> None:
+        self._timer = None
+        if self._loop.time() >= self._at:
+            self._at = inf
+            expired()
+        elif self._at != inf:
+            self._timer = self._loop.call_at(self._at, self._look, expired)
