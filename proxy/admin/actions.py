@@ -14,7 +14,13 @@ from aiohttp.typedefs import Handler
 
 SAFE: Final = frozenset({"GET", "HEAD"})
 
-_ACTIONS: Final = {"/accounts/{name}/refresh": "refresh", "/-/reload": "reload"}
+_ACTIONS: Final = {
+    "/accounts/{name}/refresh": "refresh",
+    "/accounts/{name}/pause": "pause",
+    "/accounts/{name}/resume": "resume",
+    "/accounts/{name}/interval": "interval",
+    "/-/reload": "reload",
+}
 _log = structlog.get_logger(__name__)
 
 

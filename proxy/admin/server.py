@@ -2,8 +2,9 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from http import HTTPStatus
 from typing import Final, Literal
 
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from proxy.admin import status_page
 from proxy.admin.actions import ActionLog
+from proxy.admin.controls import Controls, unknown
 from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import ProxyStatus
@@ -29,7 +31,6 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TooSoon
 from proxy.tokens.managed import ManagedTokens
 
-_LISTED: Final = 20  # names in one answer
 _CLAIMS: Final = ("iss", "sub", "client_id")  # of a token; nothing else of it is shown
 
 
@@ -59,6 +60,7 @@ class Admin:
         self._is_serving = is_serving
         self._reload = reload
         self._routes = settings.routes
+        self._controls = Controls(accounts)
 
     def apply(self, settings: Settings) -> None:
         """Obey new settings from the next request on; the section `admin` needs a restart."""
@@ -78,6 +80,9 @@ class Admin:
         application.router.add_get("/history.json", self._serve_history)
         application.router.add_get("/accounts/{name}", self._serve_account)
         application.router.add_post("/accounts/{name}/refresh", self._refresh)
+        for action in ("pause", "resume", "interval"):
+            handler = partial(self._controls.obey, action)
+            application.router.add_post(f"/accounts/{{name}}/{action}", handler)
         application.router.add_post("/-/reload", self._serve_reload)
         return application
 
@@ -136,7 +141,7 @@ class Admin:
         """Answer `explain`: the token's state and claims, the routes' needs, the clock skew."""
         name = request.match_info["name"]
         if not self._accounts.is_configured(name):
-            return _unknown("account", self._accounts.names())
+            return unknown("account", self._accounts.names())
         token = self._tokens.by_name.get(name)
         answer = {
             "name": name,
@@ -163,7 +168,7 @@ class Admin:
         """Mint a token for an account now."""
         token = self._tokens.by_name.get(request.match_info["name"])
         if token is None:
-            return _unknown("managed account", self._tokens.by_name)
+            return unknown("managed account", self._tokens.by_name)
         try:
             await token.refresh()
         except TooSoon as too_soon:
@@ -186,15 +191,6 @@ class Admin:
             lines = "".join(f"{problem}\n" for problem in error.problems)
             return OwnResponse(text=lines, status=HTTPStatus.UNPROCESSABLE_ENTITY)
         return OwnResponse(text="reloaded\n")
-
-
-def _unknown(kind: str, names: Iterable[str]) -> web.Response:
-    """Answer that there is no account of that name, and list those there are."""
-    known = sorted(names)
-    listed = f"known: {', '.join(known[:_LISTED])}" if known else "none is configured"
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-    text = f"No such {kind}; {listed}{more}.\n"
-    return OwnResponse(text=text, status=HTTPStatus.NOT_FOUND)
 
 
 async def _drop_server(_: web.Request, response: web.StreamResponse) -> None:

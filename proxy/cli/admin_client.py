@@ -12,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+ADMIN_URL: Final = "http://127.0.0.1:9180"  # where the admin port is unless configured
 _SECONDS: Final = 10.0  # for one answer
 _SHOWN: Final = 400  # characters of what another program wrote
 
@@ -22,10 +23,23 @@ class NoAnswer(Exception):
 
 async def get(url: str, *segments: str) -> Mapping[str, Any]:
     """Return the JSON object at that path below the URL. Raises `NoAnswer`."""
+    return await _ask("GET", url, *segments)
+
+
+async def post(
+    url: str, *segments: str, document: Mapping[str, Any], token: str | None
+) -> Mapping[str, Any]:
+    """Post a JSON object, with the admin token if there is one. Raises `NoAnswer`."""
+    fields = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return await _ask("POST", url, *segments, json=document, headers=fields)
+
+
+async def _ask(method: str, url: str, *segments: str, **request: Any) -> Mapping[str, Any]:
     try:
+        target = URL(url).joinpath(*segments)
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_SECONDS)) as session,
-            session.get(URL(url).joinpath(*segments), allow_redirects=False) as response,
+            session.request(method, target, allow_redirects=False, **request) as response,
         ):
             status, kind, body = response.status, response.content_type, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from proxy import __version__, demo
-from proxy.cli import explain, status
-from proxy.cli.admin_client import NoAnswer
+from proxy.cli import controls, explain, status
+from proxy.cli.admin_client import ADMIN_URL, NoAnswer
 from proxy.clock import SystemClock
 from proxy.http.sockets import authority
 from proxy.service.lifecycle import CannotListen
@@ -33,6 +33,11 @@ _cli = typer.Typer(
 _CANNOT_LISTEN: Final = 3  # an exit code of its own: starting again later may help
 _T = TypeVar("_T")
 _Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
+_Url = Annotated[str, typer.Option(help="The running proxy's admin port.")]
+_AdminToken = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The admin token's file; needed off loopback only."),
+]
 
 
 @_cli.command()
@@ -104,9 +109,7 @@ def run_explain(
         str | None, typer.Argument(metavar="[-]", help="- reads a token from standard input.")
     ] = None,
     account: Annotated[str | None, typer.Option(help="An account of a running proxy.")] = None,
-    url: Annotated[
-        str, typer.Option(help="The running proxy's admin port.")
-    ] = "http://127.0.0.1:9180",
+    url: _Url = ADMIN_URL,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use the routes of this configuration.")
     ] = None,
@@ -139,9 +142,7 @@ def run_explain(
 
 @_cli.command("status")
 def show_status(
-    url: Annotated[
-        str, typer.Option(help="The running proxy's admin port.")
-    ] = "http://127.0.0.1:9180",
+    url: _Url = ADMIN_URL,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print /status.json, for programs.")
@@ -161,6 +162,71 @@ def show_status(
             _run(lambda: status.watch(url, console, SystemClock()))
         else:
             status.show(_run(lambda: status.ask(url)), console)
+    except NoAnswer as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@_cli.command()
+def pause(
+    account: Annotated[str, typer.Argument(help="A configured account.")],
+    seconds: Annotated[
+        float | None,
+        typer.Option("--for", metavar="SECONDS", help="End the pause by itself after so long."),
+    ] = None,
+    url: _Url = ADMIN_URL,
+    token_file: _AdminToken = None,
+) -> None:
+    """Send nothing for an account until it is resumed; its requests wait.
+
+    Exit 0 if the account is paused, 2 if not.
+    """
+    _order(url, token_file, account, "pause", {} if seconds is None else {"for": seconds})
+
+
+@_cli.command()
+def resume(
+    account: Annotated[str, typer.Argument(help="A configured account.")],
+    url: _Url = ADMIN_URL,
+    token_file: _AdminToken = None,
+) -> None:
+    """End the pause of an account; a hold that the API asked for goes on.
+
+    Exit 0 if the account is not paused any more, 2 if the proxy did not obey.
+    """
+    _order(url, token_file, account, "resume", {})
+
+
+@_cli.command()
+def pace(
+    account: Annotated[str, typer.Argument(help="A configured account.")],
+    interval: Annotated[
+        float,
+        typer.Option("--seconds", help="Seconds between two sends; not below the configured ones."),
+    ],
+    seconds: Annotated[
+        float, typer.Option("--for", metavar="SECONDS", help="For how long to keep this interval.")
+    ],
+    url: _Url = ADMIN_URL,
+    token_file: _AdminToken = None,
+) -> None:
+    """Send the paced requests of an account at a longer interval for a while.
+
+    Exit 0 if the account keeps the interval, 2 if not.
+    """
+    document = {"seconds": interval, "for": seconds}
+    _order(url, token_file, account, "interval", document)
+
+
+def _order(
+    url: str,
+    token_file: Path | None,
+    account: str,
+    action: controls.Action,
+    document: Mapping[str, float],
+) -> None:
+    try:
+        typer.echo(_run(lambda: controls.order(url, token_file, account, action, document)))
     except NoAnswer as error:
         typer.echo(f"{error}", err=True)
         raise typer.Exit(2) from None

@@ -107,7 +107,7 @@ class Sender:
         exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
         if not ticket.has_joined:
             waiting.admit(queue, ticket, wait)
-        held = queue.holds.seconds()
+        held, begun = queue.held_seconds(), self._clock.monotonic()
         try:
             with exchange.spending("queue"):
                 return await waiting.slot(queue, ticket, wait)
@@ -116,7 +116,9 @@ class Sender:
                 raise outcome_unknown(timed_out=False) from None
             raise
         finally:
-            exchange.held += queue.holds.seconds() - held
+            # An operator may have paused the account in a hold of the API.
+            seconds = queue.held_seconds() - held
+            exchange.held += min(seconds, self._clock.monotonic() - begun)
 
     def _wait(self, exchange: Exchange, ticket: Ticket) -> Wait:
         """Return how long the request waits for a slot; one that comes back may be too late."""

@@ -102,4 +102,6 @@ class Account:
             ),
             hold_limit=self.allowance.holding.limit,
             quota_remaining=self.allowance.quota_remaining(now),
+            paused=self.allowance.pause_state(now),
+            slowed=self.allowance.slowdown_state(now),
         )

@@ -92,6 +92,11 @@ class AccountQueue:
         """True if a request waits, or has a slot that it has not used yet."""
         return self.depth > 0 or self.queue.sending is not None
 
+    def held_seconds(self) -> float:
+        """Return the seconds spent on hold or paused so far, those under way included."""
+        paused = self.allowance.control.held_seconds(self._clock.monotonic())
+        return self.holds.seconds() + paused
+
     def rename(self, route: str) -> None:
         """Go on as the queue of another route, which takes what this one took."""
         self.queue.route = route

@@ -18,6 +18,7 @@ from proxy.pacing.account import Account
 from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import HoldOrder
 from proxy.pacing.leases import Alone, Leases
+from proxy.pacing.operators import Operators
 from proxy.pacing.slot import Ending
 from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
@@ -64,6 +65,7 @@ class Accounts:
         )
         self.waiting = Waiting(context)
         self._configured: dict[str, Account] = {}
+        self.operators = Operators(context, self._configured_now)
         self._ids: dict[str, str] = {}
         self._learned = _Table(context, settings.identity.max_learned)
         self._unidentified = _Table(context, settings.identity.max_unidentified)
@@ -106,6 +108,10 @@ class Accounts:
         }
         for account in self.accounts():
             account.apply(handed, taken=new, paced=paced)
+        self.operators.apply(known.values())
+
+    def _configured_now(self) -> Iterable[Account]:
+        return self._configured.values()
 
     def configured(self, name: str) -> Account:
         """Return the account of that configured name."""

@@ -10,8 +10,10 @@ from math import inf
 from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import Holding, HoldOrder
 from proxy.pacing.slot import Refused, Slot
+from proxy.rules.orders import FREE_HAND, Control
 from proxy.rules.quota import Quota, QuotaLeft
 from proxy.rules.retry_budget import RetryBudget
+from proxy.rules.state import PauseState, SlowdownState
 
 
 class Allowance:
@@ -31,15 +33,24 @@ class Allowance:
         self.room_since = 0.0  # when room in flight was last made
         self.refusing = 0  # slots whose 429 is still being read
         self.holding = Holding()
+        self.control: Control = FREE_HAND  # what operators ordered
         self.quota: Quota | None = None  # as the API last announced it
         self._quota_left: QuotaLeft | None = None
         self._budget = RetryBudget()
+        self._counted_pause = 0.0  # seconds
 
     def __repr__(self) -> str:
         return f"<Allowance {self.label}: {self.in_flight} in flight, {self.holding}>"
 
     @property
     def interval(self) -> float:
+        """Seconds between two sends on a paced route, as configured and ordered now."""
+        if self.control is FREE_HAND:
+            return self.configured_interval
+        return self.control.interval(self.context.clock.monotonic(), self.configured_interval)
+
+    @property
+    def configured_interval(self) -> float:
         """Seconds between two sends on a paced route, as configured now."""
         own = self.own_interval
         return self.context.pacing.interval if own is None else own
@@ -55,6 +66,8 @@ class Allowance:
         if self.refusing or not self.has_room():
             return inf
         opens = self.holding.state.opens_at(now)
+        if self.control is not FREE_HAND:
+            opens = max(opens, self.control.opens_at(now))
         if self._quota_left is not None:
             opens = max(opens, self._quota_left.opens_at(now, self.in_flight))
         return opens
@@ -64,8 +77,9 @@ class Allowance:
         return self.in_flight < self.context.pacing.max_in_flight
 
     def may_leave(self, slot: Slot, now: float) -> bool:
-        """True if no refusal keeps that slot's request from leaving."""
-        return not self.refusing and self.holding.may_leave(slot, now)
+        """True if no refusal and no operator keeps that slot's request from leaving."""
+        is_kept = self.refusing or self.control.is_paused(now)
+        return not is_kept and self.holding.may_leave(slot, now)
 
     # What changes it
 
@@ -122,6 +136,29 @@ class Allowance:
         return HoldOrder(at=now, until=until, refusals=refusals, limit=limit)
 
     # What can be seen
+
+    def take_uncounted_pause(self, now: float) -> float:
+        """Return the seconds paused that were not returned before."""
+        held = self.control.held_seconds(now)
+        uncounted, self._counted_pause = held - self._counted_pause, held
+        return uncounted
+
+    def pause_state(self, now: float) -> PauseState | None:
+        """Return what is known of the pause, None if there is none."""
+        pause = self.control.orders.pause
+        if pause is None or not self.control.is_paused(now):
+            return None
+        left = None if pause.until == inf else pause.until - now
+        return PauseState(since=pause.since, remaining_seconds=left)
+
+    def slowdown_state(self, now: float) -> SlowdownState | None:
+        """Return what is known of the interval that an operator ordered, None if there is none."""
+        order = self.control.orders.slowdown
+        if order is None or order.until <= now:
+            return None
+        return SlowdownState(
+            since=order.since, remaining_seconds=order.until - now, interval=order.interval
+        )
 
     def quota_remaining(self, now: float) -> int | None:
         """Return what is left of the quota, until its window ends."""

@@ -105,6 +105,7 @@ class Holds:
         now = self._context.clock.monotonic()
         holdings = [self._allowance.holding, *(queue.holding for queue in self._queues)]
         seconds = max(holding.take_uncounted(now) for holding in holdings)
+        seconds += self._allowance.take_uncounted_pause(now)
         if seconds > 0:
             self._context.metrics.held(self._allowance.label, seconds)
 

@@ -118,11 +118,16 @@ class LeasedQueue:
         if not self.queue.waiters.depth:
             return False
         now = self._clock.monotonic()
+        if self.allowance.control.is_paused(now):
+            return False
         return max(self.allowance.opens_at(now), self.holding.state.opens_at(now)) < inf
 
     def pace_left(self) -> float:
         """Seconds for which the last send of this replica keeps the next one back."""
-        return self.queue.pace_left(self._clock.monotonic(), self.interval)
+        now, allowance = self._clock.monotonic(), self.allowance
+        left = self.queue.pace_left(now, self.interval)
+        as_configured = self.queue.pace_left(now, allowance.configured_interval)
+        return allowance.control.pace_left(now, left, as_configured)
 
     def hold_left(self, *, of_route: bool) -> HoldLeft:
         """The hold of this queue's route alone, or of all routes of its account."""

@@ -113,6 +113,7 @@ class AccountScheduler:
         due = max(not_before, ticket.joined_at, self._allowance.room_since)
         for holding in (self._allowance.holding, queue.holding):
             due = max(due, holding.state.opens_at(-inf))
+        due = max(due, self._allowance.control.opens_at(-inf))
         slot = Slot(queue, ticket, at=now, due_at=min(due, now), not_before=not_before)
         self._allowance.granted(slot, now)
         queue.holding.granted(slot, now)

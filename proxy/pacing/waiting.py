@@ -23,6 +23,7 @@ from proxy.pacing.context import PacingContext
 from proxy.pacing.prediction import predicted_wait, pushes_out
 from proxy.pacing.slot import Ending, Slot, Ticket, Unused, Wait, WaitUntil
 from proxy.problems import Problem, draining, store_unavailable
+from proxy.rules.orders import return_after_pause
 from proxy.rules.pace import fits, in_words, longest_prediction
 from proxy.rules.retry_after import delay_seconds
 
@@ -159,7 +160,7 @@ class Waiting:
         return Problem(
             "queue-full",
             f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
-            " Come back after Retry-After, or ask for a longer pacing.max_wait.",
+            f"{self._why(queue)} Come back after Retry-After, or ask for a longer pacing.max_wait.",
             retry_after=self._return_after(queue, predicted, limit),
             fields={"predicted_wait": round(predicted, 3)},
         )
@@ -169,15 +170,21 @@ class Waiting:
         predicted = predicted_wait(queue, newcomer, self._clock.monotonic())
         return Problem(
             "wait-expired",
-            f"No slot came within {limit:.1f} s.",
+            f"No slot came within {limit:.1f} s.{self._why(queue)}",
             retry_after=self._return_after(queue, predicted, limit),
         )
+
+    def _why(self, queue: AccountQueue) -> str:
+        is_paused = queue.allowance.control.is_paused(self._clock.monotonic())
+        return " An operator has paused the account." if is_paused else ""
 
     def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
         """Return the seconds after which to come back: never before a hold that the API named."""
         named = queue.holds.named_left()
         if queue.holds.is_clamped():
             return delay_seconds(named)
+        if queue.allowance.control.is_open_ended(self._clock.monotonic()):
+            return max(return_after_pause(self._context.random()), delay_seconds(named))
         excess = predicted - longest_prediction(limit)
         if excess <= 0:  # the wait was not too long; there was no place, or it came to nothing
             excess = min(predicted, queue.interval)

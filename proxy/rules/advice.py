@@ -6,8 +6,10 @@ scopes, and nothing that a caller sent.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Literal
 
+from proxy.rules.pace import in_words
 from proxy.rules.state import AccountState
 
 Level = Literal["ok", "busy", "attention", "trouble"]
@@ -24,6 +26,7 @@ _PROBES: Final = {
     False: "The proxy sends nothing until the hold ends; then one request goes first.",
 }
 _WAITING: Final = "Requests wait to be sent at the pace. This is normal."
+_WAITING_PAUSED: Final = "Requests wait until the pause ends."
 _WAITING_HELD: Final = "Requests wait until the hold ends."
 
 
@@ -51,6 +54,7 @@ def level_of(notes: tuple[Note, ...]) -> Level:
 def _notes(state: AccountState, now: float) -> Iterator[Note]:
     yield from _of_token(state)
     yield from _of_holds(state, now)
+    yield from _of_orders(state)
     recent = [refusal for refusal in state.refusals if refusal.at > now - _RECENT]
     if recent:
         yield Note(
@@ -59,7 +63,13 @@ def _notes(state: AccountState, now: float) -> Iterator[Note]:
             "Requests were refused in the last minute; the last refusals show the reasons.",
         )
     if any(route.queue_depth for route in state.routes):
-        yield Note("busy", "waiting", _WAITING_HELD if _is_held(state) else _WAITING)
+        yield Note("busy", "waiting", _waiting(state))
+
+
+def _waiting(state: AccountState) -> str:
+    if state.paused is not None:
+        return _WAITING_PAUSED
+    return _WAITING_HELD if _is_held(state) else _WAITING
 
 
 def _is_held(state: AccountState) -> bool:
@@ -97,6 +107,33 @@ def _of_holds(state: AccountState, now: float) -> Iterator[Note]:
                 f"{_because(route.hold_limit)}. Its callers are told when to come back; other"
                 " routes go on.",
             )
+
+
+def _of_orders(state: AccountState) -> Iterator[Note]:
+    paused, slowed = state.paused, state.slowed
+    if paused is not None:
+        yield Note(
+            "trouble",
+            "paused",
+            f"An operator paused this account at {_time(paused.since)}. Nothing is sent"
+            f"{_until(paused.remaining_seconds)}. `export-proxy resume {state.name}` ends the"
+            " pause.",
+        )
+    if slowed is not None:
+        yield Note(
+            "attention",
+            "slowed down",
+            f"An operator ordered an interval of {slowed.interval:g} s at {_time(slowed.since)},"
+            f" for another {in_words(slowed.remaining_seconds)}.",
+        )
+
+
+def _time(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _until(seconds: float | None) -> str:
+    return " until it is resumed" if seconds is None else f" for another {in_words(seconds)}"
 
 
 def _because(limit: str | None) -> str:

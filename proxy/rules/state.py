@@ -60,11 +60,29 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PauseState:
+    """An operator's pause; `since` in seconds since the epoch, `remaining_seconds` None: no end."""
+
+    since: float
+    remaining_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowdownState:
+    """An interval that an operator ordered; `since` in seconds since the epoch."""
+
+    since: float
+    remaining_seconds: float
+    interval: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
     """One account, or all that are not configured under the name `other`; seconds.
 
     `hold_remaining_seconds` and `hold_limit` are of the hold of all its routes,
-    `hold_named_seconds` is the longest of that and of the holds of single routes.
+    `hold_named_seconds` is the longest of that and of the holds of single routes. `paused` and
+    `slowed` are what an operator ordered.
     """
 
     name: str
@@ -74,6 +92,8 @@ class AccountState:
     hold_named_seconds: float = 0.0
     hold_limit: str | None = None
     quota_remaining: int | None = None
+    paused: PauseState | None = None
+    slowed: SlowdownState | None = None
     token: TokenState | None = None
     refusals: Sequence[Refusal] = ()
 

@@ -39,6 +39,7 @@ from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
 from proxy.store.issued_tokens import SharedTokens
 from proxy.store.leases import SharedLeases
+from proxy.store.orders import SharedOrders
 from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
@@ -79,7 +80,11 @@ class Proxy:
             process=ProcessMetrics(),
         )
         self.refusals = Refusals()
-        self.store, leases = self._connect_store(settings.store, tasks)
+        shared_store = self._connect_store(settings.store, tasks)
+        self.store: Connection | None = None
+        leases: Leases = Alone()
+        if shared_store is not None:
+            self.store, leases = shared_store
         self.drain = drain = Drain()
         self.accounts = Accounts(
             settings,
@@ -90,6 +95,8 @@ class Proxy:
             is_draining=lambda: drain.has_begun,
             closes_at=lambda: drain.closes_at,
         )
+        if shared_store is not None:
+            self._share_orders(*shared_store, tasks)
         self.api = Client(
             settings.upstream,
             settings.upstream.api_url,
@@ -222,16 +229,24 @@ class Proxy:
 
     def _connect_store(
         self, settings: Store, tasks: asyncio.TaskGroup
-    ) -> tuple[Connection | None, Leases]:
+    ) -> tuple[Connection, SharedLeases] | None:
         if not settings.is_shared:
-            return None, Alone()
+            return None
         spawn = tasks.create_task
         connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
         leases = SharedLeases(
             connection, clock=self.clock, metrics=self.metrics, random=random.random
         )
-        self._forever.append(spawn(connection.listen(leases.inbox)))
         return connection, leases
+
+    def _share_orders(
+        self, connection: Connection, leases: SharedLeases, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Obey what operators order at other replicas, and listen to the store."""
+        operators = self.accounts.operators
+        orders = SharedOrders(connection, clock=self.clock, learned=operators.learned)
+        operators.store = orders
+        self._forever.append(tasks.create_task(connection.listen(leases.inbox, orders)))
 
     def _keep_repeats(self, settings: Settings) -> RepeatStore:
         local = LocalRepeats(

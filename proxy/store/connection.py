@@ -15,7 +15,7 @@ the store goes down is answered once, with StoreDown.
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
 from typing import Any, Final, Protocol, cast
@@ -67,7 +67,7 @@ _MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it 
 
 
 class Subscriber(Protocol):
-    """The owner of the connection, which it tells what others publish."""
+    """A part that the connection tells what others publish."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -151,11 +151,11 @@ class Connection:
         if wire is not None:
             wire.close(down)
 
-    async def listen(self, subscriber: Subscriber) -> None:
+    async def listen(self, *subscribers: Subscriber) -> None:
         """Listen, and look whether the store is back, until cancelled."""
         while True:
             try:
-                async with self._subscribed(subscriber) as news:
+                async with self._subscribed(subscribers) as news:
                     self.is_up = True
                     self._metrics.store_is(up=True)
                     _log.info("the store is up")
@@ -163,7 +163,7 @@ class Connection:
                     self._tell(self.restorers)
                     self._tell(self.heartbeats)
                     self.settled.set()
-                    await self._listen(news, subscriber)
+                    await self._listen(news, subscribers)
             except StoreDown as down:
                 self.fail(down)
             # By the wall clock, which replicas have in common.
@@ -189,17 +189,19 @@ class Connection:
                     await self._wire.run("PING")
 
     @asynccontextmanager
-    async def _subscribed(self, subscriber: Subscriber) -> AsyncIterator[PubSub]:
+    async def _subscribed(self, subscribers: Iterable[Subscriber]) -> AsyncIterator[PubSub]:
         """Subscribe for as long as the context lasts, if the store can do what we need."""
         news = self.client.redis.pubsub()
+        channels = [channel for one in subscribers for channel in one.channels]
         wire: Wire | None = None
         try:
             async with self._edge(CONNECT_SECONDS):
                 wire = await self._connect()
-                await news.subscribe(*subscriber.channels)
-                for _ in subscriber.channels:
+                await news.subscribe(*channels)
+                for _ in channels:
                     await news.get_message(timeout=None)
-                await subscriber.self_test(wire)
+                for subscriber in subscribers:
+                    await subscriber.self_test(wire)
                 self._mark = await _read_mark(wire)
             self._wire, wire = wire, None
             yield news  # where we are cancelled, commands under way go on until `close`
@@ -233,8 +235,9 @@ class Connection:
     def _answer_seconds(self) -> float:
         return self.settings.timeout
 
-    async def _listen(self, news: PubSub, subscriber: Subscriber) -> None:
+    async def _listen(self, news: PubSub, subscribers: Iterable[Subscriber]) -> None:
         """Hand on messages for as long as the circuit is closed."""
+        by_channel = {channel: one for one in subscribers for channel in one.channels}
         look_at = self._clock.monotonic() + PROBE
         while self.is_up:
             since = self._clock.monotonic()
@@ -250,7 +253,8 @@ class Connection:
                     await news.ping()
                     message = await news.get_message(timeout=None)
             if message is not None and message["type"] == "message":
-                subscriber.receive(message["data"].decode("ascii", "replace"), since)
+                channel = message["channel"].decode("ascii", "replace")
+                by_channel[channel].receive(message["data"].decode("ascii", "replace"), since)
 
     async def _look_at_mark(self) -> None:
         wire = self._wire

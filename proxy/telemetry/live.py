@@ -68,7 +68,7 @@ class Live(Collector):
         )
         yield of_queue(
             "interval_seconds",
-            "Seconds between two sends, as configured now.",
+            "Seconds between two sends, as configured or ordered now.",
             [(key, queue.interval) for key, queue in queues],
         )
         yield of_account(
@@ -85,6 +85,11 @@ class Live(Collector):
             "hold_named_seconds",
             "What is left of the wait the API named, on the route that waits longest.",
             [((one.name,), one.hold_named_seconds) for one in accounts],
+        )
+        yield of_account(
+            "paused",
+            "1 while an operator's pause lasts.",
+            [((one.name,), one.paused is not None) for one in accounts],
         )
         yield of_account(
             "quota_remaining",

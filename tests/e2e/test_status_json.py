@@ -70,6 +70,8 @@ async def test_the_proxy_says_how_it_is() -> None:
         "hold_named_seconds": 0.0,
         "hold_limit": None,
         "quota_remaining": None,
+        "paused": None,
+        "slowed": None,
         "refusals": [],
         "level": "trouble" if token["expires_in"] is None else "ok",
         "notes": london["notes"],

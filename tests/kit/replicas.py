@@ -19,6 +19,7 @@ from proxy.problems import Problem
 from proxy.settings import Account, Settings
 from proxy.store.connection import Connection
 from proxy.store.leases import SharedLeases
+from proxy.store.orders import SharedOrders
 from proxy.telemetry.metrics import Metrics
 from tests.kit.pacing import wait_of
 from tests.kit.process import until
@@ -63,7 +64,6 @@ class Replica:
             leases = SharedLeases(
                 self.connection, clock=CLOCK, metrics=metrics, random=random.random
             )
-            self._listening = spawn(self.connection.listen(leases.inbox))
         self._leases = leases
         self.accounts = Accounts(
             settings,
@@ -73,6 +73,11 @@ class Replica:
             leases=leases,
             is_draining=lambda: self._is_draining,
         )
+        if self.connection is not None and leases is not None:
+            operators = self.accounts.operators
+            orders = SharedOrders(self.connection, clock=CLOCK, learned=operators.learned)
+            operators.store = orders
+            self._listening = tasks.create_task(self.connection.listen(leases.inbox, orders))
 
     @property
     def store(self) -> Connection:

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from proxy.rules.advice import level_of, notes_on
-from proxy.rules.state import AccountState, QueueState, Refusal, TokenState
+from proxy.rules.state import (
+    AccountState,
+    PauseState,
+    QueueState,
+    Refusal,
+    SlowdownState,
+    TokenState,
+)
 
 NOW = 1_800_000_000.0
 GOOD = TokenState(
@@ -26,6 +33,9 @@ IDLE = AccountState(
 WAITING = (QueueState(name="exports", queue_depth=1, oldest_seconds=2.0, interval=0.5),)
 
 
+SLOWED = SlowdownState(since=NOW, remaining_seconds=90.0, interval=5.0)
+
+
 def refused(ago: float) -> tuple[Refusal, ...]:
     return (Refusal(at=NOW - ago, type="urn:export-proxy:queue-full", detail="Full."),)
 
@@ -38,6 +48,11 @@ def refused(ago: float) -> tuple[Refusal, ...]:
         (replace(IDLE, routes=()), []),
         (replace(IDLE, routes=WAITING), [("busy", "waiting")]),
         (replace(IDLE, hold_remaining_seconds=0.1), [("trouble", "on hold")]),
+        (
+            replace(IDLE, paused=PauseState(since=NOW, remaining_seconds=None)),
+            [("trouble", "paused")],
+        ),
+        (replace(IDLE, slowed=SLOWED), [("attention", "slowed down")]),
         (replace(IDLE, refusals=refused(59.0)), [("attention", "callers refused")]),
         (replace(IDLE, refusals=refused(60.0)), []),
         (replace(IDLE, token=replace(GOOD, missing=("b",))), [("trouble", "scope missing")]),
@@ -108,3 +123,16 @@ def test_held_route_and_the_limit_that_holds_it_are_named() -> None:
 def test_the_missing_scopes_are_named() -> None:
     (note,) = notes_on(replace(IDLE, token=replace(GOOD, missing=("b", "c"))), NOW)
     assert note.advice.startswith("Grant b, c to the client's role")
+
+
+def test_a_pause_says_since_when_and_how_it_ends() -> None:
+    paused = replace(IDLE, paused=PauseState(since=NOW, remaining_seconds=None))
+    assert notes_on(paused, NOW)[0].advice == (
+        "An operator paused this account at 2027-01-15 08:00:00 UTC. Nothing is sent until it is"
+        " resumed. `export-proxy resume london` ends the pause."
+    )
+    paused = replace(IDLE, paused=PauseState(since=NOW, remaining_seconds=90.0))
+    assert "Nothing is sent for another 90.0 s." in notes_on(paused, NOW)[0].advice
+    assert notes_on(replace(IDLE, slowed=SLOWED), NOW)[0].advice == (
+        "An operator ordered an interval of 5 s at 2027-01-15 08:00:00 UTC, for another 90.0 s."
+    )

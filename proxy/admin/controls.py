@@ -1,0 +1,83 @@
+"""What operators can order for an account: to pause, to resume, to send at longer intervals."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any, Final, Literal
+
+from aiohttp import web
+
+from proxy.http.responses import OwnResponse
+from proxy.pacing.account import Account
+from proxy.pacing.accounts import Accounts
+from proxy.rules.orders import BadOrder, check_no_fields, read_pause, read_slowdown
+
+Action = Literal["pause", "resume", "interval"]
+
+_LISTED: Final = 20  # names in one answer
+
+
+class Controls:
+    """Answers what operators order; the accounts obey it at once."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    async def obey(self, action: Action, request: web.Request) -> web.StreamResponse:
+        """Take an order, and answer what the account obeys now."""
+        name = request.match_info["name"]
+        if not self._accounts.is_configured(name):
+            return unknown("account", self._accounts.names())
+        account = self._accounts.configured(name)
+        try:
+            document = _document(await request.read())
+            is_shared = await self._order(action, account, document)
+        except BadOrder as error:
+            return OwnResponse(text=f"{error}\n", status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        now, allowance = self._accounts.context.clock.monotonic(), account.allowance
+        paused, slowed = allowance.pause_state(now), allowance.slowdown_state(now)
+        answer = {
+            "name": name,
+            "paused": None if paused is None else asdict(paused),
+            "slowed": None if slowed is None else asdict(slowed),
+            "interval": allowance.interval,
+            "all_replicas": is_shared,
+        }
+        return OwnResponse(text=json.dumps(answer), content_type="application/json")
+
+    async def _order(self, action: Action, account: Account, document: Mapping[str, Any]) -> bool:
+        """Give the order; True if all replicas obey it. Raises BadOrder."""
+        operators = self._accounts.operators
+        match action:
+            case "pause":
+                return await operators.pause(account, read_pause(document))
+            case "resume":
+                check_no_fields(document)
+                return await operators.resume(account)
+            case "interval":
+                configured = account.allowance.configured_interval
+                interval, seconds = read_slowdown(document, configured=configured)
+                return await operators.slow_down(account, interval, seconds)
+
+
+def _document(body: bytes) -> Mapping[str, Any]:
+    """Return the JSON object of a body; an empty body is an empty one. Raises BadOrder."""
+    if not body.strip():
+        return {}
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise BadOrder("the body must be a JSON object")
+    return document
+
+
+def unknown(kind: str, names: Iterable[str]) -> web.Response:
+    """Answer that there is no account of that name, and list those there are."""
+    known = sorted(names)
+    listed = f"known: {', '.join(known[:_LISTED])}" if known else "none is configured"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    text = f"No such {kind}; {listed}{more}.\n"
+    return OwnResponse(text=text, status=HTTPStatus.NOT_FOUND)

@@ -1,0 +1,198 @@
+"""What operators ordered, as replicas tell each other of it.
+
+The store keeps all orders in one hash (order.lua). Each change answers with all of them, and is
+published; then the other replicas read them. A replica reads them also when the store is back. An
+order that the store was not told, because it was down, is told then, and obeyed meanwhile. If the
+store has lost what it was told, each replica says again what it obeys.
+
+Invariants: what this replica was ordered and the store does not know yet goes before what the store
+says. Times are told as what is left of them, so the clocks of replicas need not agree.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from math import inf
+from secrets import token_hex
+from typing import Final
+
+from proxy.clock import Clock
+from proxy.rules.orders import (
+    LONGEST_SECONDS,
+    NO_ORDERS,
+    Kind,
+    Order,
+    Orders,
+    Pause,
+    Resume,
+    Slowdown,
+    kind_of,
+)
+from proxy.store.client import PREFIX
+from proxy.store.connection import Connection
+from proxy.store.wire import ErrorReply, Reply, StoreDown, Wire, Word
+
+_KEY: Final = PREFIX + "orders"
+_SOURCE: Final = files("proxy.store").joinpath("order.lua").read_text(encoding="utf-8")
+_SHA: Final = hashlib.sha1(_SOURCE.encode(), usedforsecurity=False).hexdigest()
+_LONGEST_MS: Final = round(LONGEST_SECONDS * 1000)
+_FIELDS: Final = 4  # of an order in the answer
+
+Known = dict[str, Orders]
+Learned = Callable[[Mapping[str, Orders]], None]
+
+
+class SharedOrders:
+    """Keeps orders in the store; `learned` is told all of them after each change."""
+
+    def __init__(self, connection: Connection, *, clock: Clock, learned: Learned) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._learned = learned
+        self._me = token_hex(6)
+        self._born = ""  # of the state that was read last
+        self._known: Known = {}
+        self._untold: dict[tuple[str, Kind], Order] = {}
+        connection.restorers.append(self._restore)
+
+    def __repr__(self) -> str:
+        return f"<SharedOrders: {len(self._known)} accounts, {len(self._untold)} untold>"
+
+    # What operators need
+
+    def refresh(self) -> None:
+        """Tell again what is ordered."""
+        self._learned(self._all())
+        self._run("read", lambda _: None)
+
+    async def keep(self, key: str, order: Order) -> bool:
+        """Keep an order for the account of that key; True if the other replicas are told now."""
+        self._untold[key, kind_of(order)] = order
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def answered(is_told: bool) -> None:  # noqa: FBT001 -- the answer is that
+            if not told.done():  # the operator may have left
+                told.set_result(is_told)
+
+        self._tell(key, order, answered)
+        return await told
+
+    # What the connection tells
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channel on which changes are published."""
+        return (_KEY,)
+
+    def receive(self, text: str, _: float) -> None:
+        """Read the orders that another replica has changed."""
+        if text != self._me:
+            self._run("read", lambda _: None)
+
+    async def self_test(self, wire: Wire) -> None:
+        """Run the script once; the server keeps it. Raises StoreDown."""
+        await wire.run("EVAL", _SOURCE, *self._words("read"))
+
+    def _restore(self) -> None:
+        """Tell what the store does not know, and read what it does."""
+        for (key, _), order in self._untold.items():
+            self._tell(key, order, lambda _: None)
+        self._run("read", lambda _: None)
+
+    def _tell(self, key: str, order: Order, told: Callable[[bool], object]) -> None:
+        name = (key, kind_of(order))
+
+        def answered(is_told: bool) -> None:  # noqa: FBT001 -- likewise
+            if is_told and self._untold.get(name) is order:
+                del self._untold[name]
+            told(is_told)
+
+        op = "end" if isinstance(order, Resume) else "keep"
+        self._run(op, answered, _field(*name), order)
+
+    def _run(
+        self,
+        op: str,
+        told: Callable[[bool], object],
+        field: str = "",
+        order: Order | None = None,
+    ) -> None:
+        words = self._words(op, field, order)
+
+        def receive(reply: Reply | StoreDown) -> None:
+            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+                self._connection.send(("EVAL", _SOURCE, *words), receive)
+                return
+            if isinstance(reply, ErrorReply):
+                self._connection.fail(reply.as_down())
+            told(isinstance(reply, list))
+            if isinstance(reply, list):
+                self._read(reply)
+
+        self._connection.send(("EVALSHA", _SHA, *words), receive)
+
+    def _words(self, op: str, field: str = "", order: Order | None = None) -> tuple[Word, ...]:
+        since, left, value = 0, 0, 0
+        if isinstance(order, Pause | Slowdown):
+            since = round(order.since * 1000)
+            seconds = order.until - self._clock.monotonic()
+            left = -1 if seconds == inf else max(0, round(seconds * 1000))
+            value = round(order.interval * 1e6) if isinstance(order, Slowdown) else 0
+        return (1, _KEY, _KEY, self._me, op, field, since, left, value, _LONGEST_MS)
+
+    # What the store says
+
+    def _read(self, reply: list[Reply]) -> None:
+        words = [word.decode("ascii", "replace") for word in reply if isinstance(word, bytes)]
+        if not words or len(words) != len(reply):
+            return
+        lost, self._born = self._born not in {"", words[0]}, words[0]
+        if lost and self._say_again():
+            return  # the answers to that have all of it
+        self._known = _orders(words[1:], self._clock.monotonic())
+        self._learned(self._all())
+
+    def _say_again(self) -> bool:
+        """Tell a store that has lost its state what is obeyed here; True if there is anything."""
+        now = self._clock.monotonic()
+        lost = [
+            (_field(key, kind_of(order)), order)
+            for key, orders in self._known.items()
+            for order in (orders.pause, orders.slowdown)
+            if order is not None and order.until > now
+        ]
+        for field, order in lost:
+            self._run("again", lambda _: None, field, order)
+        return bool(lost)
+
+    def _all(self) -> Known:
+        """Return what the store knows, and what it was not told yet."""
+        known = dict(self._known)
+        for (key, _), order in self._untold.items():
+            known[key] = known.get(key, NO_ORDERS).after(order)
+        return known
+
+
+def _field(key: str, kind: Kind) -> str:
+    return f"{kind} {key}"
+
+
+def _orders(words: list[str], now: float) -> Known:
+    """Return the orders by account; what no replica wrote is left out."""
+    known: Known = {}
+    for start in range(0, len(words) - _FIELDS + 1, _FIELDS):
+        field, *numbers = words[start : start + _FIELDS]
+        kind, _, key = field.partition(" ")
+        try:
+            since, left, value = map(int, numbers)
+        except ValueError:
+            continue
+        until = inf if left < 0 else now + left / 1000
+        orders = known.get(key, NO_ORDERS)
+        if kind == "pause" and not value:  # else it was ended
+            known[key] = orders.after(Pause(since=since / 1000, until=until))
+        elif kind == "slowdown" and until < inf:
+            order = Slowdown(since=since / 1000, until=until, interval=value / 1e6)
+            known[key] = orders.after(order)
+    return known
