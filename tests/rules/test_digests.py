@@ -7,6 +7,13 @@ def test_account_is_known_by_a_hash_of_its_client_id() -> None:
     assert account_id("london") == "6089854c94ca5454b76be6752c562901"
 
 
+def test_uuid_is_one_account_in_either_case_and_other_ids_are_two() -> None:
+    small = "0f5c1c2e-7d3b-4f9a-8a53-9b1f4a6d2c10"
+    assert account_id(small.upper()) == account_id(small)
+    assert account_id(small) != account_id(small[:-1] + "1")
+    assert account_id("London") != account_id("london")
+
+
 def test_lone_surrogate_is_a_client_id_too() -> None:
     assert account_id("\ud800") != account_id("\ud801")
 

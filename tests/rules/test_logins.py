@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from proxy.rules.logins import LoginError, read_call
+from proxy.rules.logins import LoginError, has_control, read_call
 
 GRANT = "grant_type=client_credentials"
 
@@ -63,6 +63,8 @@ UNCERTAIN = {
     "JSON in a list": ("", '[{"client_id": "managed"}]', []),
     "basic without padding": (GRANT, "", [basic("managed:s1")[0].rstrip("=")]),
     "basic in the other alphabet": (GRANT, "", [basic("managed:ÿÿ?>")[0].replace("/", "_")]),
+    "basic with an underscore": (GRANT, "", [basic("?>?>managed:s1")[0].replace("/", "_")]),
+    "basic with a hyphen": (GRANT, "", [basic("~?~>managed:s1")[0].replace("+", "-")]),
     "another case": ("", "client_id=MANAGED&client_secret=s", []),
 }
 
@@ -103,6 +105,27 @@ def test_secret_in_two_places_is_refused() -> None:
 def test_form_of_very_many_fields_is_refused(form: str) -> None:
     with pytest.raises(LoginError):
         read_call("", form.encode(), [])
+
+
+def test_form_of_a_hundred_fields_is_read() -> None:
+    form = "&".join([GRANT, "client_id=c", "client_secret=s", *["a=b"] * 97])
+    assert read_call("", form.encode(), []).login is not None
+
+
+def test_value_may_hold_an_equals_sign() -> None:
+    call = read_call("", f"{GRANT}&client_id=c&client_secret=a=b==".encode(), [])
+    assert call.login is not None
+    assert call.login.secret.decoded == "a=b=="
+
+
+@pytest.mark.parametrize("text", ["a\n", "\x00", "\x1f", "a\x7fb", "\x80", "\x9f"])
+def test_control_character_is_noticed(text: str) -> None:
+    assert has_control(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "a b", "~", "\xa0", "é€"])
+def test_any_other_character_may_be_meant(text: str) -> None:
+    assert not has_control(text)
 
 
 def test_id_is_read_as_it_stood_and_decoded() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.rules.pace import Pace, predicted_wait, return_after
+from proxy.rules.pace import Pace, in_words, predicted_wait, return_after
 
 JITTER = st.floats(0, 1, exclude_max=True)
 
@@ -70,3 +70,19 @@ def test_any_return_is_whole_seconds_and_not_too_early(excess: float, jitter: fl
     seconds = return_after(excess, jitter=jitter)
     assert isinstance(seconds, int)
     assert max(1, excess) <= seconds <= max(2, excess + 2, 1.25 * (excess + 1))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (119.94, "119.9 s"),
+        (120, "2 min"),
+        (5000, "83 min"),
+        (7140, "119 min"),
+        (7200, "2.0 h"),
+        (86400, "24.0 h"),
+    ],
+)
+def test_a_wait_is_said_in_the_unit_people_use(seconds: float, text: str) -> None:
+    assert in_words(seconds) == text

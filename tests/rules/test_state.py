@@ -1,5 +1,7 @@
 """Accounts nobody configured are shown as one."""
 
+from dataclasses import replace
+
 from proxy.rules.state import OTHER, AccountState, QueueState, merged
 
 
@@ -51,3 +53,35 @@ def test_accounts_of_one_name_sum_their_counts_and_show_their_longest_times() ->
         ),
         account("london", in_flight=7),
     )
+
+
+def test_a_queue_shown_as_one_sums_its_sends_and_shows_its_longest_hold() -> None:
+    """Two gaps say nothing of one pace, so there is none then."""
+    first = replace(
+        line("exports"),
+        sent=3,
+        last_gap_seconds=0.5,
+        hold_remaining_seconds=4.0,
+        hold_named_seconds=4.0,
+    )
+    second = replace(
+        line("exports"),
+        sent=4,
+        last_gap_seconds=0.6,
+        hold_remaining_seconds=2.0,
+        hold_named_seconds=90.0,
+        hold_limit="exports.per.day",
+    )
+    alone = replace(line("polls"), sent=9, last_gap_seconds=0.7)
+    (one,) = merged([account(OTHER, first, alone), account(OTHER, second)])
+    assert one.routes == (
+        replace(second, sent=7, last_gap_seconds=None, hold_remaining_seconds=4.0),
+        alone,
+    )
+
+
+def test_accounts_shown_as_one_show_the_hold_the_api_named_and_its_limit() -> None:
+    first = replace(account(OTHER), hold_named_seconds=7.0)
+    second = replace(account(OTHER), hold_named_seconds=90.0, hold_limit="per.minute")
+    (one,) = merged([first, second])
+    assert (one.hold_named_seconds, one.hold_limit) == (90.0, "per.minute")

@@ -31,8 +31,9 @@ def test_answer_of_the_vendor_names_the_client_and_its_organization() -> None:
         {"OAuthClient": {"id": "c", "authorizedGrantType": "CODE"}},
         {"grant_type": "password", "grantType": "password"},
         {"a": {"b": {"c": {"d": {"e": {}}}}}},
+        {"a": [[[[[]]]]]},
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_answer_that_speaks_of_a_person_proves_no_service(person: dict[str, Any]) -> None:
     assert read_answer(200, {**SERVICE, **person}, FIELD) == Named("c", None)
@@ -45,8 +46,10 @@ def test_answer_that_speaks_of_a_person_proves_no_service(person: dict[str, Any]
         {"clonedUser": {}},
         {"userId": ""},
         {"OAuthClient": {"id": "c", "authorizedGrantType": "CLIENT-CREDENTIALS"}},
+        {"a": {"b": {"c": {"d": {}}}}},
+        {"a": [[[[]]]]},
     ],
-    ids=range(4),
+    ids=range(6),
 )
 def test_empty_fields_speak_of_nobody(nobody: dict[str, Any]) -> None:
     assert read_answer(200, {**SERVICE, **nobody}, FIELD) == Named("c", "org")
