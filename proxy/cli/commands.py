@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ from proxy.service.lifecycle import CannotListen
 from proxy.service.process import Service
 from proxy.service.reload import check_secrets
 from proxy.settings import ConfigError, Settings, load, schema
-from proxy.simulator import ClientSpec, SimulatorSettings
+from proxy.simulator import VOICE_SCOPE, ClientSpec, SimulatorSettings
 from proxy.simulator import run as run_simulator
 
 _cli = typer.Typer(
@@ -82,19 +83,40 @@ def run_demo() -> None:
 
 
 @_cli.command()
-def simulate(
+def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's options
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     interval: Annotated[
         float, typer.Option(help="Seconds the API wants between exports of one account.")
     ] = 0.5,
     opaque: Annotated[bool, typer.Option(help="Issue opaque tokens instead of JWTs.")] = False,
+    hold: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for which an account's exports are refused, from its first one on.",
+            min=0,
+            metavar="SECONDS",
+        ),
+    ] = 0.0,
+    scopes: Annotated[
+        str, typer.Option(help="The scopes of every token, with blanks or commas between them.")
+    ] = VOICE_SCOPE,
+    secret: Annotated[
+        str | None, typer.Option(help="The only secret with which clients may log in.")
+    ] = None,
+    slow: Annotated[
+        float,
+        typer.Option(help="Seconds that each answer of the API takes.", min=0, metavar="SECONDS"),
+    ] = 0.0,
 ) -> None:
     """Simulate the export API and its login server; any client may log in."""
+    if not all(map(isfinite, (hold, slow))):
+        raise typer.BadParameter("--hold and --slow take a number of seconds")
+    spec = ClientSpec(
+        secret=secret, scopes=frozenset(scopes.replace(",", " ").split()), opaque=opaque
+    )
     settings = SimulatorSettings(
-        interval=interval,
-        any_client=True,
-        any_client_spec=ClientSpec(secret=None, opaque=opaque),
+        interval=interval, hold=hold, latency=slow, any_client=True, any_client_spec=spec
     )
     try:
         _run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))

@@ -7,10 +7,11 @@ imports it. The rules live in modules that know neither HTTP nor a clock (`limit
 
 from proxy.simulator.app import RunningServer, Simulator, run
 from proxy.simulator.ledger import AccountReport, Arrival
-from proxy.simulator.settings import ClientSpec, SimulatorSettings
+from proxy.simulator.settings import VOICE_SCOPE, ClientSpec, SimulatorSettings
 from proxy.simulator.tokens import SigningKey
 
 __all__ = [
+    "VOICE_SCOPE",
     "AccountReport",
     "Arrival",
     "ClientSpec",

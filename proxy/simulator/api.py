@@ -49,6 +49,7 @@ class Books:
             interval=settings.interval,
             tolerance=settings.tolerance,
             retry_after=settings.retry_after,
+            hold=settings.hold,
         )
         return cls(
             ledger=Ledger(settings.ledger_size),

@@ -54,6 +54,7 @@ class Simulator:
         self._api = ExportApi(
             self._books, self._clocks, allowed_per_minute=settings.allowed_per_minute
         )
+        self._api.latency = settings.latency
         self._login = LoginServer(settings, self._grants, self._books.tokens, self._clocks)
 
     @property

@@ -51,6 +51,8 @@ class Pace:
     interval: float
     tolerance: float
     retry_after: float
+    hold: float = 0
+    """From an account's first arrival on, all are refused for so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,8 @@ class Limiter:
         self._states: dict[str, AccountPace] = {}
 
     def judge(self, account: str, now: float) -> Verdict:
-        state, verdict = judge(self._states.get(account, AccountPace()), now, self._pace)
+        first = AccountPace(eaten_until=now + self._pace.hold)
+        state, verdict = judge(self._states.get(account, first), now, self._pace)
         self._states[account] = state
         return verdict
 

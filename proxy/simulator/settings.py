@@ -28,6 +28,10 @@ class SimulatorSettings:
     tolerance: float = 0.020
     retry_after: float = 1
     """The shortest pause that a 429 asks for; if the true wait is longer, the 429 names that."""
+    hold: float = 0
+    """For so long, from an account's first export on, all of its exports are refused."""
+    latency: float = 0
+    """By so much every answer of the API is held back."""
     clients: Mapping[str, ClientSpec] = field(default_factory=dict)
     any_client: bool = False
     """Clients not listed in `clients` log in too, as `any_client_spec`."""

@@ -104,6 +104,14 @@ def test_eaten_quota_refuses_with_the_time_left() -> None:
     assert limiter.judge("a", 104) == Accepted()
 
 
+def test_a_hold_to_rehearse_begins_with_an_accounts_first_arrival_and_ends_for_good() -> None:
+    limiter = Limiter(Pace(interval=0.5, tolerance=0.02, retry_after=1, hold=30))
+    assert limiter.judge("a", 100) == Refused(Reason.EATEN, 30)
+    assert limiter.judge("b", 120) == Refused(Reason.EATEN, 30)
+    assert limiter.judge("a", 130) == Accepted()
+    assert limiter.judge("a", 131) == Accepted()
+
+
 def test_accounts_do_not_share_a_line_and_reset_forgets_them() -> None:
     limiter = Limiter(Pace(interval=0.5, tolerance=0.02, retry_after=1))
     assert [limiter.judge(account, 1) for account in "ab"] == [Accepted()] * 2
