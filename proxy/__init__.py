@@ -6,6 +6,7 @@ Data flows one way. A request comes in through `http` (the listener) and walks t
 
 * `cli`, `demo`, `service`: the programs; wiring, signals, reload and shutdown are in `service`
 * `forwarding`: the life of one request; `admin`: the port for operators
+* `incidents`: tells a service desk of trouble that lasts; no request waits for it
 * `identity`: from a credential to a value that says who calls
 * `tokens`: one token per managed account, kept fresh
 * `store`: what replicas share, in Redis; it implements what `pacing` needs of a store

@@ -11,6 +11,8 @@ from enum import Enum
 from math import ceil
 from typing import Final, Literal
 
+from proxy.rules.incidents import TroubleKind
+
 PROXY_NAME: Final = "export-proxy"
 
 
@@ -55,7 +57,7 @@ class Kind:
     """One row of the table: what callers can rely on for a problem of this name.
 
     `proxy_error` is the error type of RFC 9209 section 2.3. `variants` are the statuses it may have
-    instead of `status`.
+    instead of `status`, `trouble` the kind of incident it is a sign of.
     """
 
     status: int
@@ -63,6 +65,7 @@ class Kind:
     again: Again
     proxy_error: str
     variants: tuple[int, ...] = ()
+    trouble: TroubleKind | None = None
 
 
 KINDS: Final[Mapping[Name, Kind]] = {
@@ -70,13 +73,23 @@ KINDS: Final[Mapping[Name, Kind]] = {
         400, "The request is malformed", Again.NO, "http_request_error", variants=(417,)
     ),
     "unauthenticated": Kind(401, "No usable credential", Again.NO, "http_request_denied"),
-    "missing-scope": Kind(403, "The token lacks a scope", Again.DEPENDS, "http_request_denied"),
+    "missing-scope": Kind(
+        403,
+        "The token lacks a scope",
+        Again.DEPENDS,
+        "http_request_denied",
+        trouble="scope_missing",
+    ),
     "route-denied": Kind(403, "This path is closed here", Again.NO, "http_request_denied"),
     "not-found": Kind(404, "No route for this path", Again.NO, "http_request_denied"),
     "method-not-allowed": Kind(405, "Not a method of this path", Again.NO, "http_request_denied"),
     "timeout": Kind(408, "The body came too slowly", Again.NO, "http_request_error"),
     "in-doubt": Kind(
-        409, "An equal request may have been carried out", Again.NO, "http_request_denied"
+        409,
+        "An equal request may have been carried out",
+        Again.NO,
+        "http_request_denied",
+        trouble="in_doubt",
     ),
     "too-large": Kind(
         413, "The request is too large", Again.NO, "http_request_error", variants=(431,)
@@ -89,14 +102,27 @@ KINDS: Final[Mapping[Name, Kind]] = {
     "wait-expired": Kind(429, "No slot within the limit", Again.YES, "http_request_denied"),
     "internal": Kind(500, "A bug in the proxy", Again.NO, "proxy_internal_error"),
     "outcome-unknown": Kind(
-        502, "Sent, but the answer was lost", Again.NO, "connection_terminated", variants=(504,)
+        502,
+        "Sent, but the answer was lost",
+        Again.NO,
+        "connection_terminated",
+        variants=(504,),
+        trouble="in_doubt",
     ),
     "bad-upstream": Kind(502, "The API's answer is not usable", Again.NO, "http_protocol_error"),
     "token-rejected": Kind(
-        502, "The login server refuses the credentials", Again.NO, "proxy_configuration_error"
+        502,
+        "The login server refuses the credentials",
+        Again.NO,
+        "proxy_configuration_error",
+        trouble="credentials_rejected",
     ),
     "upstream-unreachable": Kind(
-        503, "The API cannot be reached", Again.YES, "destination_unavailable"
+        503,
+        "The API cannot be reached",
+        Again.YES,
+        "destination_unavailable",
+        trouble="unreachable",
     ),
     "token-unavailable": Kind(503, "No valid token for now", Again.YES, "destination_unavailable"),
     "keys-unavailable": Kind(503, "No signing keys yet", Again.YES, "destination_unavailable"),

@@ -121,6 +121,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.retried("a", "unreachable")
     metrics.repeated("a", "joined")
     metrics.repeat_evicted("a")
+    metrics.incident("hold", "opened")
     metrics.hold_begun("a", "refused")
     metrics.held("a", 1)
     metrics.token_refreshed("a", "startup", "ok")

@@ -11,6 +11,7 @@ from typing import Final, Literal, Self, get_args
 from proxy.clock import Clock
 from proxy.http.request import Request
 from proxy.pacing.account import Account
+from proxy.rules.incidents import Subject, TroubleKind
 from proxy.rules.state import OTHER
 
 _LONGEST_METHOD: Final = 32
@@ -35,7 +36,8 @@ class Exchange:
     time in the queue that a hold took. `first_sent` is when its first try began, `sent_at` the wall
     time of a send that may have been carried out. `is_cut` says that the answer broke off on its
     way to the caller. `correlation_id` is the API's name for it, `problem` that of our refusal,
-    `lacks` what the API's last 403 says is missing.
+    `lacks` what the API's last 403 says is missing. `subject` is what an incident tells of it,
+    `trouble` the kind of incident it is a sign of.
     """
 
     request: Request
@@ -55,6 +57,8 @@ class Exchange:
     correlation_id: str | None = None
     problem: str | None = None
     lacks: str | None = None
+    subject: Subject | None = None
+    trouble: TroubleKind | None = None
     is_cut: bool = False
 
     def __post_init__(self) -> None:

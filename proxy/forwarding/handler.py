@@ -91,6 +91,7 @@ class Handler:
                 managed=found.managed,
                 is_present=request.is_present,
             )
+            self.journal.accepted(exchange)
             if self.repeats.concern(request.method, paced=paced):
                 digests = self.intake.digests(exchange, pending.outgoing)
                 async with self.repeats.answering(pending, self.sender, digests) as answer:

@@ -10,7 +10,9 @@ import structlog
 from proxy.clock import Clock
 from proxy.forwarding.exchange import Exchange
 from proxy.http.request import Request
+from proxy.incidents.watch import Watch
 from proxy.problems import Problem
+from proxy.rules.repeats import SAFE_METHODS
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
 
@@ -22,20 +24,33 @@ class Journal:
     """Keeps the record in metrics, the last refusals and the log; `may_log` bounds its lines."""
 
     def __init__(
-        self, *, clock: Clock, metrics: Metrics, refusals: Refusals, may_log: Callable[[], bool]
+        self,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        refusals: Refusals,
+        watch: Watch,
+        may_log: Callable[[], bool],
     ) -> None:
         self._clock = clock
         self._metrics = metrics
         self._refusals = refusals
+        self._watch = watch
         self._may_log = may_log
 
     def open(self, request: Request) -> Exchange:
         """Return the exchange of a request that has just come."""
         return Exchange(request, _request_id(request), self._clock)
 
+    def accepted(self, exchange: Exchange) -> None:
+        """Note a request that is about to wait for its turn."""
+        if self._watch.is_on and exchange.subject is not None:
+            self._watch.arrived(exchange.account_label, exchange.subject)
+
     def refused(self, exchange: Exchange, problem: Problem) -> None:
         """Note an answer of our own."""
         exchange.ended_here(problem.name)
+        exchange.trouble = problem.kind.trouble
         self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
 
     def failed(self, exchange: Exchange) -> None:
@@ -54,8 +69,20 @@ class Journal:
             seconds=seconds,
             request_id=exchange.id,
         )
+        if self._watch.is_on:
+            self._tell_watch(exchange)
         if self._may_log():
             _log.info("request", **exchange.facts(code=code, seconds=seconds))
+
+    def _tell_watch(self, exchange: Exchange) -> None:
+        """Note what an incident may be made of."""
+        account = exchange.account_label
+        if exchange.origin == "upstream" and exchange.first_sent is not None:
+            self._watch.answered(account, begun=exchange.first_sent)
+        trouble = "scope_missing" if exchange.lacks else exchange.trouble
+        is_safe = exchange.request.method in SAFE_METHODS
+        if trouble is not None and not (trouble == "in_doubt" and is_safe):
+            self._watch.troubled(account, trouble, exchange.subject, exchange.id)
 
 
 def _request_id(request: Request) -> str:

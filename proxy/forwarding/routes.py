@@ -1,12 +1,14 @@
 """The configured routes, ready for matching: which one takes a request, and what it needs there."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
 from proxy.forwarding.exchange import Exchange
 from proxy.http.request import Request
 from proxy.problems import Problem, unauthenticated
+from proxy.rules.incidents import subject_of
 from proxy.rules.needs import (
     ChannelRule,
     NeedRules,
@@ -27,6 +29,7 @@ from proxy.rules.targets import (
 from proxy.settings import Route, Settings
 from proxy.telemetry.metrics import Metrics
 
+_CHANNEL_FIELDS: Final = ("channel", "mediaType")
 _log = structlog.get_logger(__name__)
 
 
@@ -73,6 +76,7 @@ class Routes:
         self._listen = settings.listen
         self._max_body = settings.limits.max_body
         self._metrics = metrics
+        self._tells = settings.incidents is not None
         self._routes = [ForwardingRoute.of(route) for route in settings.routes]
         self._rules = [route.rule for route in self._routes]
 
@@ -136,7 +140,7 @@ class Routes:
         """Return what the request needs; a nested field is logged, or refused if so configured."""
         rules = route.need_rules
         document = None
-        if rules.look_at_body and body:
+        if body and (rules.look_at_body or (self._tells and route.settings.paced)):
             codings = exchange.request.headers.getall("Content-Encoding", ())
             document = read_document(body, list(codings), max_size=self._max_body)
             nested = first_nested(rules.flat_fields, document)
@@ -151,4 +155,7 @@ class Routes:
                         f"{nested.field} must be a plain value at the top level of the body.",
                         fields={"pointer": nested.pointer},
                     )
+        if self._tells:
+            names = [name for channel in rules.channels for name in channel.fields]
+            exchange.subject = subject_of(document, exchange.route, names or _CHANNEL_FIELDS)
         return needs_of(rules, exchange.request.method, document)

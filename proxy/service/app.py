@@ -31,12 +31,16 @@ from proxy.http.request import Request
 from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
+from proxy.incidents.incidents import Incidents
+from proxy.incidents.ledger import NoLedger
+from proxy.incidents.watch import Watch
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.leases import Alone, Leases
 from proxy.problems import PROXY_NAME
 from proxy.service.reload import check_reload, check_start
 from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
+from proxy.store.incidents import SharedLedger
 from proxy.store.issued_tokens import SharedTokens
 from proxy.store.leases import SharedLeases
 from proxy.store.orders import SharedOrders
@@ -137,6 +141,14 @@ class Proxy:
             metrics=self.metrics,
             spawn=tasks.create_task,
         )
+        self.incidents = Incidents(
+            settings,
+            Watch(settings, accounts=self.accounts, tokens=self._tokens, clock=clock),
+            NoLedger() if self.store is None else SharedLedger(self.store, clock=clock),
+            clock=clock,
+            metrics=self.metrics,
+            spawn=tasks.create_task,
+        )
         self._login = TokenCalls(
             settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
         )
@@ -191,6 +203,7 @@ class Proxy:
         for client_id in self._tokens.apply(settings):
             self.identity.forget(client_id)  # an old secret proved these; the new one has to
         self.admin.apply(settings)
+        self.incidents.apply(settings)
         self.handler = self._make_handler()
 
     def begin_drain(self) -> None:
@@ -210,6 +223,7 @@ class Proxy:
         self._tokens.close()
         self.identity.close()
         self.snapshots.close()
+        await self.incidents.close()
         for task in self._forever:
             task.cancel()
         if self.store is not None:
@@ -292,6 +306,7 @@ class Proxy:
                 clock=self.clock,
                 metrics=self.metrics,
                 refusals=self.refusals,
+                watch=self.incidents.watch,
                 may_log=self._may_log,
             ),
         )

@@ -8,6 +8,11 @@ import ssl
 from collections.abc import Iterator
 
 from proxy.http.tls import tls_context, verifying_context
+from proxy.incidents.credentials import (
+    BadCredentials,
+    CredentialsUnreadable,
+    read_credentials,
+)
 from proxy.settings import ConfigError, Settings
 from proxy.tokens.credentials import BadSecretError, Credentials, SecretUnreadableError
 
@@ -18,7 +23,7 @@ def check_start(settings: Settings) -> None:
 
 
 def check_secrets(settings: Settings) -> None:
-    """Raise ConfigError if a secret's file holds what no secret holds."""
+    """Raise ConfigError if a file holds what no secret, or no credentials, are."""
     _refuse([*_bad_secrets(settings)])
 
 
@@ -73,6 +78,19 @@ def _bad_secrets(settings: Settings) -> Iterator[str]:
                 yield f"accounts[{index}].client_secret_file: {error}"
             except SecretUnreadableError:
                 continue
+    yield from _bad_desk_credentials(settings)
+
+
+def _bad_desk_credentials(settings: Settings) -> Iterator[str]:
+    """Yield a line for a file of the incidents' credentials that can be read and is none."""
+    wanted = settings.incidents
+    if wanted is not None:
+        try:
+            read_credentials(wanted.credentials_file, wanted.format)
+        except BadCredentials as error:
+            yield f"incidents.credentials_file: {error}"
+        except CredentialsUnreadable:
+            return  # it may still come; until then nobody is told
 
 
 def _reason(error: OSError) -> str:

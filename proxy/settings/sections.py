@@ -5,6 +5,7 @@ Field names are the YAML keys. Durations are seconds, sizes are bytes, lists are
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -18,10 +19,13 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from proxy.rules.incidents import OWN_COLUMNS, PLACEHOLDERS, unknown_placeholders
 from proxy.settings.values import (
     ApiCall,
     BodySize,
     ClientId,
+    Column,
+    ColumnValue,
     Cost,
     Count,
     FileName,
@@ -50,6 +54,7 @@ from proxy.settings.values import (
     StoreUrl,
     TotalSize,
     Url,
+    is_loopback,
     key_hash,
     number,
 )
@@ -448,6 +453,51 @@ class Repeats(Section):
     """Bytes of all that is remembered."""
 
 
+class IncidentClose(Section):
+    """Columns with which an incident in ServiceNow is closed; `close_notes` are the proxy's own."""
+
+    state: Filled = "7"
+    """Value of `state`: 7 is closed, 6 is resolved."""
+    close_code: Filled = "Resolved by caller"
+    """Value of `close_code`; one of the choices of your instance."""
+
+
+class Incidents(Section):
+    """Who is told of trouble that lasts: one incident per account and kind of trouble."""
+
+    url: Url
+    """The ServiceNow instance, as `https://NAME.service-now.com`, or the receiver of the flat
+    format; https off loopback."""
+    format: Literal["servicenow", "flat"] = "servicenow"
+    """How an incident is told: as a row of the incident table, or as one flat JSON object signed
+    with a key."""
+    credentials_file: FileName
+    """File with a JSON object: `username` and `password`, `bearer`, or `hmac_key` (flat); read
+    again for each call."""
+    open_after: Seconds = 60.0
+    """Seconds a hold lasts before an incident is opened."""
+    fields: Mapping[Column, ColumnValue] = Field(default_factory=dict)
+    """Columns: text with `{account}`, `{kind}`, `{title}`, `{detail}`, `{route}`, `{since}`,
+    `{legal_hold}` and `{channel}`, or true or false; empty: see docs/incidents.md."""
+    close: IncidentClose = IncidentClose()
+    """How an incident in ServiceNow is closed."""
+
+    def _conflicts(self) -> Iterator[_Conflict]:
+        parts = urlsplit(self.url)
+        if parts.scheme.lower() != "https" and not is_loopback(parts.hostname or ""):
+            yield _Conflict(("url",), "must be https, unless it leads to loopback")
+        if self.format == "servicenow" and parts.query:
+            yield _Conflict(("url",), "must have no query where the format is servicenow")
+        for column, template in self.fields.items():
+            if column in OWN_COLUMNS[self.format]:
+                yield _Conflict(("fields", column), "must not be given: it is set without you")
+            for name in unknown_placeholders(template):
+                known = ", ".join(PLACEHOLDERS)
+                yield _Conflict(
+                    ("fields", column), f"{{{name}}} is no placeholder; there are {known}"
+                )
+
+
 class Limits(Section):
     """Sizes in bytes, counts of connections, deadlines in seconds."""
 
@@ -571,6 +621,8 @@ class Settings(Section):
     """Requests that the proxy recognises when a caller sends them again."""
     store: Store = Store()
     """Where the state of the pace lives."""
+    incidents: Incidents | None = None
+    """Who is told of trouble; null tells nobody."""
     limits: Limits = Limits()
     """Bounds on what callers may take."""
     log: Log = Log()

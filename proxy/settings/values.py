@@ -4,6 +4,7 @@ Every complaint is a sentence about its key, and none quotes the value: any valu
 What must agree between two keys is not said here.
 """
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -137,6 +138,20 @@ def key_hash(text: str) -> str:
     return f"sha256:{digits}"
 
 
+def is_loopback(host: str) -> bool:
+    """True if a host name or an address leads to this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _column_value(value: object) -> object:
+    if not isinstance(value, bool | str):
+        raise ValueError("must be text, in quotes if need be, or true or false")  # noqa: TRY004
+    return value
+
+
 def _not_empty(items: tuple[Any, ...]) -> tuple[Any, ...]:
     # A minimal length would be counted without the items that are wrong: a second complaint.
     if not items:
@@ -206,5 +221,12 @@ Prefix = Annotated[
     ),
 ]
 Pattern = Annotated[str, AfterValidator(_path_pattern)]
+Column = Annotated[
+    str,
+    _matching(r"[a-z][a-z0-9_]{0,79}", "must be a column: lower-case letters, digits and '_'"),
+]
+ColumnValue = Annotated[
+    Annotated[str, Field(max_length=4_000)] | bool, BeforeValidator(_column_value)
+]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 Methods = Annotated[tuple[Literal["*", Method], ...], NotEmpty, AfterValidator(_all_or_some)]

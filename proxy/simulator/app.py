@@ -19,6 +19,7 @@ from proxy.simulator.api import Books, Clocks, ExportApi
 from proxy.simulator.grants import GrantOrder, Grants
 from proxy.simulator.ledger import AccountReport, Arrival, Counts, summarise
 from proxy.simulator.login_server import LoginServer
+from proxy.simulator.service_desk import ServiceDesk
 from proxy.simulator.settings import SimulatorSettings
 from proxy.simulator.tokens import Mint, SigningKey
 
@@ -56,6 +57,9 @@ class Simulator:
         )
         self._api.latency = settings.latency
         self._login = LoginServer(settings, self._grants, self._books.tokens, self._clocks)
+
+        self.service_desk = ServiceDesk(settings)
+        """The incident table, with what it was told."""
 
     @property
     def latency(self) -> float:
@@ -144,6 +148,7 @@ class Simulator:
                 web.get("/simulator/report", self._show_report),
                 web.post("/simulator/grants", self._take_grant),
                 web.post("/simulator/reset", self._take_reset),
+                *self.service_desk.routes(),
                 web.route("*", "/{path:.*}", self._api.handle),
             ]
         )

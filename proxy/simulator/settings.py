@@ -44,6 +44,10 @@ class SimulatorSettings:
     """Only announced, in `inin-ratelimit-allowed`; what is enforced is `interval`."""
     organization: str = "simulated-organization"
     """Id of the organization in which the clients work."""
+    incident_columns: frozenset[str] = frozenset({"u_account", "u_channel", "u_legal_hold"})
+    """Columns of its own that the incident table has."""
+    incident_login: tuple[str, str] | None = field(default=None, repr=False)
+    """User and password that the incident table wants; None lets any in."""
     ledger_size: int = 20_000
     """Arrivals, and exports, remembered per account; older ones are forgotten."""
 

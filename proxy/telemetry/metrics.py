@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy import __version__
+from proxy.rules.incidents import KINDS
 from proxy.rules.state import OTHER
 from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
 from proxy.telemetry.history import History
@@ -140,6 +141,12 @@ class Metrics(Collector):
         self._repeats_evicted = counter(
             "repeats_evicted", "Records of sent requests given up before their time.", "account"
         )
+        self._incidents = counter(
+            "incidents",
+            "Incidents told: opened, adopted, updated, closed, dropped; and tries that failed.",
+            "kind",
+            "outcome",
+        )
         self._holds = counter(
             "holds", "Holds begun: refused, quota or operator.", "account", "reason"
         )
@@ -253,6 +260,16 @@ class Metrics(Collector):
     def repeat_evicted(self, account: str) -> None:
         """Count a record of a sent request that was given up before its time."""
         self._repeats_evicted[(account,)] += 1
+
+    def incidents_are_told(self) -> None:
+        """Make the series exist from which a rate is taken, so that the first failure counts."""
+        for kind in (*KINDS, "none"):
+            for outcome in ("opened", "closed", "failed", "dropped"):
+                self._incidents[kind, outcome] += 0
+
+    def incident(self, kind: str, outcome: str) -> None:
+        """Count an incident that was opened, adopted, updated, closed or dropped, or a failure."""
+        self._incidents[kind, outcome] += 1
 
     def hold_begun(self, account: str, reason: str) -> None:
         """Count a hold; the reason is refused, quota or operator."""

@@ -175,8 +175,23 @@ class TokenKeeper:
             missing=sorted(self._schedule.missing),
             next_refresh_in=self._next_refresh_in(),
             issued_at=None if token is None else token.issued_at,
-            rejected=self._is_rejected(),
+            rejected=self.is_rejected,
         )
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Scopes that requests needed and the last token lacked."""
+        return self._schedule.missing
+
+    @property
+    def is_scope_overdue(self) -> bool:
+        """True if a scope is missing that is no longer expected to appear."""
+        return bool(self._schedule.missing) and not self._schedule.is_window_open
+
+    @property
+    def is_rejected(self) -> bool:
+        """True if the login server refused the credentials the last time."""
+        return self._failure is not None and self._failure.is_rejection
 
     # How requests wait.
 
@@ -218,12 +233,9 @@ class TokenKeeper:
     def _comes_before(self, deadline: float) -> bool:
         return self._schedule.next_mint()[0] < deadline
 
-    def _is_rejected(self) -> bool:
-        return self._failure is not None and self._failure.is_rejection
-
     def _notice_new_secret(self) -> None:
         """Allow a mint at once if the login server refused a secret and there is another now."""
-        if self._is_rejected() and self._minter.has_secret_changed():
+        if self.is_rejected and self._minter.has_secret_changed():
             self._schedule.allow_now()
             self._woken.set()
 

@@ -120,7 +120,7 @@ class Run:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Run]:
+async def running(folder: Path) -> AsyncIterator[Run]:
     scopes = {"london": {VOICE_SCOPE, DIGITAL_SCOPE}, "paris": {VOICE_SCOPE}}
     simulator = Simulator(
         SimulatorSettings(
@@ -143,9 +143,16 @@ async def running() -> AsyncIterator[Run]:
         for name in ACCOUNTS
     ]
     pacing = {"interval": INTERVAL, "max_wait": 250}
+    (folder / "desk.json").write_text('{"bearer": "any"}')
     async with (
         simulator.serve(HOST) as api,
-        proxy_for(api.url, accounts=accounts, pacing=pacing, retry={"max_elapsed": 500}) as proxy,
+        proxy_for(
+            api.url,
+            accounts=accounts,
+            pacing=pacing,
+            retry={"max_elapsed": 500},
+            incidents={"url": api.url, "credentials_file": folder / "desk.json"},
+        ) as proxy,
         asyncio.TaskGroup() as callers,
     ):
         yield Run(proxy, simulator, callers)
@@ -220,7 +227,7 @@ async def prometheus(folder: Path, admin_url: str) -> AsyncIterator[Prometheus]:
 @pytest.mark.needs("prometheus")
 async def test_every_panel_and_every_alert_says_what_the_run_was(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        run = await stack.enter_async_context(running())
+        run = await stack.enter_async_context(running(tmp_path))
         server = await stack.enter_async_context(prometheus(tmp_path, run.proxy.admin_url))
         assert (await run.send("london")).status == 202  # so that there is something to begin with
         await server.has_scraped(1)

@@ -11,13 +11,16 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from proxy.incidents.webhook import signature
 from proxy.settings import Account, CallerKey
 from tests.conftest import needs, program
 from tests.kit.client import exchange, parse_response
@@ -244,3 +247,18 @@ def is_valid(text: str) -> bool:
     except json.JSONDecodeError:
         return False
     return True
+
+
+def test_a_signature_is_verified_as_the_page_does_it() -> None:
+    """By its ten lines; a changed body, key or time is found."""
+    page = (ROOT / "docs" / "incidents.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    exec(snippet(page, "python", "def is_genuine"), scope)  # noqa: S102 -- our own page
+    is_genuine = scope["is_genuine"]
+    now, body = int(time.time()), b'{"event": "begin"}'
+    header = signature(b"key", now, body)
+    assert is_genuine(b"key", header, body)
+    assert not is_genuine(b"key", header, body + b" ")
+    assert not is_genuine(b"another", header, body)
+    assert not is_genuine(b"key", header.replace(f"t={now}", f"t={now + 1}"), body)
+    assert not is_genuine(b"key", signature(b"key", now - 3600, body), body)

@@ -1,0 +1,67 @@
+"""What replicas agree on about incidents: who opens one, who still sees its trouble.
+
+With `memory://` there is one replica, and `NoLedger` says so. The shared one is in
+store/incidents.py. With the store down each replica acts as if it were alone: an incident twice is
+better than none.
+"""
+
+from collections.abc import Collection
+from typing import Protocol
+
+
+class Ledger(Protocol):
+    async def lock(self, incident: str) -> bool:
+        """Take the right to open that incident, for a while; False if another replica has it."""
+        ...
+
+    async def unlock(self, incident: str) -> None:
+        """Give that right back."""
+        ...
+
+    async def see(self, incidents: Collection[str]) -> None:
+        """Note that this replica sees the trouble of those incidents."""
+        ...
+
+    async def leave(self, incident: str) -> bool:
+        """Note that it sees that trouble no longer; True if no other replica does."""
+        ...
+
+    async def keep(self, incident: str) -> None:
+        """Note that the incident was announced to a desk that keeps no list of them."""
+        ...
+
+    async def forget(self, incident: str) -> None:
+        """Note that its end was announced."""
+        ...
+
+    async def kept(self, incidents: Collection[str]) -> Collection[str]:
+        """Return those of them that were announced, and not their end."""
+        ...
+
+
+class NoLedger:
+    """The ledger of a replica that is alone: it opens everything, and remembers nothing."""
+
+    async def lock(self, incident: str) -> bool:  # noqa: ARG002
+        """Take the right to open: there is nobody else."""
+        return True
+
+    async def unlock(self, incident: str) -> None:
+        """Give it back: nobody waits for it."""
+
+    async def see(self, incidents: Collection[str]) -> None:
+        """Tell nobody."""
+
+    async def leave(self, incident: str) -> bool:  # noqa: ARG002
+        """Nobody else sees it."""
+        return True
+
+    async def keep(self, incident: str) -> None:
+        """Remember nothing: a restart forgets it anyway."""
+
+    async def forget(self, incident: str) -> None:
+        """Nothing was remembered."""
+
+    async def kept(self, incidents: Collection[str]) -> Collection[str]:  # noqa: ARG002
+        """Nothing was remembered."""
+        return ()

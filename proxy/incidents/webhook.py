@@ -1,0 +1,93 @@
+"""Incidents as one signed POST per begin and end: the flat format.
+
+A receiver verifies `X-Export-Proxy-Signature: t=TIME,v1=HMAC`, the HMAC-SHA256 (RFC 2104) of
+TIME "." body, and refuses a TIME that is long past. After an answer that was lost the same call
+comes again: a receiver goes by `correlation_id`, `event` and `since`.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Collection, Mapping
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from proxy.clock import Clock
+from proxy.incidents.calls import DeskClient, DeskDown
+from proxy.incidents.credentials import CredentialsUnreadable, read_credentials
+from proxy.incidents.desk import Known
+from proxy.incidents.ledger import Ledger
+from proxy.rules.episodes import Episode
+from proxy.rules.incidents import PLACEHOLDERS, Value, columns, utc
+from proxy.settings import Incidents
+
+SIGNATURE: Final = "X-Export-Proxy-Signature"
+DEFAULT_FIELDS: Final[Mapping[str, Value]] = {name: f"{{{name}}}" for name in PLACEHOLDERS}
+
+
+class Webhook:
+    """The desk that is told with one POST each."""
+
+    def __init__(
+        self, settings: Incidents, client: DeskClient, ledger: Ledger, *, clock: Clock
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._ledger = ledger
+        self._clock = clock
+        parts = urlsplit(settings.url)
+        self._target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+
+    @property
+    def takes_updates(self) -> bool:
+        """False: it is told of begin and end."""
+        return False
+
+    def apply(self, settings: Incidents) -> None:
+        """Obey new fields from now on."""
+        self._settings = settings
+
+    async def find(self, incidents: Collection[str]) -> Mapping[str, Known]:
+        """Return those of the incidents whose begin was announced, and not their end."""
+        return dict.fromkeys(await self._ledger.kept(incidents), Known(""))
+
+    async def find_one(self, incident: str) -> Known | None:
+        """Return that incident if its begin was announced, and not its end."""
+        return (await self.find([incident])).get(incident)
+
+    async def open(self, episode: Episode) -> str:
+        """Announce the begin."""
+        await self._announce("begin", episode)
+        await self._ledger.keep(episode.id)
+        return ""
+
+    async def update(self, episode: Episode) -> None:
+        """Tell nothing: it is told of begin and end."""
+
+    async def close(self, episode: Episode) -> None:
+        """Announce the end."""
+        await self._announce("end", episode)
+        await self._ledger.forget(episode.id)
+
+    async def _announce(self, event: Literal["begin", "end"], episode: Episode) -> None:
+        at = episode.over_at if event == "end" else episode.trouble.since
+        body = json.dumps(
+            {
+                **columns(self._settings.fields or DEFAULT_FIELDS, episode.trouble),
+                "event": event,
+                "correlation_id": episode.id,
+                "at": utc(at),
+            }
+        ).encode()
+        try:
+            key = read_credentials(self._settings.credentials_file, "flat").hmac_key
+        except CredentialsUnreadable as error:
+            raise DeskDown(f"credentials_file {error}") from None
+        fields = {SIGNATURE: signature(key, int(self._clock.wall()), body)}
+        await self._client.call("POST", self._target, fields, body)
+
+
+def signature(key: bytes, time: int, body: bytes) -> str:
+    """Return the value of the signature's header for a body that is sent at that wall time."""
+    value = hmac.new(key, f"{time}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={time},v1={value}"
