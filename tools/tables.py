@@ -122,6 +122,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.repeated("a", "joined")
     metrics.repeat_evicted("a")
     metrics.incident("hold", "opened")
+    metrics.merged("a", "exports")
     metrics.hold_begun("a", "refused")
     metrics.held("a", 1)
     metrics.token_refreshed("a", "startup", "ok")

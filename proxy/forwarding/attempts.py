@@ -52,8 +52,9 @@ class PendingRequest:
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
     `caller` takes turns with the other callers of the account. `managed` is the account's own
-    token, sent in the place of the caller's credential. `is_present` says if a caller is still
-    there, `on_sent` is called when the request has left.
+    token, sent in the place of the caller's credential. `may_merge` says that an equal one may get
+    the same answer, `is_present` if a caller is still there; `on_sent` is called when the request
+    has left.
     """
 
     exchange: Exchange
@@ -65,6 +66,7 @@ class PendingRequest:
     managed: TokenKeeper | None
     is_present: Callable[[], bool]
     on_sent: Callable[[], None] = lambda: None
+    may_merge: bool = False
 
     def sent(self, wall: float) -> None:
         """Note that the request left at that wall time."""

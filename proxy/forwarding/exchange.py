@@ -35,9 +35,10 @@ class Exchange:
     user information or a fragment. `limit` is how long it may wait in all, `held` the part of its
     time in the queue that a hold took. `first_sent` is when its first try began, `sent_at` the wall
     time of a send that may have been carried out. `is_cut` says that the answer broke off on its
-    way to the caller. `correlation_id` is the API's name for it, `problem` that of our refusal,
-    `lacks` what the API's last 403 says is missing. `subject` is what an incident tells of it,
-    `trouble` the kind of incident it is a sign of.
+    way to the caller, `is_merged` that it is the answer to an equal request. `correlation_id` is
+    the API's name for it, `problem` that of our refusal, `lacks` what the API's last 403 says is
+    missing. `subject` is what an incident tells of it, `trouble` the kind of incident it is a sign
+    of.
     """
 
     request: Request
@@ -60,6 +61,7 @@ class Exchange:
     subject: Subject | None = None
     trouble: TroubleKind | None = None
     is_cut: bool = False
+    is_merged: bool = False
 
     def __post_init__(self) -> None:
         self.arrived = self.clock.monotonic()
@@ -133,6 +135,7 @@ class Exchange:
             "token": round(self.spent["token"], 4),
             "upstream": round(self.spent["upstream"], 4),
             "attempts": len(self.attempts),
+            "merged": self.is_merged,
             "peer": self.request.peer,
         }
         optional = {

@@ -18,9 +18,10 @@ from typing import Any, Final
 from proxy.clock import Clock, Timer
 from proxy.forwarding.attempts import PendingRequest
 from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.relay import read_or_keep
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.messages import Answer, OutcomeUnknown
+from proxy.http.messages import Answer
 from proxy.http.received import Response
 from proxy.problems import Problem
 from proxy.rules.repeats import (
@@ -172,7 +173,7 @@ class Flights:
         try:
             answer = await sender.send(watched)
             if isinstance(answer, Response):
-                answer = await self._read(answer)
+                answer = await read_or_keep(self._api, answer, MAX_ANSWER)
             flight.done.set_result(answer)
         except Problem as problem:
             flight.done.set_result(problem)
@@ -183,21 +184,6 @@ class Flights:
             flight.done.cancel()  # where it was given up
             if not flight.callers:
                 self._settle(flight)
-
-    async def _read(self, response: Response) -> Answer | Response:
-        """Read an answer whole; one that is too large or breaks off is still to be streamed."""
-        body = bytearray()
-        try:
-            while chunk := await self._api.next_chunk(response):
-                body += chunk
-                if len(body) > MAX_ANSWER:
-                    break
-            else:
-                return Answer(response.status, *response.head(), bytes(body))
-        except OutcomeUnknown:
-            pass  # what has come goes to the caller, cut short as it is
-        response.keep(bytes(body))
-        return response
 
     def _settle(self, flight: Flight) -> None:
         """Keep of a flight that is over what its repeats need."""

@@ -89,6 +89,7 @@ class Handler:
                 outgoing=self.relay.outgoing(request, target, body),
                 needs=self.routes.needs(exchange, route, body),
                 managed=found.managed,
+                may_merge=paced and route.settings.merge,
                 is_present=request.is_present,
             )
             self.journal.accepted(exchange)

@@ -82,3 +82,19 @@ class Relay:
         if not has_id:
             marked.append(("X-Request-Id", exchange.id))
         return marked
+
+
+async def read_or_keep(api: Client, answer: Response, limit: int) -> Answer | Response:
+    """Read an answer whole; one that is too long or breaks off is still to be streamed."""
+    body = bytearray()
+    try:
+        while chunk := await api.next_chunk(answer):
+            body += chunk
+            if len(body) > limit:
+                break
+        else:
+            return Answer(answer.status, *answer.head(), bytes(body))
+    except OutcomeUnknown:
+        pass  # what has come goes to the caller, cut short as it is
+    answer.keep(bytes(body))
+    return answer

@@ -2,14 +2,16 @@
 
 A request is sent again only if the API refused it (429; 401 or 403 with a stale token) or if it
 provably never left. It keeps its place in the order of arrival, so it goes back to the front of its
-queue; so does one that lost its slot while it connected, which is no attempt. Bounds: attempts,
-elapsed time, what the caller will still wait, the account's retry budget.
+queue; so does one that lost its slot while it connected, which is no attempt. A send that equal
+reads share (merging.py) is an attempt of each. Bounds: attempts, elapsed time, what the caller will
+still wait, the account's retry budget.
 Never after something was sent and no answer came: it may have been carried out. Only a safe request
 goes out once more, where the API closed an idle connection just as it was used.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 
 from proxy.clock import Clock
@@ -17,6 +19,7 @@ from proxy.forwarding.api_refusals import ApiRefusal
 from proxy.forwarding.attempts import Attempts, PendingRequest, outcome_unknown
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.merging import Group, Merging, Outcome
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
 from proxy.http.received import Response
 from proxy.pacing.accounts import Accounts
@@ -43,6 +46,7 @@ class Sender:
         accounts: Accounts,
         drain: Drain,
         attempts: Attempts,
+        merging: Merging,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -50,6 +54,7 @@ class Sender:
         self._accounts = accounts
         self._drain = drain
         self._attempts = attempts
+        self._merging = merging
         self._rules = RetryRules(settings.retry)
 
     async def send(self, pending: PendingRequest) -> Response | Answer:
@@ -66,6 +71,13 @@ class Sender:
             caller=pending.caller.id,
             weight=pending.caller.weight,
         )
+        with self._merging.joined(pending, ticket) as group:
+            return await self._send(pending, ticket, group)
+
+    async def _send(
+        self, pending: PendingRequest, ticket: Ticket, group: Group | None
+    ) -> Response | Answer:
+        exchange = pending.exchange
         refusal: ApiRefusal | None = None
         while True:
             managed = pending.managed
@@ -78,8 +90,8 @@ class Sender:
                 if refusal is None or self._drain.has_begun:
                     raise
                 return refusal.passed_on(pending.queue.holds.named_left())
-            with slot:
-                outcome = await self._attempts.make(pending, slot, token)
+            outcome = await self._outcome(pending, ticket, token, slot=slot, group=group)
+            exchange.is_merged = slot is None
             match outcome:
                 case Withheld():
                     pass  # no try, so nothing is counted; it is first in the queue again
@@ -89,9 +101,53 @@ class Sender:
                     await self._back_off(pending)
                 case ApiRefusal() as refusal:
                     if not await self._goes_back(pending, ticket, token, refusal):
-                        return refusal.passed_on(pending.queue.holds.named_left())
-                case Response() as response:
-                    return response
+                        return self._final(
+                            pending, refusal.passed_on(pending.queue.holds.named_left())
+                        )
+                case Response() | Answer():
+                    return self._final(pending, outcome)
+
+    async def _outcome(
+        self,
+        pending: PendingRequest,
+        ticket: Ticket,
+        token: Token | None,
+        *,
+        slot: Slot | None,
+        group: Group | None,
+    ) -> Outcome:
+        """Send once, with a slot, or wait for the send that takes the request along."""
+        if group is not None and slot is None:
+            return await self._taken_along(pending, ticket, group)
+        assert slot is not None  # noqa: S101 -- for the type checker
+        if group is not None and group.others_wait(ticket):
+            send = partial(self._attempts.make, slot=slot, token=token)
+            return await group.send(pending, ticket, slot, send)
+        with slot:
+            return await self._attempts.make(pending, slot, token)
+
+    async def _taken_along(self, pending: PendingRequest, ticket: Ticket, group: Group) -> Outcome:
+        """Wait for what became of the send of an equal request, which counts as an attempt."""
+        exchange, begun = pending.exchange, self._clock.monotonic()
+        with exchange.spending("upstream"):
+            outcome = await group.outcome(pending, ticket)
+        match outcome:
+            case ApiRefusal(reason="rate_limited"):
+                exchange.attempted("refused", begun=begun)
+            case ApiRefusal(reason=None) | Answer() | Response():
+                exchange.attempted("answered", begun=begun)
+            case ApiRefusal():
+                exchange.attempted("stale token", begun=begun)
+            case OutcomeUnknown() | Unsent() | Withheld():
+                return Withheld()  # it was no attempt of this one
+        if isinstance(outcome, ApiRefusal):
+            exchange.lacks = outcome.lacks
+        return outcome
+
+    def _final(self, pending: PendingRequest, answer: Answer | Response) -> Answer | Response:
+        if pending.exchange.is_merged:
+            self._metrics.merged(pending.account.label, pending.exchange.route)
+        return answer
 
     async def _token(self, pending: PendingRequest, managed: TokenKeeper) -> Token:
         """Return a fresh token before a slot is taken, so that a slow login server burns none."""
@@ -99,10 +155,11 @@ class Sender:
         with self._waiting_for_token(exchange):
             return await managed.usable(pending.needs.scopes, limit=exchange.may_wait)
 
-    async def _slot(self, pending: PendingRequest, ticket: Ticket, wait: Wait) -> Slot:
+    async def _slot(self, pending: PendingRequest, ticket: Ticket, wait: Wait) -> Slot | None:
         """Wait for a slot as long as the request may still wait and may still be sent again.
 
-        If it gets none and its answer was lost before, that is how it ends.
+        None if the send of an equal request takes it along. If it gets no slot and its answer was
+        lost before, that is how it ends.
         """
         exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
         if not ticket.has_joined:
@@ -144,11 +201,13 @@ class Sender:
             case None:
                 return False
             case "rate_limited":
+                if exchange.is_merged:
+                    return True  # another one is sent for it, or is refused
                 goes_back, reason = account.allowance.spend_retry(), "rate_limited"
             case renewal:  # bounded by itself: once a request
                 goes_back = await self._is_renewed(pending, token, renewal)
                 reason = "stale_token"
-        if goes_back:
+        if goes_back and not exchange.is_merged:
             self._metrics.retried(account.label, reason)
         return goes_back
 

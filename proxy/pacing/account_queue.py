@@ -85,7 +85,7 @@ class AccountQueue:
     @property
     def interval(self) -> float:
         """Seconds between two sends on this queue; 0 where the route is not paced."""
-        return self.allowance.interval if self.queue.paced else 0.0
+        return self.allowance.interval_on(self.route) if self.queue.paced else 0.0
 
     @property
     def is_in_use(self) -> bool:
@@ -108,7 +108,7 @@ class AccountQueue:
 
     def keep_pace_of(self, other: "AccountQueue") -> None:
         """Keep the distance from the last send of another queue, too."""
-        self.queue.inherit(other.queue, self.allowance.interval)
+        self.queue.inherit(other.queue, self.allowance.interval_on(self.route))
 
     # When it is due
 
@@ -120,7 +120,7 @@ class AccountQueue:
         """Return when pace and lease allow the holder of a slot to send."""
         if not self.queue.paced:
             return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
-        interval = self.allowance.interval * self.allowance.spread
+        interval = self.interval * self.allowance.spread
         return self.leased.in_turn(self.queue.opens_at(now, interval))
 
     def paced_due(self, now: float) -> float:

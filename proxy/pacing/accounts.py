@@ -81,6 +81,9 @@ class Accounts:
         self.context.retry_rules = RetryRules(settings.retry)
         self.context.reserve = _reserve(settings)
         self.context.hold_rules = {route.name: route.hold for route in settings.routes}
+        self.context.intervals = {
+            route.name: route.interval for route in settings.routes if route.interval is not None
+        }
         self._learned.limit = settings.identity.max_learned
         self._unidentified.limit = settings.identity.max_unidentified
         known = {self._ids[name]: account for name, account in self._configured.items()}

@@ -11,6 +11,7 @@ from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import Holding, HoldOrder
 from proxy.pacing.slot import Refused, Slot
 from proxy.rules.orders import FREE_HAND, Control
+from proxy.rules.pace import interval_of
 from proxy.rules.quota import Quota, QuotaLeft
 from proxy.rules.retry_budget import RetryBudget
 from proxy.rules.state import PauseState, SlowdownState
@@ -44,16 +45,30 @@ class Allowance:
 
     @property
     def interval(self) -> float:
-        """Seconds between two sends on a paced route, as configured and ordered now."""
+        """Seconds between two sends on a paced route without an interval of its own, now."""
+        return self._as_ordered(self.configured_interval)
+
+    def interval_on(self, route: str) -> float:
+        """Return the seconds between two sends on that paced route, as configured and ordered."""
+        return self._as_ordered(self.configured_interval_on(route))
+
+    def _as_ordered(self, configured: float) -> float:
         if self.control is FREE_HAND:
-            return self.configured_interval
-        return self.control.interval(self.context.clock.monotonic(), self.configured_interval)
+            return configured
+        return self.control.interval(self.context.clock.monotonic(), configured)
 
     @property
     def configured_interval(self) -> float:
-        """Seconds between two sends on a paced route, as configured now."""
-        own = self.own_interval
-        return self.context.pacing.interval if own is None else own
+        """Seconds between two sends on a paced route without an interval of its own."""
+        return self.configured_interval_on(None)
+
+    def configured_interval_on(self, route: str | None) -> float:
+        """Return the seconds between two sends on that paced route, as configured."""
+        return interval_of(
+            self.context.pacing.interval,
+            account=self.own_interval,
+            route=None if route is None else self.context.intervals.get(route),
+        )
 
     @property
     def spread(self) -> int:
@@ -116,8 +131,10 @@ class Allowance:
             at=now, until=now + min(named, clamp), named_until=now + named, limit=limit
         )
 
-    def order_of(self, slot: Slot, refused: Refused, holding: Holding, now: float) -> HoldOrder:
-        """Return the hold that a refusal asks for.
+    def order_of(
+        self, slot: Slot, refused: Refused, holding: Holding, now: float, *, interval: float
+    ) -> HoldOrder:
+        """Return the hold that a refusal asks for, on a route with that interval.
 
         Without a usable time it grows with the refusals in a row; a time that was named before
         still stands.
@@ -132,7 +149,7 @@ class Allowance:
         elif refused.seconds > 0:
             return replace(self.clamped(now, refused.seconds, limit), refusals=refusals)
         else:
-            until = slot.sent_at + slot.cost * self.interval  # the normal pace
+            until = slot.sent_at + slot.cost * interval  # the normal pace
         return HoldOrder(at=now, until=until, refusals=refusals, limit=limit)
 
     # What can be seen

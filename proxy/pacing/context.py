@@ -35,6 +35,7 @@ class PacingContext:
     closes_at: Callable[[], float] = lambda: inf  # when whatever waits then is refused; monotonic
     leases: Leases = field(default_factory=Alone)
     hold_rules: Mapping[str, HoldRule] = field(default_factory=dict)  # by route
+    intervals: Mapping[str, float] = field(default_factory=dict)  # of routes with one of their own
     hold_organization: HoldOrganization = lambda *_: None
     taken: Mapping[str, Taken] = field(default_factory=dict)  # by each paced route
     inherited: Mapping[str, float] = field(default_factory=dict)  # when it took others' paths

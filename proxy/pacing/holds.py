@@ -74,7 +74,13 @@ class Holds:
         reach = reach_of(refused.limit, rule, named=named, maximum=clamp)
         held = queue.leased if reach.is_route else None
         holding = self._holding(held)
-        order = self._allowance.order_of(slot, Refused(named, refused.limit), holding, now)
+        order = self._allowance.order_of(
+            slot,
+            Refused(named, refused.limit),
+            holding,
+            now,
+            interval=self._allowance.interval_on(queue.route),
+        )
         holding.refused(slot)
         self.begin(order, held, "refused")
         if reach.is_organization and self._allowance.organization is not None:

@@ -76,7 +76,7 @@ class LeasedQueue:
     @property
     def interval(self) -> float:
         """Seconds between two sends on this queue; 0 where the route is not paced."""
-        return self.allowance.interval if self.queue.paced else 0.0
+        return self.allowance.interval_on(self.route) if self.queue.paced else 0.0
 
     @property
     def lease(self) -> Lease:
@@ -126,8 +126,8 @@ class LeasedQueue:
         """Seconds for which the last send of this replica keeps the next one back."""
         now, allowance = self._clock.monotonic(), self.allowance
         left = self.queue.pace_left(now, self.interval)
-        as_configured = self.queue.pace_left(now, allowance.configured_interval)
-        return allowance.control.pace_left(now, left, as_configured)
+        configured = allowance.configured_interval_on(self.route)
+        return allowance.control.pace_left(now, left, self.queue.pace_left(now, configured))
 
     def hold_left(self, *, of_route: bool) -> HoldLeft:
         """The hold of this queue's route alone, or of all routes of its account."""

@@ -114,6 +114,7 @@ class AccountScheduler:
         for holding in (self._allowance.holding, queue.holding):
             due = max(due, holding.state.opens_at(-inf))
         due = max(due, self._allowance.control.opens_at(-inf))
+        ticket.had_slot = True
         slot = Slot(queue, ticket, at=now, due_at=min(due, now), not_before=not_before)
         self._allowance.granted(slot, now)
         queue.holding.granted(slot, now)

@@ -84,8 +84,10 @@ class Ticket:
     """A request's place in the order of arrival; it keeps its number when it is sent again.
 
     `caller` is whose turn it takes among the callers of the queue, with a `weight` of 1 or more.
-    `has_returned` is true once it comes back after it had a slot.
-    `offer` is set while the ticket is in a queue; its result is the slot, or why there is none.
+    `had_slot` says that it had a slot, `has_returned` that it is in the queue again since.
+    Of tickets with one `group`, the first slot is for all.
+    `offer` is set while the ticket is in a queue; its result is the slot, or why there is none, or
+    None for a request that is taken along.
     `deadline` is the last moment at which a slot is of use. From `undecided_from` on, the ticket
     only waits to learn from the store whether a slot is free.
     """
@@ -94,6 +96,8 @@ class Ticket:
         "caller",
         "cost",
         "deadline",
+        "group",
+        "had_slot",
         "has_returned",
         "is_present",
         "joined_at",
@@ -118,13 +122,15 @@ class Ticket:
         self.request_id = request_id
         self.caller = caller
         self.weight = weight
+        self.group: object | None = None
+        self.had_slot = False
         self.has_returned = False
         self.cost = cost
         self.is_present = is_present
         self.joined_at = -inf
         self.deadline = inf
         self.undecided_from = inf
-        self.offer: asyncio.Future[Slot | Ending] | None = None
+        self.offer: asyncio.Future[Slot | Ending | None] | None = None
 
     def __repr__(self) -> str:
         return f"<Ticket {self.number}: {'waiting' if self.offer else 'not waiting'}>"
@@ -143,6 +149,11 @@ class Ticket:
         """End the wait without a slot, unless it has ended."""
         if self.offer is not None and not self.offer.done():
             self.offer.set_result(ending)
+
+    def take_along(self) -> None:
+        """End the wait: the send of a request of the same group is for this one, too."""
+        if self.offer is not None and not self.offer.done():
+            self.offer.set_result(None)
 
     def __lt__(self, other: "Ticket") -> bool:
         return self.number < other.number

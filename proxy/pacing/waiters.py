@@ -7,6 +7,7 @@ c / weight. The caller with the smallest virtual start goes next. A caller that 
 the virtual time of the queue, that of the last send, so it waits one round at most, however many
 requests the others have; and it gains nothing by having been away. A request that comes back,
 because the API refused it or it lost its slot, goes before all others: its caller has paid for it.
+The tickets of one group are sent as one, so those of one caller cost together what one costs.
 
 Invariants: `first` is always a ticket that waits. `depth` and `cost` count the tickets that wait.
 A ticket that left deeper in a heap stays there until it comes to the front, or until most of the
@@ -29,7 +30,7 @@ _ROUNDING: Final = 1e-6
 class _Line:
     """The tickets of one caller, by arrival; the first of its heap always waits."""
 
-    __slots__ = ("cost", "depth", "heap", "start", "weight")
+    __slots__ = ("cost", "depth", "groups", "heap", "start", "weight")
 
     def __init__(self, start: float) -> None:
         self.heap: list[Ticket] = []
@@ -37,6 +38,7 @@ class _Line:
         self.weight = 1
         self.cost = 0.0
         self.depth = 0
+        self.groups: dict[object, int] = {}  # how many tickets of each wait
 
     def waiting(self) -> Iterator[Ticket]:
         """All that wait, in no order."""
@@ -45,7 +47,10 @@ class _Line:
     def add(self, ticket: Ticket) -> None:
         heapq.heappush(self.heap, ticket)
         self.weight = ticket.weight
-        self.cost += ticket.cost
+        if not self.has_group_of(ticket):
+            self.cost += ticket.cost
+        if ticket.group is not None:
+            self.groups[ticket.group] = self.groups.get(ticket.group, 0) + 1
         self.depth += 1
         if len(self.heap) > 2 * self.depth + _KEPT:
             self.heap = list(self.waiting())
@@ -53,14 +58,44 @@ class _Line:
 
     def remove(self, ticket: Ticket) -> None:
         """Count a ticket out, whose offer is gone."""
-        self.cost -= ticket.cost
         self.depth -= 1
         if self.depth == 0:
             self.cost = 0.0  # sums of fractions leave a rounding error
             self.heap.clear()
+            self.groups.clear()
             return
+        if ticket.group is not None:
+            self.groups[ticket.group] -= 1
+            if not self.groups[ticket.group]:
+                del self.groups[ticket.group]
+        if not self.has_group_of(ticket):
+            self.cost -= ticket.cost
         while self.heap[0].offer is None:
             heapq.heappop(self.heap)
+
+    def has_group_of(self, ticket: Ticket) -> bool:
+        """True if a ticket of the same group waits."""
+        return ticket.group is not None and ticket.group in self.groups
+
+    def cost_before(self, ticket: Ticket) -> float:
+        """Return the cost of those that go before a ticket of this caller; it may be a newcomer."""
+        is_one_of_many = self.has_group_of(ticket)
+        if not ticket.has_joined and not is_one_of_many:
+            return self.cost
+        earlier = [ticket.number]
+        if is_one_of_many:
+            earlier += [one.number for one in self.waiting() if one.group is ticket.group]
+        return sum(one.cost for one in self.to_send() if one.number < min(earlier))
+
+    def to_send(self) -> Iterator[Ticket]:
+        """All that wait in order, of each group the first."""
+        seen: set[object] = set()
+        for ticket in sorted(self.waiting()):
+            if ticket.group is None:
+                yield ticket
+            elif ticket.group not in seen:
+                seen.add(ticket.group)
+                yield ticket
 
     def cost_until(self, virtual: float) -> float:
         """Return the cost of the tickets that start at that virtual time or before.
@@ -116,28 +151,27 @@ class Waiters:
 
     def add(self, ticket: Ticket) -> None:
         """Take in a ticket, which has an offer."""
-        self.cost += ticket.cost
         self.depth += 1
-        if ticket.has_returned:
-            self._returned.add(ticket)
-            return
-        line = self._lines.get(ticket.caller)
+        line = self._returned if ticket.has_returned else self._lines.get(ticket.caller)
+        is_new = line is None
         if line is None:
             line = self._lines[ticket.caller] = _Line(self._start_of(ticket.caller))
-            line.add(ticket)
+        before = line.cost
+        line.add(ticket)
+        self.cost += line.cost - before
+        if is_new:
             self._get_ready(ticket.caller, line)
-        else:
-            line.add(ticket)
 
     def remove(self, ticket: Ticket) -> None:
         """Let a ticket go, with its offer; nothing happens if it does not wait."""
         if ticket.offer is None:
             return
         ticket.offer = None
-        self.cost -= ticket.cost
         self.depth -= 1
         line = self._returned if ticket.has_returned else self._lines[ticket.caller]
+        before = line.cost
         line.remove(ticket)
+        self.cost += line.cost - before
         if not line.depth and line is not self._returned:
             del self._lines[ticket.caller]
         if self.depth == 0:
@@ -171,12 +205,13 @@ class Waiters:
 
     def cost_before(self, ticket: Ticket) -> float:
         """Return the cost of all that go before a ticket that is not in the queue."""
-        if ticket.has_joined:
+        if ticket.had_slot:
             return sum(other.cost for other in self._returned.waiting() if other < ticket)
         own = self._lines.get(ticket.caller)
-        virtual = self._virtual_start(ticket)
+        ahead = 0.0 if own is None else own.cost_before(ticket)
+        virtual = self._virtual_start(ticket, ahead)
         return self._returned.cost + sum(
-            line.cost if line is own else line.cost_until(virtual) for line in self._lines.values()
+            ahead if line is own else line.cost_until(virtual) for line in self._lines.values()
         )
 
     def cost_at_deadlines(self, ticket: Ticket) -> Iterator[tuple[float, float]]:
@@ -184,12 +219,14 @@ class Waiters:
 
         That cost does not count the newcomer.
         """
-        virtual = self._virtual_start(ticket)
         own = self._lines.get(ticket.caller)
+        if own is not None and own.has_group_of(ticket):
+            return  # it goes with another one
+        virtual = self._virtual_start(ticket, 0.0 if own is None else own.cost)
         order: list[tuple[float, int, Ticket]] = []
         for line in self._lines.values():
             start = line.start
-            for other in sorted(line.waiting()):
+            for other in line.to_send():
                 order.append((start if line is not own else -inf, other.number, other))
                 start = round(start + other.cost / line.weight, _DIGITS)
         cost = self._returned.cost
@@ -198,11 +235,12 @@ class Waiters:
                 yield other.deadline, cost
             cost += other.cost
 
-    def _virtual_start(self, ticket: Ticket) -> float:
+    def _virtual_start(self, ticket: Ticket, ahead: float) -> float:
+        """Return where a ticket starts behind others of its caller that cost so much."""
         line = self._lines.get(ticket.caller)
         if line is None:
             return self._start_of(ticket.caller)
-        return round(line.start + line.cost / line.weight, _DIGITS)
+        return round(line.start + ahead / line.weight, _DIGITS)
 
     def _start_of(self, caller: Hashable) -> float:
         return max(self._virtual, self._finishes.get(caller, -inf))

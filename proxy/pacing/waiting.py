@@ -69,8 +69,8 @@ class Waiting:
         self._count(queue, ticket, "refused", 0.0)
         raise self._full(queue, predicted, limit)
 
-    async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot:
-        """Wait for a slot, in order of arrival.
+    async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot | None:
+        """Wait for a slot, in order of arrival; None if another send takes the request along.
 
         A cancelled caller gives place or slot back; one found gone is cancelled. Raises the
         Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
@@ -79,7 +79,7 @@ class Waiting:
         free = self.free_slot(queue, ticket, wait)
         if free is not None:
             return free
-        ticket.has_returned = ticket.has_joined
+        ticket.has_returned = ticket.had_slot
         now = ticket.joined_at = self._clock.monotonic()
         if isinstance(wait, WaitUntil) and wait.at < now:
             self._count(queue, ticket, "expired", 0.0)
@@ -94,17 +94,19 @@ class Waiting:
             return None
         if not ticket.is_present():
             return None
-        ticket.has_returned = ticket.has_joined
+        ticket.has_returned = ticket.had_slot
         ticket.joined_at, ticket.deadline = now, ends
         self._count(queue, ticket, "sent", 0.0)
         return queue.scheduler.grant(queue, ticket, now)
 
-    async def _wait(self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float) -> Slot:
+    async def _wait(
+        self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float
+    ) -> Slot | None:
         ends = wait.at if isinstance(wait, WaitUntil) else now
         known = now + self._context.leases.answer_timeout  # whether a slot is free
         ticket.deadline = max(ends, known)
         ticket.undecided_from = ends if ends < known else inf
-        offer: asyncio.Future[Slot | Ending] = asyncio.get_running_loop().create_future()
+        offer: asyncio.Future[Slot | Ending | None] = asyncio.get_running_loop().create_future()
         ticket.offer = offer
         expiry = self._clock.call_at(ticket.deadline, lambda: _expire(queue, offer))
         queue.waiters.add(ticket)
@@ -121,11 +123,11 @@ class Waiting:
             expiry.cancel()
             queue.waiters.remove(ticket)
             queue.leased.order_lease()
-        self._count(queue, ticket, "sent")
+        self._count(queue, ticket, "merged" if result is None else "sent")
         return result
 
     def _abandon(
-        self, queue: AccountQueue, ticket: Ticket, offer: asyncio.Future[Slot | Ending]
+        self, queue: AccountQueue, ticket: Ticket, offer: asyncio.Future[Slot | Ending | None]
     ) -> None:
         """Count a wait whose caller left, and give back what came in the very same step."""
         result = None if offer.cancelled() else offer.result()
@@ -211,7 +213,7 @@ def _seconds(wait: Wait, now: float) -> float:
     return wait.at - now if isinstance(wait, WaitUntil) else 0.0
 
 
-def _expire(queue: AccountQueue, offer: asyncio.Future[Slot | Ending]) -> None:
+def _expire(queue: AccountQueue, offer: asyncio.Future[Slot | Ending | None]) -> None:
     queue.scheduler.pump()  # a slot due at this very moment is still in time
     if not offer.done():
         offer.set_result(Ending.EXPIRED)

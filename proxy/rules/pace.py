@@ -27,6 +27,11 @@ class Pace:
         return self.sent_at + self.cost * interval
 
 
+def interval_of(general: float, *, account: float | None, route: float | None) -> float:
+    """Return the interval of an account on a route: its own, the route's, or the longer of both."""
+    return max((one for one in (account, route) if one is not None), default=general)
+
+
 def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float) -> float:
     """Return the seconds until a newcomer would be sent.
 

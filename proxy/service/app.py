@@ -19,6 +19,7 @@ from proxy.forwarding.drain import Drain
 from proxy.forwarding.handler import Handler
 from proxy.forwarding.intake import Intake
 from proxy.forwarding.journal import Journal
+from proxy.forwarding.merging import Merging
 from proxy.forwarding.relay import Relay
 from proxy.forwarding.repeats import Repeats
 from proxy.forwarding.routes import Routes
@@ -149,6 +150,7 @@ class Proxy:
             metrics=self.metrics,
             spawn=tasks.create_task,
         )
+        self.merging = Merging(api=self.api, spawn=tasks.create_task)
         self._login = TokenCalls(
             settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
         )
@@ -298,6 +300,7 @@ class Proxy:
                     metrics=self.metrics,
                     quota=self.settings.quota,
                 ),
+                merging=self.merging,
             ),
             repeats=self.repeats,
             relay=Relay(self.api, pseudonym=self._pseudonym),

@@ -399,6 +399,11 @@ class Route(Section):
     """Refuse such requests."""
     paced: Flag = False
     """Send one per interval and account."""
+    interval: PositiveSeconds | None = None
+    """Seconds between two sends of one account on this route, instead of `pacing.interval`; an
+    account's own interval counts if it is longer."""
+    merge: Flag = True
+    """On a paced route, send equal GET or HEAD requests of one account that wait together once."""
     hold: Literal["auto", "account", "route"] = "auto"
     """What a 429 on this route holds: all routes of the account, or this one. `auto` goes by the
     `limit.namespace` of the 429 (`platform.api` and `auth.api` hold the account, others the
@@ -416,6 +421,8 @@ class Route(Section):
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.deny and self.paced:
             yield _Conflict(("paced",), "must not be true where deny is")
+        if self.interval is not None and not self.paced:
+            yield _Conflict(("interval",), "needs paced: true")
         for method in self.require_scopes:
             if "*" not in self.methods and method not in self.methods:
                 yield _Conflict(("require_scopes", method), "is not among the route's methods")

@@ -138,6 +138,9 @@ class Metrics(Collector):
             "account",
             "outcome",
         )
+        self._merged = counter(
+            "merged_requests", "Reads answered by the send of an equal one.", "account", "route"
+        )
         self._repeats_evicted = counter(
             "repeats_evicted", "Records of sent requests given up before their time.", "account"
         )
@@ -201,6 +204,7 @@ class Metrics(Collector):
             self._early,
             self._answers,
             self._retries,
+            self._merged,
             self._holds,
             self._held,
             self._refreshes,
@@ -226,7 +230,7 @@ class Metrics(Collector):
     def waited(
         self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""
     ) -> None:
-        """Count a time in the queue that ended: sent, abandoned, expired, refused or drained."""
+        """Count a time in the queue that ended, and how: docs/operations.md has the outcomes."""
         self._waits[account, route, outcome].observe(seconds, request_id)
 
     def sent(
@@ -256,6 +260,10 @@ class Metrics(Collector):
     def repeated(self, account: str, outcome: str) -> None:
         """Count a request that was sent before: joined, replayed, in_doubt or reused."""
         self._repeats[account, outcome] += 1
+
+    def merged(self, account: str, route: str) -> None:
+        """Count a read that was answered by the send of an equal one."""
+        self._merged[account, route] += 1
 
     def repeat_evicted(self, account: str) -> None:
         """Count a record of a sent request that was given up before its time."""

@@ -149,6 +149,7 @@ async def test_a_hold_is_counted_while_it_lasts_and_once() -> None:
     account = b.accounts.configured("london")
     queue = account.queue("exports", paced=True)
     slot = await b.accounts.waiting.slot(queue, Ticket(1), OnlyIfFree())
+    assert slot is not None
     slot.report(Sent(clock.monotonic()))
     slot.report(Refused(8.0))
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from proxy.forwarding.attempts import Attempts, PendingRequest, QueueCaller
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.merging import Merging
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
 from proxy.http.messages import Outgoing, Unsent, Withheld
@@ -83,6 +84,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         accounts=accounts,
         drain=Drain(),
         attempts=Attempts(cast("Client", api), clock=clock, metrics=metrics, quota=None),
+        merging=Merging(api=cast("Client", api), spawn=asyncio.get_running_loop().create_task),
     )
     async with connection() as transport:
         request = request_of("POST", transport=transport)

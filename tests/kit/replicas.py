@@ -110,7 +110,9 @@ class Replica:
         ticket = self.ticket(cost)
         wait = wait_of(limit, CLOCK.monotonic())
         self.accounts.waiting.admit(queue, ticket, wait)
-        return await self.accounts.waiting.slot(queue, ticket, wait)
+        slot = await self.accounts.waiting.slot(queue, ticket, wait)
+        assert slot is not None
+        return slot
 
     def send(self, slot: Slot, caller: str = "") -> None:
         now = CLOCK.monotonic()

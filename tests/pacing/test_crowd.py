@@ -42,6 +42,7 @@ class Crowd:
             slot = await b.accounts.waiting.slot(queue, ticket, wait)
         except Problem as problem:
             return problem
+        assert slot is not None
         await self._sleep(LATE)
         slot.report(Sent(b.now))
         self.sent.append(b.now)

@@ -28,7 +28,8 @@ from proxy.pacing.waiting import Waiting
 from proxy.problems import Problem
 from proxy.rules.limits import NO_LIMIT, Limit
 from proxy.rules.quota import Quota
-from proxy.settings import Account, Pacing, Retry, Settings, Upstream
+from proxy.settings import Account, Pacing, Retry, Route, Settings, Upstream
+from proxy.settings.sections import DEFAULT_ROUTES
 from proxy.telemetry.metrics import Metrics
 from tests.kit.clock import FakeClock
 from tests.kit.pacing import StallingClock, wait_of
@@ -36,7 +37,8 @@ from tests.kit.pacing import StallingClock, wait_of
 INTERVAL = 0.5
 MAX_IN_FLIGHT = 2
 LONG = 10_000.0  # a limit nobody reaches
-LINES = (("london", "exports"), ("london", "jobs"), ("london", "api"), ("paris", "exports"))
+JOBS, JOBS_INTERVAL = "jobs", 0.75  # a route with an interval of its own
+LINES = (("london", "exports"), ("london", JOBS), ("london", "api"), ("paris", "exports"))
 UNPACED = "api"
 CLAMP = 4.0
 ROUNDING = 1e-9
@@ -185,6 +187,10 @@ class World:
                 Account(name="london", client_id="1", organization="ours"),
                 Account(name="paris", client_id="2", organization="ours"),
             ),
+            routes=(
+                *DEFAULT_ROUTES,
+                Route(name=JOBS, paths=("/jobs",), paced=True, interval=JOBS_INTERVAL),
+            ),
             pacing=Pacing(interval=INTERVAL, max_in_flight=MAX_IN_FLIGHT),
             retry=Retry(max_retry_after=CLAMP),
         )
@@ -325,6 +331,7 @@ class World:
                     )
                 finally:
                     caller.is_waiting = False
+                assert slot is not None
                 if not await self.attempt(caller, slot, fate):
                     break
             caller.end = "served"
@@ -338,7 +345,7 @@ class World:
 
     async def attempt(self, caller: Caller, slot: Slot, fate: Fate) -> bool:
         """Use the slot as the script says; tell whether the request comes back."""
-        interval = self.accounts.context.pacing.interval
+        interval = self.interval_of(caller)
         try:
             await self.pause(caller.script.connect)
             match fate:
@@ -377,9 +384,14 @@ class World:
         if seconds:
             await self.clock.sleep_until(self.now + seconds)
 
+    def interval_of(self, caller: Caller) -> float:
+        """Return the interval in force where a request waits."""
+        own = caller.queue.route == JOBS
+        return JOBS_INTERVAL if own else self.accounts.context.pacing.interval
+
     def leaves(self, caller: Caller, interval: float) -> None:
         """Note a try that leaves, or fails to; while it does, a longer interval cannot hold it."""
-        kept = min(interval, self.accounts.context.pacing.interval)
+        kept = min(interval, self.interval_of(caller))
         self.tries[caller.queue].append((self.now, caller.ticket.cost, kept))
         self.out[caller.queue].discard(caller)
 
@@ -582,6 +594,7 @@ def test_predicted_wait_is_the_wait_that_comes(
         wait = wait_of(1.1 * predicted + 1.0, joined)  # nobody else must be pushed out of time
         waiting.admit(queue, ticket, wait)
         slot = await waiting.slot(queue, ticket, wait)
+        assert slot is not None
         waited = clock.monotonic() - joined
         # Without a pace only room in flight is predicted, and here it comes sooner than before.
         assert waited == predicted if queue.paced else waited <= predicted
@@ -599,6 +612,7 @@ def test_predicted_wait_is_the_wait_that_comes(
                 ticket = Ticket(world.accounts.context.next_arrival(), cost=cost)
                 await clock.advance(2.0)
                 slot = await waiting.slot(queue, ticket, wait_of(LONG, clock.monotonic()))
+                assert slot is not None
                 slot.report(Sent(clock.monotonic()))
                 flying.append((ticket, slot))
             await clock.advance(answer)

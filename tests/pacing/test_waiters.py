@@ -199,3 +199,62 @@ async def test_oldest_is_the_one_that_joined_first() -> None:
     oldest = waiters.oldest
     assert oldest is not None
     assert oldest.joined_at == 1.0
+
+
+# Groups, which are sent as one
+
+
+def members(numbers: range, group: object, *, caller: str = "") -> list[Ticket]:
+    made = [ticket(number, caller=caller) for number in numbers]
+    for one in made:
+        one.group = group
+    return made
+
+
+async def test_group_costs_what_one_of_it_costs() -> None:
+    """As long as any of it waits, whichever leaves first."""
+    for order in ((0, 1, 2), (2, 1, 0)):
+        waiters = Waiters()
+        group = members(range(3), "g")
+        for one in [*group, *members(range(3, 5), "h"), ticket(5)]:
+            waiters.add(one)
+        costs = [waiters.cost]
+        for index in order:
+            waiters.remove(group[index])
+            costs.append(waiters.cost)
+        assert costs == [3, 3, 3, 2]
+        assert waiters.depth == 3
+
+
+async def test_newcomer_of_a_group_goes_with_the_first_of_it() -> None:
+    waiters = Waiters()
+    for one in [ticket(0), ticket(1), *members(range(2, 4), "g"), ticket(4), ticket(5)]:
+        waiters.add(one)
+    newcomer = Ticket(6, caller="")
+    assert waiters.cost_before(newcomer) == 5
+    newcomer.group = "g"
+    assert waiters.cost_before(newcomer) == 2
+    newcomer.group = "h"
+    assert waiters.cost_before(newcomer) == 5
+
+
+async def test_newcomer_of_a_group_delays_nobody() -> None:
+    """Another newcomer delays all that start later, a group once."""
+    waiters = Waiters()
+    for one in [*members(range(3), "g", caller="a"), ticket(3, caller="a"), ticket(4, caller="a")]:
+        waiters.add(one)
+    newcomer = Ticket(5, caller="a")
+    newcomer.group = "g"
+    assert list(waiters.cost_at_deadlines(newcomer)) == []
+    other = Ticket(5, caller="b")
+    assert [cost for _, cost in waiters.cost_at_deadlines(other)] == [1, 2]
+
+
+async def test_one_that_was_taken_along_in_vain_has_its_place_by_arrival() -> None:
+    """It has had no slot, so it does not go before the other callers."""
+    waiters = Waiters()
+    old = ticket(0, caller="a")
+    old.joined_at = 1.0
+    for one in [ticket(1, caller="a"), ticket(2, caller="b"), ticket(3, caller="a"), old]:
+        waiters.add(one)
+    assert [one.number for one in (serve(waiters) for _ in range(4))] == [0, 2, 1, 3]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.rules.pace import Pace, in_words, predicted_wait, return_after
+from proxy.rules.pace import Pace, in_words, interval_of, predicted_wait, return_after
 
 JITTER = st.floats(0, 1, exclude_max=True)
 
@@ -24,6 +24,16 @@ def test_next_send_is_due_cost_times_interval_after_the_last(
 ) -> None:
     """The interval is the one in force when it is asked for, not when the last one left."""
     assert pace.due(interval) == due
+
+
+@pytest.mark.parametrize(
+    ("account", "route", "interval"),
+    [(None, None, 0.5), (0.2, None, 0.2), (None, 0.1, 0.1), (2.0, 0.1, 2.0), (0.2, 1.0, 1.0)],
+)
+def test_longer_of_an_account_s_and_a_route_s_interval_counts(
+    account: float | None, route: float | None, interval: float
+) -> None:
+    assert interval_of(0.5, account=account, route=route) == interval
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,8 @@ PREFIX = "must be empty, or start with a slash and not end with one, like /gc"
         ("routes: [{name: a, paths: [/a, /**/b]}]", f"routes[0].paths[1]: {PATTERN}"),
         (ROUTE.format("deny: true, paced: true"),
          "routes[0].paced: must not be true where deny is"),
+        (ROUTE.format("interval: 1"), "routes[0].interval: needs paced: true"),
+        (ROUTE.format("paced: true, interval: 0"), "routes[0].interval: must be greater than 0"),
         (ROUTE.format("paced: 1"), "routes[0].paced: must be true or false"),
         (ROUTE.format("methods: []"), "routes[0].methods: must not be empty"),
         (ROUTE.format("methods: [get]"),

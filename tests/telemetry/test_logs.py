@@ -359,6 +359,7 @@ async def test_each_request_has_one_line_that_says_what_became_of_it(tmp_path: P
         "held": 0.0,
         "token": 0.0,
         "attempts": 1,
+        "merged": False,
         "peer": "127.0.0.1",
         "correlation_id": "their-id",
         "traceparent": trace.decode(),
