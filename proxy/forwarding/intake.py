@@ -5,7 +5,7 @@ Nothing has been sent yet. So all that waits here is refused as soon as the prox
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from proxy.forwarding.attempts import QueueCaller
 from proxy.forwarding.drain import Drain
@@ -27,8 +27,7 @@ from proxy.settings import Settings
 from proxy.tokens.account_token import TokenKeeper
 
 
-@dataclass(frozen=True, slots=True)
-class Identified:
+class Identified(NamedTuple):
     """Whose request it is, and as whom it takes turns.
 
     `managed` is the account's own token, if the request is sent on with that one.
@@ -70,9 +69,11 @@ class Intake:
 
         Raises the Problem `queue-full` when there are too many strangers, or what identity raises.
         """
-        with self.drain.interrupts():
-            authorization: Sequence[str] = request.headers.getall("Authorization", ())
-            caller = await self.identity.caller(authorization, peer=request.peer)
+        authorization: Sequence[str] = request.headers.getall("Authorization", ())
+        caller = self.identity.at_once(authorization)
+        if caller is None:
+            with self.drain.interrupts():
+                caller = await self.identity.caller(authorization, peer=request.peer)
         managed: TokenKeeper | None = None
         match caller:
             case Denied():
@@ -108,6 +109,9 @@ class Intake:
 
     async def body(self, request: Request, limit: int | None = None) -> bytes:
         """Return the body, of `limit` bytes at most; call `release` when it is not needed."""
+        if request.is_whole:  # nothing to wait for
+            self.refuse_when_draining()
+            return await self.bodies.read(request, limit)
         with self.drain.interrupts():
             return await self.bodies.read(request, limit)
 

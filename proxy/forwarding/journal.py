@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -21,9 +21,12 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Journal:
-    """Keeps the record in metrics, the last refusals and the log; `may_log` bounds its lines."""
+    """Keeps the record in metrics, the last refusals and the log.
 
-    def __init__(
+    `may_log` bounds the lines of requests, `log` takes them.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the parts it writes to, each by name
         self,
         *,
         clock: Clock,
@@ -31,12 +34,14 @@ class Journal:
         refusals: Refusals,
         watch: Watch,
         may_log: Callable[[], bool],
+        log: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self._clock = clock
         self._metrics = metrics
         self._refusals = refusals
         self._watch = watch
         self._may_log = may_log
+        self._log = log
 
     def open(self, request: Request) -> Exchange:
         """Return the exchange of a request that has just come."""
@@ -72,7 +77,7 @@ class Journal:
         if self._watch.is_on:
             self._tell_watch(exchange)
         if self._may_log():
-            _log.info("request", **exchange.facts(code=code, seconds=seconds))
+            self._log("request", exchange.facts(code=code, seconds=seconds))
 
     def _tell_watch(self, exchange: Exchange) -> None:
         """Note what an incident may be made of."""

@@ -43,6 +43,8 @@ class Pool:
         self.host = origin.host_port_subcomponent or ""
         self._limits = Limits.of(settings.response_timeout, max_header)
         self._forward, self.forward_fields = _forward_proxy(settings)
+        # A forward proxy reads requests itself if there is no tunnel, as for http.
+        self.asks_forward_proxy = self._forward is not None and origin.scheme == "http"
         way = self._forward or origin
         self._addresses = Addresses((way.raw_host or "").rstrip("."), way.port or 0)
         secure = "https" in (origin.scheme, way.scheme)
@@ -57,11 +59,6 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._active)} active, {len(self._idle)} idle, {self._permits}>"
-
-    @property
-    def asks_forward_proxy(self) -> bool:
-        """True if a forward proxy reads the requests itself: there is no tunnel for http."""
-        return self._forward is not None and self.origin.scheme == "http"
 
     @property
     def is_empty(self) -> bool:

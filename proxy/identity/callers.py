@@ -20,7 +20,7 @@ import re
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 from proxy.clock import Clock
 from proxy.http.client import Client as HttpClient
@@ -68,15 +68,13 @@ class Configured:
     key: Key | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(NamedTuple):
     """An unconfigured client, by its account id (`rules/digests.py`)."""
 
     account_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stranger:
+class Stranger(NamedTuple):
     """A token that identifies only itself.
 
     `sure` is False while the store cannot be asked: another replica may know the token's client.
@@ -153,6 +151,29 @@ class Identity:
         """
         token = _bearer_token(authorization)
         token_hash = hash_token(token)
+        return self._at_once(token_hash) or await self._asked(token, token_hash, peer)
+
+    def at_once(self, authorization: Sequence[str]) -> Caller | None:
+        """Return the same if nobody has to be asked for it, and no signature verified; else None.
+
+        Raises the Problem `unauthenticated`.
+        """
+        return self._at_once(hash_token(_bearer_token(authorization)))
+
+    def _at_once(self, token_hash: bytes) -> Caller | None:
+        found = self._issued.known(token_hash)
+        if found is not None:
+            return None if found.is_due else self._named_at_once(found.owner)
+        if self._issuer.verifier is not None or not self._issued.is_nobodys(token_hash):
+            return None
+        holder = self._keys.get(token_hash)
+        if holder is not None:
+            return holder
+        if not self._whoami.is_settled(token_hash):
+            return None
+        return self._whoami.verdict(token_hash) or self._stranger(token_hash, sure=True)
+
+    async def _asked(self, token: str, token_hash: bytes, peer: str) -> Caller:
         sure = True
         try:
             found = await self._issued.find(token_hash)
@@ -225,16 +246,22 @@ class Identity:
 
     async def _named(self, found: Found, token: str) -> Caller:
         """Return whom a token identifies whose owner is known."""
-        owner = found.owner
+        named = self._named_at_once(found.owner)
+        if named is not None:
+            return named
+        name = self._names[found.owner.account_id]
+        return Configured(name, await self._is_service(found, token, self.tokens[name]))
+
+    def _named_at_once(self, owner: Owner) -> Caller | None:
+        """Return the same; None if the owner's organization has to be known for it."""
         name = self._names.get(owner.account_id)
         if name is None:
             if owner.by_api and self._rules.unidentified == "reject":
                 raise unauthenticated("The token's client is not configured here.")
             return Client(owner.account_id)
-        keeper = self.tokens.get(name)
-        if keeper is None or not owner.by_api:
-            return Configured(name)
-        return Configured(name, await self._is_service(found, token, keeper))
+        if owner.by_api and name in self.tokens:
+            return None
+        return Configured(name)
 
     async def _is_service(self, found: Found, token: str, keeper: TokenKeeper) -> bool:
         """True if the API's word proves the managed account's service.

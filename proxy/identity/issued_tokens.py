@@ -84,18 +84,30 @@ class IssuedTokens:
         if self._shared is not None:
             await self._shared.add(self._to_share(token_hash, owner, lifetime))
 
+    def known(self, token_hash: bytes) -> Found | None:
+        """Return whose the token is, as far as this replica knows."""
+        entry = self._known.get(token_hash)
+        if entry is None:
+            return None
+        owner, expires = entry
+        now = self._clock.monotonic()
+        if expires > now or owner.by_api:
+            return Found(owner, is_due=expires <= now)
+        del self._known[token_hash]
+        return None
+
+    def is_nobodys(self, token_hash: bytes) -> bool:
+        """True if no replica knows a token that this one does not know."""
+        return self._shared is None or self._unknown.get(token_hash, 0.0) > self._clock.monotonic()
+
     async def find(self, token_hash: bytes) -> Found | None:
         """Return whose the token is, None if nobody knows.
 
         Raises StoreDown if another replica may know, and cannot be asked.
         """
-        owner, expires = self._known.get(token_hash, (None, 0.0))
-        now = self._clock.monotonic()
-        if owner is not None and (expires > now or owner.by_api):
-            return Found(owner, is_due=expires <= now)
-        self._known.pop(token_hash, None)
-        if self._shared is None or self._unknown.get(token_hash, 0.0) > now:
-            return None
+        found = self.known(token_hash)
+        if found is not None or self.is_nobodys(token_hash):
+            return found
         owner = await self.look_up(token_hash)
         if owner is not None:
             return Found(owner)

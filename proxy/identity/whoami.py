@@ -135,6 +135,14 @@ class Whoami:
             if not question.waiters:
                 self._give_up(question)
 
+    def is_settled(self, token_hash: bytes) -> bool:
+        """True if there is a verdict on the token, or nobody to ask about it."""
+        return self._target is None or self._verdicts.has(token_hash)
+
+    def verdict(self, token_hash: bytes) -> Denied | None:
+        """Return the API's refusal of a token that is settled; None if it is a stranger's."""
+        return self._verdicts.get(token_hash) if self._verdicts.has(token_hash) else None
+
     def ask_again(self, token: str, token_hash: bytes, *, peer: str) -> None:
         """Ask in the background about a token whose entry is due."""
         if token_hash not in self._questions:

@@ -16,7 +16,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _MOST_STEPS: Final = 50_000  # of the search for nested fields in one body
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # zlib's sign for "see which of the two it is"
@@ -47,8 +47,7 @@ class NeedRules:
         return bool(self.channels or self.flat_fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(NamedTuple):
     """Scopes a token must carry, and the cost of the send in intervals."""
 
     scopes: frozenset[str]
@@ -76,6 +75,9 @@ class Unreadable:
 
 Document = Members | Unreadable | None
 
+# A number of thousands of digits is JSON, but no Python int; its value does not matter.
+_READER: Final = json.JSONDecoder(object_pairs_hook=Members, parse_int=float)
+
 
 def read_document(body: bytes, codings: Sequence[str] = (), *, max_size: int) -> Document:
     """Return the members of the JSON object in a body.
@@ -87,8 +89,7 @@ def read_document(body: bytes, codings: Sequence[str] = (), *, max_size: int) ->
         return None
     try:
         plain = _inflated(body, codings, max_size)
-        # A number of thousands of digits is JSON, but no Python int; its value does not matter.
-        document = json.loads(plain, object_pairs_hook=Members, parse_int=float)
+        document = _READER.decode(plain.decode(json.detect_encoding(plain), "surrogatepass"))
     except (ValueError, RecursionError, zlib.error):
         return Unreadable()
     return document if isinstance(document, Members) else Members()

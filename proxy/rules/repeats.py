@@ -134,5 +134,5 @@ def kept_of(
 
 
 def _digest(*parts: bytes) -> bytes:
-    """Return one digest of several texts; each is hashed alone, so none can run into the next."""
-    return sha256(b"".join(sha256(part).digest() for part in parts)).digest()
+    """Return one digest of several texts; each follows its length, so none runs into the next."""
+    return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()

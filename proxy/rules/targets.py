@@ -14,7 +14,7 @@ import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import unquote_to_bytes
 
 LOGIN_PATH: Final = "/oauth/token"  # the login server's token endpoint, and ours
@@ -24,8 +24,7 @@ class BadTarget(ValueError):
     """A target that is refused; the message is a sentence for the caller and never quotes it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """Where a request goes, authority aside.
 
     `path` is raw and starts with exactly one slash. `query` is raw, and None where there is none;
@@ -127,7 +126,7 @@ def find_route(
     """Give the index of the first rule that takes both method and path; None if no path fits."""
     allow: set[str] = set()
     for index, rule in enumerate(rules):
-        if not rule.covers(match_path):
+        if rule.regex.fullmatch(match_path) is None:
             continue
         if rule.methods is None or method in rule.methods:
             return index

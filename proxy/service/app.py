@@ -7,8 +7,9 @@ calls `apply` of each part; a request under way goes on as it was admitted.
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from proxy.admin.server import Admin
@@ -73,6 +74,7 @@ class Proxy:
         self.settings = settings
         self.clock = clock
         self._may_log = _always if sink is None else sink.has_room
+        self._log = _log_info if sink is None else sink.info
         self._forever: list[asyncio.Task[None]] = []
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are of no use here
         self.registry = CollectorRegistry()
@@ -311,8 +313,13 @@ class Proxy:
                 refusals=self.refusals,
                 watch=self.incidents.watch,
                 may_log=self._may_log,
+                log=self._log,
             ),
         )
+
+
+def _log_info(event: str, facts: Mapping[str, object]) -> None:
+    structlog.get_logger(__name__).info(event, **facts)
 
 
 def _always() -> bool:

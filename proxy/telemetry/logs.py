@@ -84,6 +84,11 @@ class Sink:
             self._drop()
             return False
 
+    def info(self, event: str, facts: Mapping[str, object]) -> None:
+        """Take an event for which there is room; most of all lines come this way."""
+        now = timestamp(self.clock.wall())
+        self.put({"time": now, "level": "info", "event": event, **facts})
+
     def put(self, event: Event) -> None:
         """Take an event, or count it as dropped."""
         with self._lock:
@@ -167,7 +172,7 @@ class Sink:
 
 def _as_json(event: Event) -> str:
     """Return ASCII only, so that nothing in it can be taken for the end of the line."""
-    line = json.dumps(event, default=_with_characters_only)
+    line = _JSON.encode(event)
     return json.dumps(_with_characters_only(event)) if "\\ud" in line else line
 
 
@@ -195,6 +200,9 @@ def _with_characters_only(value: Any) -> Any:
             return [_with_characters_only(item) for item in value]
         case _:
             return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+_JSON: Final = json.JSONEncoder(default=_with_characters_only)
 
 
 class _LibraryHandler(logging.Handler):
