@@ -117,6 +117,19 @@ def test_memory_holds_all_bodies_that_may_wait(container: Any, settings: Setting
     assert int(limit[1]) * 2**20 > settings.limits.max_buffered + 128 * 2**20
 
 
+def test_prometheus_scrapes_each_pod_under_the_name_that_the_alerts_expect(
+    manifests: dict[str, Any], container: Any
+) -> None:
+    monitor = yaml.safe_load((DEPLOY / "podmonitor.yaml").read_text(encoding="utf-8"))
+    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"] == labels
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    job = labels[monitor["spec"]["jobLabel"]]
+    alerts = (DEPLOY.parent / "alerts.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r'job="([^"]+)"', alerts)) == {job}
+
+
 # systemd
 
 
@@ -206,6 +219,42 @@ def test_no_request_meets_a_connection_that_a_replica_is_closing(replica: Settin
     seconds = {name: int(s) for name, s in re.findall(r"timeout (\S+) (\d+)s", text)}
     assert seconds["http-keep-alive"] + seconds["http-request"] < replica.limits.header_timeout
     assert "http-reuse never" in text
+
+
+def longest(settings: Settings) -> float:
+    """How long a caller may see no byte: the wait, the tries, and the API's own time."""
+    upstream = settings.upstream.response_timeout
+    return settings.pacing.max_wait + settings.retry.max_elapsed + upstream
+
+
+def test_no_balancer_gives_up_before_the_proxy_does(replica: Settings) -> None:
+    """Neither the one that is shipped nor those of the page."""
+    text = (CLUSTER / "haproxy.cfg").read_text(encoding="utf-8")
+    seconds = {name: int(s) for name, s in re.findall(r"timeout (\S+) (\d+)s", text)}
+    assert min(seconds["server"], seconds["client"]) > longest(replica)
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    defaults = load(DEPLOY.parent / "proxy.yaml", {})
+    assert f", {longest(defaults):.0f} s with the\n" in page
+    for pattern in (
+        r"proxy_read_timeout (\d+)s",
+        r"`timeout \w+ (\d+)s`",
+        r"timeout_seconds=(\d+)",
+    ):
+        found = [int(one) for one in re.findall(pattern, page)]
+        relevant = [one for one in found if one > 100]  # not those of idle connections
+        assert relevant, pattern
+        assert min(relevant) > longest(defaults), pattern
+
+
+def test_nginx_closes_idle_connections_before_the_proxy_does() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```nginx\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    defaults = load(DEPLOY.parent / "proxy.yaml", {})
+    (idle,) = re.findall(r"keepalive_timeout (\d+)s;", block)
+    assert int(idle) < defaults.limits.header_timeout
+    assert "proxy_next_upstream off;" in block
+    (body,) = re.findall(r"client_max_body_size (\d+)m;", block)
+    assert int(body) * 2**20 > defaults.limits.max_body
 
 
 def test_the_cluster_is_not_started_where_something_answers_already() -> None:

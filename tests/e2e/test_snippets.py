@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from proxy.incidents.webhook import signature
 from proxy.settings import Account, CallerKey
 from tests.conftest import needs, program
+from tests.kit.certificates import Authority
 from tests.kit.client import exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import until
@@ -30,7 +31,6 @@ from tests.kit.process import until
 ROOT = Path(__file__).parent.parent.parent
 SDK = ROOT / "build" / "javascript" / "node_modules"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 PACKAGE = "PureCloudPlatformClientV2"
 LOG_IN_AND_EXPORT = """\
@@ -122,14 +122,20 @@ def free_ports(count: int) -> list[int]:
 
 @asynccontextmanager
 async def started_as_in(
-    page: str, holding: str, folder: Path, environ: Mapping[str, str] = {}
+    page: str,
+    holding: str,
+    folder: Path,
+    environ: Mapping[str, str] = {},
+    interval: float | None = None,
 ) -> AsyncIterator[Program]:
-    """Run the page's commands that start simulator and proxy."""
+    """Run the page's commands that start simulator and proxy; the API may want another interval."""
     running = Program(folder)
     shim = folder / "export-proxy"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m proxy "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
     commands = running.adapted(snippet(page, "sh", holding))
+    if interval is not None:
+        commands = commands.replace("simulate ", f"simulate --interval {interval} ")
     lines = [line for line in commands.splitlines() if "export-proxy" in line]
     shell = await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", "\n".join(lines)),
@@ -148,8 +154,11 @@ async def started_as_in(
 
 
 @asynccontextmanager
-async def as_in_the_readme(folder: Path, environ: Mapping[str, str] = {}) -> AsyncIterator[Program]:
-    async with started_as_in(README, "export-proxy simulate", folder, environ) as running:
+async def as_in_the_readme(
+    folder: Path, environ: Mapping[str, str] = {}, *, interval: float | None = None
+) -> AsyncIterator[Program]:
+    page = (README, "export-proxy simulate")
+    async with started_as_in(*page, folder, environ, interval) as running:
         yield running
 
 
@@ -192,16 +201,116 @@ async def test_python_by_its_configuration_file(tmp_path: Path) -> None:
         assert await running.run(sys.executable, "-c", script) == "PENDING\n"
 
 
-@pytest.mark.needs("node")
-async def test_javascript(tmp_path: Path) -> None:
-    if not SDK.exists():
-        needs("the JavaScript SDK: make build/javascript/node_modules")
-    async with as_in_the_readme(tmp_path) as running:
-        script = tmp_path / "exports.js"
-        script.write_text(running.adapted(snippet(CLIENTS, "javascript", "setGateway")))
-        environ = {"NODE_PATH": str(SDK)}
-        said = await running.run(str(program("node")), str(script), environ=environ)
-    assert said == "PENDING\n"
+QUICK = {"EXPORT_PROXY__PACING__INTERVAL": "0.02"}
+
+# Each script of clients.md: what it needs, where it stands, and what it prints.
+SCRIPTS = {
+    "Python SDK": (PACKAGE, "python", "post_recording_jobs", "PENDING\n"),
+    "requests": ("requests", "python", "print(answer.status_code)\n", "202\n"),
+    "httpx": ("httpx", "python", "import httpx", "202\n"),
+    "aiohttp": ("aiohttp", "python", "import aiohttp", f"{[202] * 20}\n"),
+    "JavaScript SDK": ("node", "javascript", "setGateway", "PENDING\n"),
+}
+
+
+async def run_script(running: Program, name: str, text: str, environ: Mapping[str, str]) -> str:
+    """Run a script of clients.md, with the ports of the running program."""
+    if name == "JavaScript SDK":
+        if not SDK.exists():
+            needs("the JavaScript SDK: make build/javascript/node_modules")
+        file, interpreter = running.folder / "script.js", str(program("node"))
+    else:
+        file, interpreter = running.folder / "script.py", sys.executable
+    file.write_text(running.adapted(text), encoding="utf-8")
+    environ = {"NODE_PATH": str(SDK), **environ}
+    return await running.run(interpreter, str(file), environ=environ)
+
+
+def text_of(name: str) -> str:
+    """The script of that client; it is the only one of its page that holds the words."""
+    _, language, holding, _ = SCRIPTS[name]
+    if name == "requests":
+        (found,) = (
+            text
+            for text in snippets(CLIENTS, language)
+            if holding in text and "import requests" in text
+        )
+        return found
+    return snippet(CLIENTS, language, holding)
+
+
+@pytest.mark.needs(*(needed for needed, *_ in SCRIPTS.values()))
+async def test_each_script_exports_through_the_proxy(tmp_path: Path) -> None:
+    async with as_in_the_readme(tmp_path, QUICK, interval=0.001) as running:
+        for name, (*_, printed) in SCRIPTS.items():
+            assert (name, await run_script(running, name, text_of(name), {})) == (name, printed)
+
+
+@pytest.mark.needs("requests")
+async def test_the_batch_is_served_without_retries(tmp_path: Path) -> None:
+    """The script of the page, with fewer exports and a shorter interval."""
+    text = snippet(CLIENTS, "python", "10_000")
+    async with as_in_the_readme(tmp_path, QUICK, interval=0.001) as running:
+        shorter = text.replace("10_000", "60")
+        assert await run_script(running, "batch", shorter, {}) == "60 exports accepted\n"
+
+
+# How each client learns of an authority, as the page's table says it.
+TRUSTING = {
+    "Python SDK": ('gc.configuration.ssl_ca_cert = "ca.pem"', ""),
+    "requests": ("", "REQUESTS_CA_BUNDLE=ca.pem"),
+    "httpx": ("", "SSL_CERT_FILE=ca.pem"),
+    "aiohttp": ("", "SSL_CERT_FILE=ca.pem"),
+    "JavaScript SDK": ("", "NODE_EXTRA_CA_CERTS=ca.pem"),
+}
+
+
+def with_tls(authority: Authority, *names: str) -> dict[str, str]:
+    pair = authority.issue("listen", names=names)
+    return {
+        "EXPORT_PROXY__LISTEN__TLS__CERT_FILE": str(pair.cert_file),
+        "EXPORT_PROXY__LISTEN__TLS__KEY_FILE": str(pair.key_file),
+    }
+
+
+@pytest.mark.needs(*(needed for needed, *_ in SCRIPTS.values()))
+async def test_each_script_works_over_tls_with_the_setting_the_page_names(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with as_in_the_readme(tmp_path, QUICK | with_tls(authority), interval=0.001) as running:
+        for name, (*_, printed) in SCRIPTS.items():
+            text, environ = trusting(name, authority)
+            assert (name, await run_script(running, name, text, environ)) == (name, printed)
+
+
+def trusting(name: str, authority: Authority) -> tuple[str, dict[str, str]]:
+    """The script with https and what the page's table says of the authority."""
+    line, variable = TRUSTING[name]
+    rows = [row for row in CLIENTS.splitlines() if row.startswith(f"| {name} |")]
+    (row,) = (row for row in rows if "ca.pem" in row)
+    assert f"`{line or variable}`" in row
+    text = text_of(name).replace("http://127", "https://127")
+    text = text.replace('protocol: "http"', 'protocol: "https"')
+    if line:
+        first = "gc.configuration.host"
+        text = text.replace(first, f"{line.replace('ca.pem', str(authority.file))}\n{first}", 1)
+        return text, {}
+    key, _, _ = variable.partition("=")
+    return text, {key: str(authority.file)}
+
+
+@pytest.mark.needs("curl")
+async def test_a_program_that_knows_only_its_region_is_led_here(tmp_path: Path) -> None:
+    """One certificate for the names of API and login, and the command that tries it."""
+    authority = Authority(tmp_path)
+    names = ("api.euw2.pure.cloud", "login.euw2.pure.cloud")
+    async with as_in_the_readme(tmp_path, with_tls(authority, *names)) as running:
+        command = snippet(CLIENTS, "sh", "--connect-to").replace("ca.pem", str(authority.file))
+        command = command.replace("10.0.0.5:443", f"{HOST}:{running.listen}")
+        for name in names:
+            asked = command.replace("curl ", "curl -si ").replace(names[0], name)
+            said = await running.run("/bin/sh", "-ec", asked)
+            assert said.startswith("HTTP/1.1 401 ")
+            assert "Proxy-Status: export-proxy" in said
 
 
 @pytest.mark.needs("curl")

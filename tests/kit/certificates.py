@@ -53,10 +53,13 @@ class Authority:
             path.write_bytes(certificate.public_bytes(Encoding.PEM))
         return path
 
-    def issue(self, label: str, host: str = HOST, *, days: float = 1) -> Pair:
-        """Issue one for an address; of a negative number of days it has expired."""
+    def issue(
+        self, label: str, host: str = HOST, *, names: tuple[str, ...] = (), days: float = 1
+    ) -> Pair:
+        """Issue one for an address and names; of a negative number of days it has expired."""
         key = new_key()
-        name = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        address = x509.IPAddress(ipaddress.ip_address(host))
+        name = x509.SubjectAlternativeName([address, *map(x509.DNSName, names)])
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         certificate = (
             self._builder(label, key, days=days)
