@@ -28,7 +28,7 @@ import uvloop
 
 BODY = b'{"mediaType": "voice", "conversationId": "5f1b6ac0-5c3e-4b1a-9d0f-3f6f0c8a2f10"}'
 PATH = "/api/v2/recordings/exports"
-_PATIENCE = 1.0  # seconds after which those who leave hang up
+_HANGS_UP_AFTER = 1.0  # seconds after which those who leave hang up
 
 
 class Connection(asyncio.Protocol):
@@ -185,7 +185,7 @@ class Callers:
             # Every other one of an account, until so many have left.
             place = number // self._options.accounts
             if place % 2 and place // 2 < leaving:
-                asyncio.get_running_loop().call_later(_PATIENCE, connection.close)
+                asyncio.get_running_loop().call_later(_HANGS_UP_AFTER, connection.close)
             await self._ask(connection, account)
 
         await self._until_over(

@@ -99,10 +99,10 @@ async def paced(rounds: int = _ROUNDS, seconds: float = _SECONDS) -> Sequence[Fi
 
 
 async def growth(rounds: int = 7, seconds: int = 2) -> Sequence[Finding]:
-    """Compare a proxy with itself: with many accounts and few, with a long line and a short one."""
+    """Compare a proxy with itself: with many accounts, and with a long queue."""
     return [
         await _growth_of_accounts(rounds, seconds),
-        await _growth_of_line(rounds, seconds),
+        await _growth_of_queue(rounds, seconds),
     ]
 
 
@@ -134,7 +134,7 @@ async def _growth_of_accounts(rounds: int, seconds: int) -> Finding:
     )
 
 
-async def _growth_of_line(rounds: int, seconds: int) -> Finding:
+async def _growth_of_queue(rounds: int, seconds: int) -> Finding:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         served = []
@@ -155,7 +155,7 @@ async def _growth_of_line(rounds: int, seconds: int) -> Finding:
         empty, full = await windows_of(served, rounds=rounds, seconds=seconds)
     return Finding(
         scenario="growth",
-        what="CPU per request at a line of 1,000 / at an empty one",
+        what="CPU per request with a queue of 1,000 / with an empty one",
         value=ratio(full, empty),
         target=1.10,
         details={"microseconds": rounded(full), "empty": rounded(empty)},

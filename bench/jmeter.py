@@ -28,7 +28,7 @@ _ACCOUNTS: Final = 2
 _RATE: Final = 2.0
 _STARTED_WITHIN: Final = 20.0
 _LONGEST_WAIT: Final = 120
-"""Seconds a caller may wait in line; the default of 15 is full with 30 threads an account."""
+"""Seconds a caller may wait in the queue; the default of 15 is full with 30 threads an account."""
 
 
 @dataclass(frozen=True, slots=True)

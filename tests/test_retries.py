@@ -46,7 +46,7 @@ def test_one_attempt_is_never_repeated() -> None:
     ("refusals", "least", "most"),
     [(1, 0.5, 1.0), (2, 1.0, 1.5), (3, 2.0, 2.5), (6, 16.0, 16.5), (7, 30.0, 30.0), (9999, 30, 30)],
 )
-def test_silence_doubles_with_each_refusal_that_names_no_time(
+def test_hold_doubles_with_each_refusal_that_names_no_time(
     refusals: int, least: float, most: float
 ) -> None:
     """The jitter is added after, never before; `max_backoff` ends the growth."""
@@ -74,8 +74,8 @@ def test_four_tries_span_at_least_one_and_three_quarter_seconds() -> None:
 
 
 def test_the_settings_scale_and_bound_every_wait() -> None:
-    patience = RetryRules(Retry(initial_backoff=2, max_backoff=3))
-    assert 2.0 <= patience.after_refusals(1) <= 3.0
-    assert patience.after_refusals(2) == 3.0
-    assert 1.0 <= patience.after_unsent(1) <= 2.0
-    assert 1.5 <= patience.after_unsent(2) <= 3.0
+    rules = RetryRules(Retry(initial_backoff=2, max_backoff=3))
+    assert 2.0 <= rules.after_refusals(1) <= 3.0
+    assert rules.after_refusals(2) == 3.0
+    assert 1.0 <= rules.after_unsent(1) <= 2.0
+    assert 1.5 <= rules.after_unsent(2) <= 3.0

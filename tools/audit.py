@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _LOCK: Final = Path(__file__).parent.parent / "requirements" / "runtime.lock"
-_PATIENCE: Final = 120
+_TIMEOUT: Final = 120
 """Seconds."""
 
 
@@ -50,7 +50,7 @@ def audit(program: str) -> Audit | None:
             [*command, "--format", "json", "--progress-spinner", "off"],
             capture_output=True,
             encoding="utf-8",
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             check=False,
         )
         return Audit.of_report(json.loads(done.stdout))

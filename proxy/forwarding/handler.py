@@ -20,7 +20,7 @@ from proxy.http.messages import Answer
 from proxy.http.received import Response
 from proxy.http.request import Request
 from proxy.http.responses import OwnAnswer, problem_answer, token_error_answer
-from proxy.identity.verdicts import Denied
+from proxy.identity.findings import Denied
 from proxy.problems import Problem
 from proxy.rules.targets import Target
 

@@ -16,7 +16,7 @@ from proxy.http.messages import Outgoing
 from proxy.http.request import Request
 from proxy.identity import callers
 from proxy.identity.callers import Caller, Configured, Identity, Stranger
-from proxy.identity.verdicts import Denied
+from proxy.identity.findings import Denied
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.problems import draining
@@ -82,7 +82,7 @@ class Intake:
                 account = self.accounts.configured(name)
                 managed = self.identity.tokens.get(name) if is_service else None
             case callers.Client(account_id):
-                account = self.accounts.learned(account_id)
+                account = self.accounts.unconfigured(account_id)
             case Stranger(token_hash, sure):
                 account = self.accounts.unidentified(token_hash)
                 account.allowance.may_be_another = not sure

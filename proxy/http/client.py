@@ -102,7 +102,7 @@ class Client:
                     raise BadAnswer("the answer is not HTTP") from None
                 if not isinstance(error, OSError):
                     raise
-                is_idle_end = is_used and not connection.has_heard
+                is_idle_end = is_used and not connection.has_received
                 lost = self._lost(error, may_repeat=is_idle_end and request.method in _SAFE)
             else:
                 return Response(message, content, partial(pool.give_back, connection))

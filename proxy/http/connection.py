@@ -1,4 +1,4 @@
-"""One connection to a server: it is asked one thing at a time, and hears one answer to it.
+"""One connection to a server: asked one thing at a time, and answered once.
 
 Invariants:
 - Every byte that comes belongs to the answer that was asked for, or spoils the connection.
@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None  # for its head
         self._deadline = Deadline(self._loop)
         self._error: BaseException | None = None
-        self._is_over = False  # nothing that comes is heard any more
+        self._is_over = False  # what comes from now on is ignored
         self._is_paused = False
         self.on_lost: Callable[[Connection], None] = lambda _: None
         self.transport: asyncio.Transport | None = None
@@ -128,9 +128,9 @@ class Connection(asyncio.Protocol):
         self._expect()
 
     @property
-    def has_heard(self) -> bool:
+    def has_received(self) -> bool:
         """True if anything has come since it was asked."""
-        return self._reader is not None and self._reader.has_heard
+        return self._reader is not None and self._reader.has_received
 
     @property
     def is_waiting(self) -> bool:

@@ -58,7 +58,7 @@ class AnswerReader:
         "_parser",
         "_without_progress",
         "content",
-        "has_heard",
+        "has_received",
         "is_followed",
         "message",
     )
@@ -84,7 +84,7 @@ class AnswerReader:
         self._last = b""  # what may be the first part of an empty line
         self.message: RawResponseMessage | None = None
         self.content: aiohttp.StreamReader | None = None
-        self.has_heard = False
+        self.has_received = False
         self.is_followed = False
 
     @property
@@ -106,7 +106,7 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> None:
         """Take what has come; raises HttpProcessingError if that is no answer."""
-        self.has_heard = True
+        self.has_received = True
         while data and self.content is None:
             data = self._read_head(data)
         content = self.content

@@ -126,7 +126,7 @@ class Request:
         self, status: int, reason: str, fields: Sequence[Field], body: bytes, *, close: bool = False
     ) -> None:
         """Answer, head and body in one piece."""
-        transport = self._standing()
+        transport = self._open_transport()
         head = self._frame(status, reason, fields, close=close)
         if head.ending is Ending.NOTHING:
             body = b""
@@ -142,11 +142,11 @@ class Request:
 
     def begin(self, status: int, reason: str, fields: Sequence[Field]) -> None:
         """Write the head of an answer whose body follows in parts."""
-        self._standing().write(self._frame(status, reason, fields, close=False).data)
+        self._open_transport().write(self._frame(status, reason, fields, close=False).data)
 
     async def send(self, data: bytes) -> None:
         """Write a part of the body, and wait while the caller takes less than is written."""
-        transport, head = self._standing(), self._head
+        transport, head = self._open_transport(), self._head
         if not data or head is None or head.ending is Ending.NOTHING:
             return
         self._sent += len(data)
@@ -161,7 +161,7 @@ class Request:
 
     def finish(self) -> None:
         """End the body of an answer."""
-        transport, head = self._standing(), self._head
+        transport, head = self._open_transport(), self._head
         if head is None or (head.ending is Ending.LENGTH and self._sent != head.length):
             raise ValueError("less than announced")
         if head.ending is Ending.LAST_CHUNK:
@@ -196,7 +196,7 @@ class Request:
         self._head = head
         return head
 
-    def _standing(self) -> asyncio.Transport:
+    def _open_transport(self) -> asyncio.Transport:
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the caller is gone")

@@ -25,10 +25,10 @@ from typing import Any, Final, NamedTuple, assert_never
 from proxy.clock import Clock
 from proxy.http.client import Client as HttpClient
 from proxy.identity.failed_logins import FailedLogins
+from proxy.identity.findings import Denied
 from proxy.identity.issued_tokens import Found, IssuedTokens, Owner
 from proxy.identity.issuer import Issuer
 from proxy.identity.organizations import Organizations
-from proxy.identity.verdicts import Denied
 from proxy.identity.whoami import Whoami
 from proxy.problems import Problem, store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
@@ -171,7 +171,7 @@ class Identity:
             return holder
         if not self._whoami.is_settled(token_hash):
             return None
-        return self._whoami.verdict(token_hash) or self._stranger(token_hash, sure=True)
+        return self._whoami.finding(token_hash) or self._stranger(token_hash, sure=True)
 
     async def _asked(self, token: str, token_hash: bytes, peer: str) -> Caller:
         sure = True

@@ -4,7 +4,7 @@ Theory of operation. A request whose token nobody knows becomes a *question*, or
 is for its token. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then asked
 in a task of this module, and ends with an `Owner`, which goes into the table of issued tokens, with
 `Denied`, the API's own 401, or with None: the token is a stranger's. What is not an `Owner` is
-remembered for a while (`identity/verdicts.py`). With a shared store one replica asks, the others
+remembered for a while (`identity/findings.py`). With a shared store one replica asks, the others
 wait for its entry.
 
 Invariants. One question a token. A question ends at most `connect_timeout` + 1 s after it began,
@@ -23,8 +23,8 @@ import structlog
 from proxy.clock import Clock
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
+from proxy.identity.findings import Denied, Findings
 from proxy.identity.issued_tokens import IssuedTokens, Owner
-from proxy.identity.verdicts import Denied, Verdicts
 from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.digests import account_id, digest
 from proxy.rules.token_answers import read_document, remaining_life
@@ -33,13 +33,13 @@ from proxy.rules.whoami import (
     LONGEST_WAIT,
     UNDER_WAY,
     USUAL_LIFE,
+    Finding,
     Named,
     Pace,
     Places,
     Rejected,
     Switch,
     Unclear,
-    Verdict,
     read_answer,
 )
 from proxy.settings import Settings
@@ -114,14 +114,14 @@ class Whoami:
             _, self._target, self._field = about
             self._switch = Switch()
             self._has_named = False
-            self._verdicts = Verdicts(clock=self._clock)
+            self._findings = Findings(clock=self._clock)
 
     async def ask(
         self, token: str, token_hash: bytes, *, peer: str, is_own: bool = False
     ) -> Outcome:
         """Return whose the token is, the API's refusal, or None if it is a stranger's for now."""
-        if self._verdicts.has(token_hash):
-            return self._verdicts.get(token_hash)
+        if self._findings.has(token_hash):
+            return self._findings.get(token_hash)
         question = self._questions.get(token_hash)
         if question is None:
             question = self._begin(token, token_hash, peer, is_own=is_own, is_again=False)
@@ -136,12 +136,12 @@ class Whoami:
                 self._give_up(question)
 
     def is_settled(self, token_hash: bytes) -> bool:
-        """True if there is a verdict on the token, or nobody to ask about it."""
-        return self._target is None or self._verdicts.has(token_hash)
+        """True if there is a finding on the token, or nobody to ask about it."""
+        return self._target is None or self._findings.has(token_hash)
 
-    def verdict(self, token_hash: bytes) -> Denied | None:
+    def finding(self, token_hash: bytes) -> Denied | None:
         """Return the API's refusal of a token that is settled; None if it is a stranger's."""
-        return self._verdicts.get(token_hash) if self._verdicts.has(token_hash) else None
+        return self._findings.get(token_hash) if self._findings.has(token_hash) else None
 
     def ask_again(self, token: str, token_hash: bytes, *, peer: str) -> None:
         """Ask in the background about a token whose entry is due."""
@@ -230,13 +230,13 @@ class Whoami:
                 self._pace.take_back()
                 return self._conclude(question, None) if who == "stranger" else who
         answer = await self._get(question)
-        verdict: Verdict = Unclear()
+        finding: Finding = Unclear()
         if answer is not None:
             text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
-            verdict = read_answer(answer.status, read_document(text or b""), self._field)
-        if self._switch.note(verdict, self._clock.monotonic()):
+            finding = read_answer(answer.status, read_document(text or b""), self._field)
+        if self._switch.note(finding, self._clock.monotonic()):
             _log.warning("the API has no whoami call: it is not asked for ten minutes")
-        outcome = await self._understood(question, verdict, answer)
+        outcome = await self._understood(question, finding, answer)
         if self._shared is not None and not question.is_own:
             stranger_for = ASK_AGAIN if outcome is None and not question.is_again else None
             await self._shared.end_question(question.token_hash, stranger_for=stranger_for)
@@ -262,9 +262,9 @@ class Whoami:
         return "ours"
 
     async def _understood(
-        self, question: _Question, verdict: Verdict, answer: Answer | None
+        self, question: _Question, finding: Finding, answer: Answer | None
     ) -> Outcome:
-        match verdict:
+        match finding:
             case Named(client_id, organization):
                 self._has_named = True
                 owner = Owner(
@@ -289,7 +289,7 @@ class Whoami:
         if outcome is None and question.is_again:
             self._issued.postpone(question.token_hash, ASK_AGAIN)
             return None
-        self._verdicts.add(question.token_hash, outcome)
+        self._findings.add(question.token_hash, outcome)
         return outcome
 
     def _life_of(self, token: str) -> float:

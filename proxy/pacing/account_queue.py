@@ -121,7 +121,7 @@ class AccountQueue:
         if not self.queue.paced:
             return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
         interval = self.interval * self.allowance.spread
-        return self.leased.in_turn(self.queue.opens_at(now, interval))
+        return self.leased.own_moment(self.queue.opens_at(now, interval))
 
     def paced_due(self, now: float) -> float:
         """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
@@ -149,7 +149,7 @@ class AccountQueue:
         """True if a newcomer could be sent at once, as far as is known without the store."""
         now = self._clock.monotonic()
         is_out = self.queue.sending is not None
-        due = self.paced_due(now) if is_out else self.leased.in_turn(self.pace_due())
+        due = self.paced_due(now) if is_out else self.leased.own_moment(self.pace_due())
         opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
         return not self.depth and max(opens, due) <= now
 

@@ -67,7 +67,7 @@ class Accounts:
         self._configured: dict[str, Account] = {}
         self.operators = Operators(context, self._configured_now)
         self._ids: dict[str, str] = {}
-        self._learned = _Table(context, settings.identity.max_learned)
+        self._unconfigured = _Table(context, settings.identity.max_learned)
         self._unidentified = _Table(context, settings.identity.max_unidentified)
         self.apply(settings)
 
@@ -84,13 +84,13 @@ class Accounts:
         self.context.intervals = {
             route.name: route.interval for route in settings.routes if route.interval is not None
         }
-        self._learned.limit = settings.identity.max_learned
+        self._unconfigured.limit = settings.identity.max_learned
         self._unidentified.limit = settings.identity.max_unidentified
         known = {self._ids[name]: account for name, account in self._configured.items()}
         self._ids = {one.name: account_id(one.client_id) for one in settings.accounts}
         self._configured = {}
         for wanted in settings.accounts:
-            account = known.pop(self._ids[wanted.name], None) or self._learned.take(
+            account = known.pop(self._ids[wanted.name], None) or self._unconfigured.take(
                 self._ids[wanted.name]
             )
             self._configured[wanted.name] = account
@@ -99,7 +99,7 @@ class Accounts:
         for key, account in known.items():
             account.rename(OTHER, interval=None)
             account.allowance.organization = None
-            self._learned.put(key, account)
+            self._unconfigured.put(key, account)
         paced = {route.name: route.paced for route in settings.routes}
         old, new = self.context.taken, _taken_by(settings.routes)
         self.context.taken = new
@@ -128,9 +128,9 @@ class Accounts:
         """True if there is an account of that name."""
         return name in self._configured
 
-    def learned(self, key: str) -> Account:
+    def unconfigured(self, key: str) -> Account:
         """Return the account of that id (see `account_id`), which is not configured."""
-        return self._learned.get(key)
+        return self._unconfigured.get(key)
 
     def unidentified(self, token_hash: bytes) -> Account:
         """Return the account of a token of no known client id, or raise a Problem."""
@@ -139,7 +139,7 @@ class Accounts:
     def accounts(self) -> Iterator[Account]:
         """All accounts alive now, configured ones first."""
         yield from self._configured.values()
-        yield from self._learned
+        yield from self._unconfigured
         yield from self._unidentified
 
     def is_stalled(self) -> bool:

@@ -105,7 +105,7 @@ class LeasedQueue:
         else:
             self._leases.unused(self)
 
-    def in_turn(self, at: float) -> float:
+    def own_moment(self, at: float) -> float:
         """Return the first moment from then on that is this replica's."""
         if not self.paced or at == inf:
             return at

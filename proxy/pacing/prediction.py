@@ -41,7 +41,7 @@ def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
     allowance, inner = queue.allowance, queue.queue
     interval, spread = queue.interval, allowance.spread
     held = max(queue.holds.named_left(), allowance.control.pause_left(now))
-    due = queue.leased.in_turn(max(inner.predicted_due(now, interval, spread), now + held))
+    due = queue.leased.own_moment(max(inner.predicted_due(now, interval, spread), now + held))
     by_pace = pace.predicted_wait(
         now=now,
         due=due,

@@ -27,7 +27,7 @@ _DIGITS: Final = 9  # of virtual times, so that sums of fractions meet where the
 _ROUNDING: Final = 1e-6
 
 
-class _Line:
+class _CallerTickets:
     """The tickets of one caller, by arrival; the first of its heap always waits."""
 
     __slots__ = ("cost", "depth", "groups", "heap", "start", "weight")
@@ -112,11 +112,11 @@ class _Line:
 class Waiters:
     """Tickets in order; a ticket waits while it has an offer."""
 
-    __slots__ = ("_finishes", "_lines", "_ready", "_returned", "_virtual", "cost", "depth")
+    __slots__ = ("_by_caller", "_finishes", "_ready", "_returned", "_virtual", "cost", "depth")
 
     def __init__(self) -> None:
-        self._returned = _Line(-inf)
-        self._lines: dict[Hashable, _Line] = {}
+        self._returned = _CallerTickets(-inf)
+        self._by_caller: dict[Hashable, _CallerTickets] = {}
         self._ready: list[tuple[float, int, Hashable]] = []  # by caller; some are out of date
         self._finishes: dict[Hashable, float] = {}  # virtual ends of the last sends
         self._virtual = 0.0
@@ -124,11 +124,11 @@ class Waiters:
         self.depth = 0  # how many wait
 
     def __repr__(self) -> str:
-        return f"<Waiters: {self.depth} of {len(self._lines)} callers>"
+        return f"<Waiters: {self.depth} of {len(self._by_caller)} callers>"
 
     def __iter__(self) -> Iterator[Ticket]:
         """All that wait, in no order."""
-        return chain.from_iterable(line.waiting() for line in self._all())
+        return chain.from_iterable(tickets.waiting() for tickets in self._all())
 
     @property
     def first(self) -> Ticket | None:
@@ -137,30 +137,30 @@ class Waiters:
             return self._returned.heap[0]
         while self._ready:
             start, _, caller = self._ready[0]
-            line = self._lines.get(caller)
-            if line is not None and line.start == start:
-                return line.heap[0]
+            tickets = self._by_caller.get(caller)
+            if tickets is not None and tickets.start == start:
+                return tickets.heap[0]
             heapq.heappop(self._ready)
         return None
 
     @property
     def oldest(self) -> Ticket | None:
         """The ticket that has waited longest."""
-        firsts = [line.heap[0] for line in self._all() if line.depth]
+        firsts = [tickets.heap[0] for tickets in self._all() if tickets.depth]
         return min(firsts, key=lambda ticket: ticket.joined_at, default=None)
 
     def add(self, ticket: Ticket) -> None:
         """Take in a ticket, which has an offer."""
         self.depth += 1
-        line = self._returned if ticket.has_returned else self._lines.get(ticket.caller)
-        is_new = line is None
-        if line is None:
-            line = self._lines[ticket.caller] = _Line(self._start_of(ticket.caller))
-        before = line.cost
-        line.add(ticket)
-        self.cost += line.cost - before
+        tickets = self._returned if ticket.has_returned else self._by_caller.get(ticket.caller)
+        is_new = tickets is None
+        if tickets is None:
+            tickets = self._by_caller[ticket.caller] = _CallerTickets(self._start_of(ticket.caller))
+        before = tickets.cost
+        tickets.add(ticket)
+        self.cost += tickets.cost - before
         if is_new:
-            self._get_ready(ticket.caller, line)
+            self._get_ready(ticket.caller, tickets)
 
     def remove(self, ticket: Ticket) -> None:
         """Let a ticket go, with its offer; nothing happens if it does not wait."""
@@ -168,12 +168,12 @@ class Waiters:
             return
         ticket.offer = None
         self.depth -= 1
-        line = self._returned if ticket.has_returned else self._lines[ticket.caller]
-        before = line.cost
-        line.remove(ticket)
-        self.cost += line.cost - before
-        if not line.depth and line is not self._returned:
-            del self._lines[ticket.caller]
+        tickets = self._returned if ticket.has_returned else self._by_caller[ticket.caller]
+        before = tickets.cost
+        tickets.remove(ticket)
+        self.cost += tickets.cost - before
+        if not tickets.depth and tickets is not self._returned:
+            del self._by_caller[ticket.caller]
         if self.depth == 0:
             self.cost = self._virtual = 0.0
             self._ready.clear()
@@ -183,15 +183,15 @@ class Waiters:
         """Move the caller of a ticket that got a slot on, so that the others come first."""
         if self.depth == 0 or ticket.has_returned:
             return
-        line = self._lines.get(ticket.caller)
-        start = self._start_of(ticket.caller) if line is None else line.start
+        tickets = self._by_caller.get(ticket.caller)
+        start = self._start_of(ticket.caller) if tickets is None else tickets.start
         finish = round(start + ticket.cost / ticket.weight, _DIGITS)
         self._virtual = max(self._virtual, start)
         self._finishes[ticket.caller] = finish
-        if line is not None:
-            line.start = finish
-            self._get_ready(ticket.caller, line)
-        if len(self._finishes) > 2 * len(self._lines) + _KEPT:
+        if tickets is not None:
+            tickets.start = finish
+            self._get_ready(ticket.caller, tickets)
+        if len(self._finishes) > 2 * len(self._by_caller) + _KEPT:
             self._finishes = {
                 caller: end for caller, end in self._finishes.items() if end > self._virtual
             }
@@ -207,11 +207,12 @@ class Waiters:
         """Return the cost of all that go before a ticket that is not in the queue."""
         if ticket.had_slot:
             return sum(other.cost for other in self._returned.waiting() if other < ticket)
-        own = self._lines.get(ticket.caller)
+        own = self._by_caller.get(ticket.caller)
         ahead = 0.0 if own is None else own.cost_before(ticket)
         virtual = self._virtual_start(ticket, ahead)
         return self._returned.cost + sum(
-            ahead if line is own else line.cost_until(virtual) for line in self._lines.values()
+            ahead if tickets is own else tickets.cost_until(virtual)
+            for tickets in self._by_caller.values()
         )
 
     def cost_at_deadlines(self, ticket: Ticket) -> Iterator[tuple[float, float]]:
@@ -219,16 +220,16 @@ class Waiters:
 
         That cost does not count the newcomer.
         """
-        own = self._lines.get(ticket.caller)
+        own = self._by_caller.get(ticket.caller)
         if own is not None and own.has_group_of(ticket):
             return  # it goes with another one
         virtual = self._virtual_start(ticket, 0.0 if own is None else own.cost)
         order: list[tuple[float, int, Ticket]] = []
-        for line in self._lines.values():
-            start = line.start
-            for other in line.to_send():
-                order.append((start if line is not own else -inf, other.number, other))
-                start = round(start + other.cost / line.weight, _DIGITS)
+        for tickets in self._by_caller.values():
+            start = tickets.start
+            for other in tickets.to_send():
+                order.append((start if tickets is not own else -inf, other.number, other))
+                start = round(start + other.cost / tickets.weight, _DIGITS)
         cost = self._returned.cost
         for start, _, other in sorted(order):
             if start > virtual:
@@ -237,21 +238,21 @@ class Waiters:
 
     def _virtual_start(self, ticket: Ticket, ahead: float) -> float:
         """Return where a ticket starts behind others of its caller that cost so much."""
-        line = self._lines.get(ticket.caller)
-        if line is None:
+        tickets = self._by_caller.get(ticket.caller)
+        if tickets is None:
             return self._start_of(ticket.caller)
-        return round(line.start + ahead / line.weight, _DIGITS)
+        return round(tickets.start + ahead / tickets.weight, _DIGITS)
 
     def _start_of(self, caller: Hashable) -> float:
         return max(self._virtual, self._finishes.get(caller, -inf))
 
-    def _get_ready(self, caller: Hashable, line: _Line) -> None:
-        heapq.heappush(self._ready, (line.start, line.heap[0].number, caller))
-        if len(self._ready) > 2 * len(self._lines) + _KEPT:
+    def _get_ready(self, caller: Hashable, tickets: _CallerTickets) -> None:
+        heapq.heappush(self._ready, (tickets.start, tickets.heap[0].number, caller))
+        if len(self._ready) > 2 * len(self._by_caller) + _KEPT:
             self._ready = [
-                (one.start, one.heap[0].number, name) for name, one in self._lines.items()
+                (one.start, one.heap[0].number, name) for name, one in self._by_caller.items()
             ]
             heapq.heapify(self._ready)
 
-    def _all(self) -> Iterator[_Line]:
-        return chain((self._returned,), self._lines.values())
+    def _all(self) -> Iterator[_CallerTickets]:
+        return chain((self._returned,), self._by_caller.values())

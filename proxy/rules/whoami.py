@@ -52,10 +52,10 @@ class Unclear:
     is_missing: bool = False
 
 
-Verdict = Named | Rejected | Unclear
+Finding = Named | Rejected | Unclear
 
 
-def read_answer(status: int, document: Mapping[str, Any], field: str) -> Verdict:
+def read_answer(status: int, document: Mapping[str, Any], field: str) -> Finding:
     """Return what an answer means; `field` is the dotted path of the client id in its body."""
     if status == 401:  # noqa: PLR2004 -- as named
         return Rejected()
@@ -185,9 +185,9 @@ class Switch:
     def is_on(self, now: float) -> bool:
         return now >= self._off_until
 
-    def note(self, verdict: Verdict | None, now: float) -> bool:
+    def note(self, finding: Finding | None, now: float) -> bool:
         """Count an answer, None for none; return True if it switches asking off."""
-        is_missing = isinstance(verdict, Unclear) and verdict.is_missing
+        is_missing = isinstance(finding, Unclear) and finding.is_missing
         self._missing = self._missing + 1 if is_missing else 0
         if self._missing < _OFF_AFTER:
             return False

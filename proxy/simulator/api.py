@@ -64,7 +64,7 @@ class Caller:
     """Who sent a request, as far as its bearer token says."""
 
     account: str
-    standing: Token | ApiError
+    credential: Token | ApiError
 
 
 class ExportApi:
@@ -93,24 +93,24 @@ class ExportApi:
     def _identify(self, authorization: str | None) -> Caller:
         scheme, _, credentials = (authorization or "").partition(" ")
         if scheme.casefold() != "bearer":
-            return Caller(account=UNATTRIBUTED, standing=errors.NO_CREDENTIALS)
+            return Caller(account=UNATTRIBUTED, credential=errors.NO_CREDENTIALS)
         token = self._books.tokens.find(credentials.strip())
         if token is None:
-            return Caller(account=UNATTRIBUTED, standing=errors.BAD_CREDENTIALS)
+            return Caller(account=UNATTRIBUTED, credential=errors.BAD_CREDENTIALS)
         is_live = token.is_live(self._clocks.wall())
-        standing = token if is_live else errors.CREDENTIALS_EXPIRED
-        return Caller(account=token.client_id, standing=standing)
+        credential = token if is_live else errors.CREDENTIALS_EXPIRED
+        return Caller(account=token.client_id, credential=credential)
 
     def _receive(self, request: web.Request, caller: Caller, at: float) -> Arrival:
-        """Note an arrival, with the limiter's verdict if it is one for the limiter."""
+        """Note an arrival, with the limiter's decision if it is one for the limiter."""
         is_paced = family_of(normalise(request.path)) is not None
-        is_judged = is_paced and isinstance(caller.standing, Token)
+        is_judged = is_paced and isinstance(caller.credential, Token)
         arrival = Arrival(
             at=at,
             method=request.method,
             path=request.path,
             paced=is_paced,
-            verdict=self._books.limiter.judge(caller.account, at) if is_judged else None,
+            decision=self._books.limiter.judge(caller.account, at) if is_judged else None,
         )
         self._books.ledger.note(caller.account, arrival)
         return arrival
@@ -118,17 +118,17 @@ class ExportApi:
     async def _decide(
         self, request: web.Request, caller: Caller, arrival: Arrival
     ) -> Answer | ApiError:
-        if isinstance(caller.standing, ApiError):
-            return caller.standing
-        if isinstance(arrival.verdict, Refused):
-            return errors.rate_limited(arrival.verdict.retry_after)
+        if isinstance(caller.credential, ApiError):
+            return caller.credential
+        if isinstance(arrival.decision, Refused):
+            return errors.rate_limited(arrival.decision.retry_after)
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return errors.TOO_LARGE
         path = normalise(request.path)
         ask = Ask(
-            token=caller.standing,
+            token=caller.credential,
             method=request.method,
             path=path,
             family=family_of(path),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
-from proxy.simulator.limiter import Accepted, Reason, Refused, Verdict
+from proxy.simulator.limiter import Accepted, Decision, Reason, Refused
 
 UNATTRIBUTED = "(nobody)"
 """The account of arrivals whose token nobody issued."""
@@ -27,7 +27,7 @@ class Arrival:
     method: str
     path: str
     paced: bool
-    verdict: Verdict | None
+    decision: Decision | None
     """None if the limiter was not asked: an unpaced path, or a token that is not valid."""
     status: int | None = None
 
@@ -92,7 +92,7 @@ class Ledger:
             lambda arrival: now - arrival.at < QUOTA_WINDOW,
             reversed(self._arrivals.get(account, deque())),
         )
-        counted = [arrival.at for arrival in recent if arrival.verdict == Accepted()]
+        counted = [arrival.at for arrival in recent if arrival.decision == Accepted()]
         oldest = min(counted, default=now)
         return Quota(len(counted), math.ceil(oldest + QUOTA_WINDOW - now))
 
@@ -104,9 +104,9 @@ def summarise(arrivals: Iterable[Arrival], *, interval: float, counts: Counts) -
     paced = [arrival for arrival in arrivals if arrival.paced]
     times = [arrival.at for arrival in paced]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    refusals = Counter(a.verdict.reason for a in paced if isinstance(a.verdict, Refused))
+    refusals = Counter(a.decision.reason for a in paced if isinstance(a.decision, Refused))
     return AccountReport(
-        accepted=sum(arrival.verdict == Accepted() for arrival in paced),
+        accepted=sum(arrival.decision == Accepted() for arrival in paced),
         refused=refusals.total(),
         early=refusals[Reason.EARLY],
         storm=refusals[Reason.STORM],

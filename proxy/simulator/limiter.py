@@ -41,7 +41,7 @@ class Refused:
     retry_after: int
 
 
-Verdict = Accepted | Refused
+Decision = Accepted | Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class AccountPace:
     eaten_until: float = -math.inf
 
 
-def judge(state: AccountPace, now: float, pace: Pace) -> tuple[AccountPace, Verdict]:
+def judge(state: AccountPace, now: float, pace: Pace) -> tuple[AccountPace, Decision]:
     """Judge one arrival. `now` must not be earlier than that of the arrival judged before."""
     paused_until = max(state.quiet_until, state.eaten_until)
     if now < state.eaten_until:
@@ -93,11 +93,11 @@ class Limiter:
         self._pace = pace
         self._states: dict[str, AccountPace] = {}
 
-    def judge(self, account: str, now: float) -> Verdict:
+    def judge(self, account: str, now: float) -> Decision:
         first = AccountPace(eaten_until=now + self._pace.hold)
-        state, verdict = judge(self._states.get(account, first), now, self._pace)
+        state, decision = judge(self._states.get(account, first), now, self._pace)
         self._states[account] = state
-        return verdict
+        return decision
 
     def eat(self, account: str, *, until: float) -> None:
         """Refuse every arrival of the account up to `until`, telling it the time left."""

@@ -37,8 +37,8 @@ from proxy.clock import Clock
 from proxy.settings import Store
 from proxy.store.client import CONNECT_SECONDS, PREFIX, Client
 from proxy.store.wire import (
-    TURN,
-    TURNS,
+    PASS_SECONDS,
+    PASSES,
     Answered,
     Reply,
     StoreDown,
@@ -61,7 +61,7 @@ _REASONS: Final = (  # the first that fits; redis-py's own texts may name the se
     (RedisError, "the answer is not usable"),
 )
 PROBE: Final = 1.0  # seconds
-_QUIET: Final = 0.5  # seconds without news after which the server is asked for a sign of life
+_QUIET: Final = 0.5  # seconds without a message after which the server is asked for a sign of life
 _MARK: Final = PREFIX + "mark"
 _MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it is evicted last
 
@@ -155,7 +155,7 @@ class Connection:
         """Listen, and look whether the store is back, until cancelled."""
         while True:
             try:
-                async with self._subscribed(subscribers) as news:
+                async with self._subscribed(subscribers) as subscription:
                     self.is_up = True
                     self._metrics.store_is(up=True)
                     _log.info("the store is up")
@@ -163,7 +163,7 @@ class Connection:
                     self._tell(self.restorers)
                     self._tell(self.heartbeats)
                     self.settled.set()
-                    await self._listen(news, subscribers)
+                    await self._listen(subscription, subscribers)
             except StoreDown as down:
                 self.fail(down)
             # By the wall clock, which replicas have in common.
@@ -191,24 +191,24 @@ class Connection:
     @asynccontextmanager
     async def _subscribed(self, subscribers: Iterable[Subscriber]) -> AsyncIterator[PubSub]:
         """Subscribe for as long as the context lasts, if the store can do what we need."""
-        news = self.client.redis.pubsub()
+        subscription = self.client.redis.pubsub()
         channels = [channel for one in subscribers for channel in one.channels]
         wire: Wire | None = None
         try:
             async with self._edge(CONNECT_SECONDS):
                 wire = await self._connect()
-                await news.subscribe(*channels)
+                await subscription.subscribe(*channels)
                 for _ in channels:
-                    await news.get_message(timeout=None)
+                    await subscription.get_message(timeout=None)
                 for subscriber in subscribers:
                     await subscriber.self_test(wire)
                 self._mark = await _read_mark(wire)
             self._wire, wire = wire, None
-            yield news  # where we are cancelled, commands under way go on until `close`
+            yield subscription  # where we are cancelled, commands under way go on until `close`
         finally:
             if wire is not None:
                 wire.close(StoreDown("the connection was closed"))
-            await self._close(news.aclose)
+            await self._close(subscription.aclose)
             pool = self.client.redis.connection_pool  # an idle connection may lead nowhere
             await self._close(lambda: pool.disconnect(inuse_connections=False))
 
@@ -235,7 +235,7 @@ class Connection:
     def _answer_seconds(self) -> float:
         return self.settings.timeout
 
-    async def _listen(self, news: PubSub, subscribers: Iterable[Subscriber]) -> None:
+    async def _listen(self, subscription: PubSub, subscribers: Iterable[Subscriber]) -> None:
         """Hand on messages for as long as the circuit is closed."""
         by_channel = {channel: one for one in subscribers for channel in one.channels}
         look_at = self._clock.monotonic() + PROBE
@@ -247,11 +247,11 @@ class Connection:
                 self._spawn(self._look_at_mark())
             async with self._edge(self.settings.timeout + _QUIET):
                 # It connects anew before it says that a read failed.
-                message = await news.get_message(timeout=_QUIET)
+                message = await subscription.get_message(timeout=_QUIET)
             if message is None:
                 async with self._edge(self.settings.timeout):
-                    await news.ping()
-                    message = await news.get_message(timeout=None)
+                    await subscription.ping()
+                    message = await subscription.get_message(timeout=None)
             if message is not None and message["type"] == "message":
                 channel = message["channel"].decode("ascii", "replace")
                 by_channel[channel].receive(message["data"].decode("ascii", "replace"), since)
@@ -291,7 +291,7 @@ class Connection:
 
     @asynccontextmanager
     async def _limit(self, seconds: float) -> AsyncIterator[None]:
-        """Bound what is inside; then our own loop gets some turns to read what came meanwhile.
+        """Bound what is inside; then our own loop gets some passes to read what came meanwhile.
 
         They take no time where the server is to blame, and as long as it takes where we are.
         """
@@ -299,14 +299,14 @@ class Connection:
         timer: asyncio.TimerHandle
         async with asyncio.timeout(None) as limit:
 
-            def look(turns_left: int) -> None:
+            def look(passes_left: int) -> None:
                 nonlocal timer
-                if turns_left:
-                    timer = loop.call_later(TURN, look, turns_left - 1)
+                if passes_left:
+                    timer = loop.call_later(PASS_SECONDS, look, passes_left - 1)
                 else:
                     limit.reschedule(loop.time())
 
-            timer = loop.call_later(seconds, look, TURNS)
+            timer = loop.call_later(seconds, look, PASSES)
             try:
                 yield
             finally:

@@ -5,7 +5,7 @@
 -- asks and gets the lease, or a place in the queue. After a send it reports for how long that send
 -- keeps the next one back; the report moves DUE and passes the lease on. The lease is given ahead of
 -- DUE, so the new holder knows its moment while it waits. It ends a while after DUE: a holder that
--- died, or that nobody can hear, is passed over, and its possible last send is allowed for. A replica
+-- died, or that receives no message, is passed over, and its possible last send is allowed for. A replica
 -- that sends alone may keep the lease between its sends, until another replica asks for it.
 --
 -- Invariants. Only the holder may send. DUE never moves back while it lies ahead. A replica is in the

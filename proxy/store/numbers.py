@@ -19,7 +19,7 @@ from proxy.store.connection import Connection
 from proxy.store.wire import Reply, StoreDown
 
 _KEY: Final = PREFIX + "replicas"
-_CLAIM_MS: Final = 10_000  # a replica that is not heard of for so long has ended
+_CLAIM_MS: Final = 10_000  # a replica that does not renew its claim for so long has ended
 _RENEW_SECONDS: Final = 3.0
 _MOVE_SECONDS: Final = 1.0  # between two moves: refusals come in groups
 # KEYS: numbers. ARGV: replica, how many numbers, the one it has or -1, milliseconds a claim lasts.

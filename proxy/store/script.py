@@ -3,7 +3,7 @@
 A replica calls the script with an operation; the script answers with a `LeaseStatus` and publishes
 messages to other replicas. Answers and messages come by two connections, in any order. So each
 bears a `Stamp`: `count` numbers the operations on one state of an account, and `born` tells that
-state from one that was lost before it. `Stamp.is_after` decides which of two is news.
+state from one that was lost before it. `Stamp.is_after` decides which of two is the newer.
 
 Moments come from the server's clock only. They reach us as "so many microseconds from now", and
 leave this module as seconds from now. Keys hold hashes. What cannot be parsed is no message.
@@ -64,7 +64,7 @@ class Stamp:
         return self.count == 1
 
     def is_after(self, other: "Stamp | None") -> bool:
-        """True if this is newer; of two states, the one heard of last counts as newer."""
+        """True if this is newer; of two states, the one seen last counts as newer."""
         return other is None or other.born != self.born or other.count < self.count
 
 

@@ -6,7 +6,7 @@ without a task, and the answer is handed on in the step that reads it.
 
 Theory of operation: commands are pipelined. At most `WINDOW` are under way and the others wait
 here, so that the time of a command counts from when it was written. Only the oldest one is timed,
-since answers come in order. Before the server is blamed, our own loop gets some turns to read what
+since answers come in order. Before the server is blamed, our own loop gets some passes to read what
 may have come while it was busy.
 
 Invariants: each command is answered exactly once, by its reply or by `StoreDown`; after the first
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 WINDOW: Final = 32  # commands under way; the server runs as many within a few milliseconds
-TURNS: Final = 20  # of our own loop, which may be busy, before the server is blamed
-TURN: Final = 0.001  # seconds
+PASSES: Final = 20  # of our own loop, which may be busy, before the server is blamed
+PASS_SECONDS: Final = 0.001
 _MAX_REPLY: Final = 1_048_576  # bytes; the largest that we ask for has less than a thousand
 _MAX_DEPTH: Final = 4  # of arrays in arrays; ours have one
 
@@ -154,10 +154,10 @@ class Wire(asyncio.Protocol):
             self._look_after(self._timeout())
         self._transport.write(command)
 
-    def _look_after(self, seconds: float, turns_left: int = TURNS) -> None:
-        self._timer = self._loop.call_later(seconds, self._look, turns_left)
+    def _look_after(self, seconds: float, passes_left: int = PASSES) -> None:
+        self._timer = self._loop.call_later(seconds, self._look, passes_left)
 
-    def _look(self, turns_left: int) -> None:
+    def _look(self, passes_left: int) -> None:
         """Time the oldest command under way, if there is one."""
         self._timer = None
         if not self._under_way:
@@ -165,8 +165,8 @@ class Wire(asyncio.Protocol):
         left = self._under_way[0][1] + self._timeout() - self._loop.time()
         if left > 0:
             self._look_after(left)
-        elif turns_left:
-            self._look_after(TURN, turns_left - 1)
+        elif passes_left:
+            self._look_after(PASS_SECONDS, passes_left - 1)
         else:
             self.close(StoreDown("no answer in time"))
 

@@ -20,7 +20,7 @@ from tests.kit.listener import HOST
 from tests.kit.process import until
 from tests.kit.proxy import accounts_of, has_token, proxy_for, settings_for
 from tests.kit.redis import redis_server
-from tests.kit.replicas import PATIENCE
+from tests.kit.replicas import STORE_TIMEOUT
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
 
 EXPORTS = "/api/v2/recordings/exports"
@@ -146,7 +146,7 @@ async def test_a_hundred_wait_through_a_pause_and_a_reload_and_are_sent_in_order
 @pytest.mark.needs("redis-server")
 async def test_two_replicas_obey_what_one_of_them_is_told(tmp_path: Path) -> None:
     async with redis_server(tmp_path) as redis, RawUpstream(reply) as upstream:
-        store = {"url": redis.url, "replicas": 2, "timeout": PATIENCE}
+        store = {"url": redis.url, "replicas": 2, "timeout": STORE_TIMEOUT}
         async with serving(upstream, store=store) as one, serving(upstream, store=store) as two:
             replicas = [one, two]
             assert (await post(one, "/accounts/london/pause")).status == 200
@@ -338,7 +338,7 @@ async def test_a_token_file_of_no_use_is_told(
 @pytest.mark.needs("redis-server")
 async def test_an_order_while_the_store_is_down_says_so(tmp_path: Path) -> None:
     async with redis_server(tmp_path) as redis, RawUpstream(reply) as upstream:
-        store = {"url": redis.url, "replicas": 2, "timeout": PATIENCE}
+        store = {"url": redis.url, "replicas": 2, "timeout": STORE_TIMEOUT}
         async with serving(upstream, store=store) as proxy:
             await redis.kill()
             code, line = await run("pause", "london", "--url", proxy.admin_url)

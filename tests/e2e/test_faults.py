@@ -2,7 +2,7 @@
 
 The program is a process of its own; a TCP proxy that delays, resets, truncates or swallows stands
 between it and the API. Faults of the API itself are in test_outcomes.py, its refusals in
-test_refused.py, the bounds of a line in test_waiting.py, those of a crowd in test_pace.py.
+test_refused.py, the bounds of a queue in test_waiting.py, those of a crowd in test_pace.py.
 """
 
 import asyncio
@@ -44,8 +44,8 @@ from tests.kit.upstream import Hang, RawUpstream, RecordedRequest, Reply, Step
 EXPORTS = "/api/v2/recordings/exports"
 ACCEPTED = Reply(202, body=b'{"state": "PENDING"}')
 TOLERANCE = 0.1  # the API stamps in the loop of the test, which a busy machine keeps waiting
-PATIENCE = 10.0
-IMPATIENCE = 2.0  # where silence is among the faults
+TIMEOUT = 10.0
+SHORT_TIMEOUT = 2.0  # where silence is among the faults
 SHORT_RETRY = {"max_attempts": 3, "initial_backoff": 0.1}
 LOST = "502 outcome-unknown"
 SILENT = "504 outcome-unknown"
@@ -92,7 +92,7 @@ def applied(upstream: RawUpstream) -> Counter[str]:
 
 @asynccontextmanager
 async def broken_by(
-    folder: Path, mode: Mode, *, default: Step = ACCEPTED, patience: float = PATIENCE
+    folder: Path, mode: Mode, *, default: Step = ACCEPTED, seconds: float = TIMEOUT
 ) -> AsyncIterator[tuple[Callers, RawUpstream, FaultProxy]]:
     async with (
         RawUpstream(default=default) as upstream,
@@ -101,7 +101,7 @@ async def broken_by(
             folder,
             document_for(
                 f"http://{HOST}:{network.port}",
-                upstream={"connect_timeout": patience, "response_timeout": patience},
+                upstream={"connect_timeout": seconds, "response_timeout": seconds},
                 pacing={"interval": 0.05},
                 retry=SHORT_RETRY,
             ),
@@ -136,8 +136,8 @@ async def broken_by(
 async def test_a_network_that_breaks(
     tmp_path: Path, mode: Mode, answers: set[str], carried_out: int
 ) -> None:
-    patience = IMPATIENCE if isinstance(mode, BlackHole) else PATIENCE
-    async with broken_by(tmp_path, mode, patience=patience) as (callers, upstream, network):
+    seconds = SHORT_TIMEOUT if isinstance(mode, BlackHole) else TIMEOUT
+    async with broken_by(tmp_path, mode, seconds=seconds) as (callers, upstream, network):
         assert set(await callers.burst(4, 5)) <= answers
         assert applied(upstream).total() == carried_out
         network.mode = Pass()
@@ -166,7 +166,7 @@ async def test_a_network_that_changes_its_mind(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
             network.reset_all()
 
-    async with broken_by(tmp_path, Pass(), default=Reply(202, delay=0.02), patience=0.5) as (
+    async with broken_by(tmp_path, Pass(), default=Reply(202, delay=0.02), seconds=0.5) as (
         callers,
         _,
         network,
@@ -312,9 +312,9 @@ async def test_the_wall_clock_jumps_an_hour_forward_and_back(tmp_path: Path) -> 
             judged: dict[str, list[str]] = {}
             for hours in ("+0", "+1h", "+0", "-1h", "+0"):
                 offset.write_text(hours)
-                line = asyncio.gather(*(callers.post(long) for _ in range(2)))
+                waiting = asyncio.gather(*(callers.post(long) for _ in range(2)))
                 judged.setdefault(hours, []).append(await callers.post(short))
-                assert await line == ["202"] * 2
+                assert await waiting == ["202"] * 2
             shifts = [
                 datetime.fromisoformat(line["time"]).timestamp() - time.time()
                 for line in process.logged("request")

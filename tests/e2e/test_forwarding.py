@@ -521,7 +521,7 @@ async def test_a_request_that_comes_round_is_refused_once() -> None:
 
 
 async def test_server_timing_says_where_the_time_went() -> None:
-    """A wait in line, a hold of a second and a slow answer; the parts sum to the whole."""
+    """A wait in the queue, a hold of a second and a slow answer; the parts sum to the whole."""
     script = [Reply(429, [("Retry-After", "1")]), Reply(200, delay=0.2)]
     async with (
         RawUpstream(script) as upstream,

@@ -173,7 +173,7 @@ def unsigned(**claims: str) -> str:
 
 
 async def test_a_claim_that_nobody_verified_is_no_identity() -> None:
-    """Neither the account's line, nor another token than the caller's own."""
+    """Neither the account's queue, nor another token than the caller's own."""
     token = unsigned(sub="london-id", client_id="london-id", iss="anybody")
     async with bench(accounts=[{"name": "london", "client_id": "london-id"}]) as proxy:
         assert await proxy.status_of(token) == 200
@@ -314,7 +314,7 @@ def sent_with(bench: Bench) -> list[bytes]:
     ]
 
 
-async def test_every_proof_of_a_managed_account_leads_to_its_token_and_its_line() -> None:
+async def test_every_proof_of_a_managed_account_leads_to_its_token_and_its_queue() -> None:
     async with managing(unidentified="reject") as proxy:
         await proxy.log_in("london-id", "london-secret")
         for token in (KEY, of_issuer(), "managed-token"):
@@ -406,6 +406,6 @@ async def test_forgeries_do_not_delay_the_account_they_name() -> None:
         forged = [unsigned(iss="x", sub="london-id", jti=f"{number}") for number in range(200)]
         for token in forged:
             await proxy.status_of(token)
-        await proxy.clock.advance(1)  # the first slot of any line is one interval from the start
+        await proxy.clock.advance(1)  # the first slot of any queue is one interval from the start
         assert (await proxy.call(f"Bearer {KEY}", target=EXPORTS)).status == 200
         assert sent_with(proxy)[-1] == b"managed-token"

@@ -112,7 +112,7 @@ def issuing(*tokens: str, seconds: int = 3600) -> Callable[[RecordedRequest], St
 
 
 async def test_a_drain_delivers_what_was_sent_and_refuses_what_was_not(tmp_path: Path) -> None:
-    """One in flight and forty in line: a 202, forty refusals, and not one more send."""
+    """One in flight and forty in the queue: a 202, forty refusals, and not one more send."""
     clock, pacing = FakeClock(), {"max_wait": 60, "max_in_flight": 1}
     async with (
         RawUpstream(default=Reply(202, delay=1), clock=clock) as upstream,
@@ -293,7 +293,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path, second: signal.Si
 
 
 @pytest.mark.timed
-async def test_killed_with_a_line_and_started_again(tmp_path: Path) -> None:
+async def test_killed_with_waiters_and_started_again(tmp_path: Path) -> None:
     """Callers see a close; after the start nothing is early, and only what they repeat is sent."""
     interval = 0.5
     document = document_for("", pacing={"interval": interval, "max_wait": 60, "max_in_flight": 1})
@@ -445,7 +445,7 @@ async def hang_up(process: Process) -> None:
 
 @pytest.mark.timed
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
-    """Learned, then configured, renamed, given a pace and removed: one line all the while."""
+    """Learned, then configured, renamed, given a pace and removed: one queue all the while."""
     slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
     issue = Reply(body=json.dumps(login).encode())
     async with (
@@ -478,7 +478,7 @@ async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: P
 
 @pytest.mark.timed
 async def test_a_hold_outlives_a_reload(tmp_path: Path) -> None:
-    """The account is renamed while it is silent, and stays silent."""
+    """The account is renamed while it is on hold, and stays on hold."""
     refused = Reply(429, [("Retry-After", "3")])
     async with noting_stalls() as stalls, RawUpstream([refused], default=ACCEPTED) as api:
         issue = {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
@@ -644,7 +644,7 @@ async def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path) -> None:
     assert manager.fed_at == []
 
 
-# The program with a clock that forgets to call the lines back while SIGUSR1 says so.
+# The program with a clock that forgets to call the queues back while SIGUSR1 says so.
 FORGETFUL = """
 import signal, sys
 from proxy.cli import commands
@@ -680,8 +680,8 @@ async def toggle(process: Process) -> None:
     await until(is_done)
 
 
-async def test_a_dispatcher_that_offers_no_slot_is_stalled(tmp_path: Path) -> None:
-    """Not ready, and the watchdog starves; until the line moves again."""
+async def test_pacing_that_offers_no_slot_is_stalled(tmp_path: Path) -> None:
+    """Not ready, and the watchdog starves; until the queue moves again."""
     manager = ServiceManager(tmp_path / "notify")
     async with (
         manager.listening(),

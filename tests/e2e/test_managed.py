@@ -259,8 +259,8 @@ async def account_status(proxy: Running, name: str = "london") -> dict[str, Any]
 
 async def last_gap(proxy: Running, name: str = "london") -> float:
     """How far apart the account's last two exports were, by the proxy's own clock."""
-    (line,) = (await account_status(proxy, name))["routes"]
-    return float(line["last_gap_seconds"])
+    (queue,) = (await account_status(proxy, name))["routes"]
+    return float(queue["last_gap_seconds"])
 
 
 async def metric(proxy: Running, name: str, **labels: str) -> float:
@@ -532,7 +532,7 @@ async def test_a_refusal_too_long_to_be_looked_into_passes(
 async def test_who_waits_while_the_token_is_renewed_is_not_admitted_again(
     secrets: Secrets,
 ) -> None:
-    """It was within its limit when it came; when its slot comes it is the first in line still."""
+    """It was within its limit when it came; when its slot comes it is still the first."""
     async with (
         RawUpstream(login_or(Reply(202))) as upstream,
         proxy_for(
@@ -656,7 +656,7 @@ async def test_a_hundred_tokens_that_claim_the_account(
 ) -> None:
     """None takes a slot of the account's, or its token: the account's next export goes at once.
 
-    It would wait for the pace, 2 s, if one of them had been sent in its line.
+    It would wait for the pace, 2 s, if one of them had been sent in its queue.
     """
     identity = issued_by(api) if is_configured else {}
     pacing = {"interval": 2, "max_wait": 15}
@@ -691,7 +691,7 @@ async def test_a_hundred_tokens_that_claim_the_account(
         assert {problem(response) for response in responses} == {(401, "unauthenticated")}
         assert seen_before == 0
         assert sum(seen.path.endswith("jwks.json") for seen in api.seen) <= 1
-    else:  # each is itself: the API's 401, or refused because its own line is not due
+    else:  # each is itself: the API's 401, or refused because its own queue is not due
         assert set(statuses) <= {401, 429}
         assert statuses[401] == seen_before >= 50
 

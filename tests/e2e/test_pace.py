@@ -110,7 +110,7 @@ class Caller:
 async def line_of(
     proxy: Running, count: int, *, token: str = "waiting"
 ) -> AsyncIterator[list[Caller]]:
-    """Callers who came one after the other, each in line before the next one came."""
+    """Callers who came one after the other, each in the queue before the next one came."""
     async with contextlib.AsyncExitStack() as stack:
         callers = []
         for number in range(count):
@@ -125,11 +125,11 @@ async def line_of(
 
 def queue_depth(proxy: Running) -> int:
     states = proxy.accounts.states()
-    return sum(line.queue_depth for state in states for line in state.routes)
+    return sum(queue.queue_depth for state in states for queue in state.routes)
 
 
 async def test_who_hangs_up_leaves_no_hole_and_the_others_keep_their_order() -> None:
-    """20 in line, half of them gone after a second: FIN and RST alike, at both ends of the line."""
+    """20 wait, half of them leave after a second, by FIN or RST, at both ends of the queue."""
     async with (
         noting_stalls() as stalls,
         RawUpstream() as upstream,
@@ -173,8 +173,8 @@ async def test_nothing_is_sent_before_one_interval_after_the_start() -> None:
     assert min(request.arrived_at for request in upstream.requests) >= begun + INTERVAL
 
 
-async def test_accounts_have_lines_and_paces_of_their_own() -> None:
-    """A long line of one delays no other, and a configured interval is its account's alone."""
+async def test_accounts_have_queues_and_paces_of_their_own() -> None:
+    """A long queue of one delays no other, and a configured interval is its account's alone."""
     accounts = [{"name": "quick", "client_id": "quick-id", "interval": 0.2}]
     grant = Reply(200, (), b'{"access_token": "quick", "expires_in": 600}')
     async with (
@@ -189,7 +189,7 @@ async def test_accounts_have_lines_and_paces_of_their_own() -> None:
         answers = await asyncio.gather(
             *(call(port, token, within=10) for token, count in calls for _ in range(count))
         )
-        assert queue_depth(proxy) >= 4  # the long line is still long
+        assert queue_depth(proxy) >= 4  # the long queue is still long
         del waiting
     assert {answer.status for answer in answers} == {200}
 

@@ -204,7 +204,7 @@ async def test_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
 # What it gets for the state of things
 
 
-async def test_a_line_too_long() -> None:
+async def test_a_queue_too_long() -> None:
     """429 with the wait there would be."""
     async with (
         RawUpstream(default=ACCEPTED) as upstream,
@@ -267,7 +267,7 @@ async def test_a_shutdown() -> None:
 
 
 async def has_waiting(proxy: Running) -> None:
-    """Wait until a request waits in a line."""
+    """Wait until a request waits in a queue."""
 
     async def question() -> bool:
         accounts = (await accounts_of(proxy)).values()
@@ -376,10 +376,10 @@ async def test_a_nested_field() -> None:
 )
 async def test_sent_without_an_answer(step: Step, name: str, status: int, error: str) -> None:
     """Something may have been created: never a Retry-After, never a second send."""
-    patience = 0.6 if isinstance(step, Hang) else 20
+    seconds = 0.6 if isinstance(step, Hang) else 20
     async with (
         RawUpstream(default=step) as upstream,
-        proxy_for(upstream.url, upstream={"response_timeout": patience}, pacing=PACING) as proxy,
+        proxy_for(upstream.url, upstream={"response_timeout": seconds}, pacing=PACING) as proxy,
     ):
         response = await answer(proxy, request())
     check(response, name, status, error)

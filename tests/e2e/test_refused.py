@@ -1,4 +1,4 @@
-"""The API says 429: the account falls silent for as long as was asked, and callers hardly notice.
+"""The API says 429: the account is on hold for as long as was asked, and callers hardly notice.
 
 Intervals are short where the claim does not depend on them. What the upstream saw is the measure.
 """
@@ -118,7 +118,7 @@ async def hold_shown(proxy: Running) -> float:
     return left
 
 
-async def is_silent(proxy: Running) -> bool:
+async def is_on_hold(proxy: Running) -> bool:
     return await hold_shown(proxy) > 0
 
 
@@ -126,18 +126,18 @@ async def is_silent(proxy: Running) -> bool:
 
 
 async def test_one_refusal_quiets_its_account_and_no_other() -> None:
-    """Silence for two seconds on all routes, then one by one; nobody sees a 429."""
-    silent_until = 0.0
+    """A hold of two seconds on all routes, then one by one; nobody sees a 429."""
+    held_until = 0.0
 
     def refuse_the_third(request: RecordedRequest) -> Step:
-        nonlocal silent_until
+        nonlocal held_until
         if request.values("authorization") != [b"Bearer a"]:
             return ACCEPTED
         seen.append(request.arrived_at)
         if len(seen) == 3:
-            silent_until = request.arrived_at + 2
+            held_until = request.arrived_at + 2
             refused_one.set()
-        return refusal("2") if request.arrived_at < silent_until else ACCEPTED
+        return refusal("2") if request.arrived_at < held_until else ACCEPTED
 
     seen: list[float] = []
     refused_one = asyncio.Event()
@@ -149,7 +149,7 @@ async def test_one_refusal_quiets_its_account_and_no_other() -> None:
         ours = asyncio.gather(*(post(proxy, "a") for _ in range(13)))
         theirs = asyncio.gather(*(post(proxy, "b") for _ in range(13)))
         await refused_one.wait()
-        await until(lambda: is_silent(proxy))
+        await until(lambda: is_on_hold(proxy))
         assert 0 < await hold_shown(proxy) <= 2
         unpaced = await get(proxy, "a")
         responses = [unpaced, *await ours, *await theirs]
@@ -306,7 +306,7 @@ async def test_endless_refusals_end_in_the_apis_own_answer() -> None:
         "broken": 3,
     }
     assert arrivals(upstream, "one")[-1] - returned < SLACK + stalls.total
-    for token in ("absent", "broken"):  # the silence doubles, with up to 0.2 s of jitter
+    for token in ("absent", "broken"):  # the hold doubles, with up to 0.2 s of jitter
         for between, shortest in zip(sends[token], (0.2, 0.4, 0.8), strict=True):
             assert shortest <= between + TOLERANCE
             assert between <= shortest + 0.2 + SLACK + stalls.total
@@ -383,7 +383,7 @@ async def test_an_absurd_hold_is_clamped_and_then_probed_by_one() -> None:
     assert keeps_pace(times, 0.1, stalled=stalls.longest)
 
 
-async def test_what_waits_for_a_connection_when_a_hold_begins_keeps_silent_too() -> None:
+async def test_what_waits_for_a_connection_when_a_hold_begins_waits_too() -> None:
     """They had their slots; the only connection comes back with the refusal."""
     async with (
         RawUpstream(by_token({"a": [refusal("1", delay=0.2)]})) as upstream,
@@ -426,7 +426,7 @@ async def test_when_a_hold_ends_one_goes_first() -> None:
     ):
         calls = [asyncio.ensure_future(post(proxy, "a")) for _ in range(4)]
         await upstream.received()
-        await until(lambda: is_silent(proxy))
+        await until(lambda: is_on_hold(proxy))
         calls += [asyncio.ensure_future(get(proxy, "a")) for _ in range(3)]
         responses = await asyncio.gather(*calls)
 

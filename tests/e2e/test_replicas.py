@@ -24,7 +24,7 @@ from tests.kit.listener import HOST
 from tests.kit.logins import log_in
 from tests.kit.process import Process, document_for, serving, until
 from tests.kit.redis import RedisServer, redis_server
-from tests.kit.replicas import PATIENCE
+from tests.kit.replicas import STORE_TIMEOUT
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
 
@@ -35,7 +35,7 @@ REPLICAS = 3
 TOLERANCE = 0.020  # of stamps at the API
 EXPORTS = "/api/v2/recordings/exports"
 BODY = b'{"channel": "voice"}'
-STORE_TIMEOUT = 0.2  # the default
+DEFAULT_TIMEOUT = 0.2
 PASSWORD = "the-password-of-the-store"
 CLOCK = SystemClock()
 
@@ -160,7 +160,7 @@ async def cluster(
         store = {
             "url": redis.url,
             "replicas": replicas,
-            "timeout": PATIENCE,
+            "timeout": STORE_TIMEOUT,
             **sections.pop("store", {}),
         }
         document = document_for(
@@ -252,19 +252,19 @@ async def test_those_who_hang_up_cost_nobody_a_slot(tmp_path: Path) -> None:
         assert times[-1] - times[0] <= 17 * INTERVAL * 1.05 + stalls.total
 
 
-async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> None:
+async def test_refusal_that_one_replica_sees_holds_all(tmp_path: Path) -> None:
     """On routes that are not paced, too, and at a replica that comes later."""
-    silence = 3
+    hold = 3
     async with noting_stalls() as stalls, cluster(tmp_path) as running:
         await running.log_in("london")
         api = running.api
-        api.refuses["0.refused"] = silence
+        api.refuses["0.refused"] = hold
         calls = [running.export("london", "0.refused")]
         calls += [running.export("london", f"{n % REPLICAS}.{n}") for n in range(9)]
         exports = [asyncio.ensure_future(call) for call in calls]
         await until_true(lambda: not api.refuses)
         refused_at = next(one.at for one in api.arrivals() if one.caller == "0.refused")
-        await until(lambda: _are_silent(running.replicas))
+        await until(lambda: _are_on_hold(running.replicas))
         for number in range(REPLICAS):
             call = running.export("london", f"{number}.free", "/api/v2/users/me")
             exports.append(asyncio.ensure_future(call))
@@ -273,11 +273,11 @@ async def test_refusal_that_one_replica_sees_silences_all(tmp_path: Path) -> Non
         assert len(api.times()) == len(exports) + 1
         # What was under way when the API said so is stamped as late as the machine stood still.
         after = api.times(since=refused_at + TOLERANCE + stalls.longest)
-        assert min(after) >= refused_at + silence
-        assert min(after) <= refused_at + silence + 0.1 + stalls.total
+        assert min(after) >= refused_at + hold
+        assert min(after) <= refused_at + hold + 0.1 + stalls.total
 
 
-async def _are_silent(replicas: Sequence[Process]) -> bool:
+async def _are_on_hold(replicas: Sequence[Process]) -> bool:
     accounts = [account for one in replicas for account in (await one.accounts()).values()]
     return all(account["hold_remaining_seconds"] > 0 for account in accounts)
 
@@ -293,7 +293,7 @@ async def test_outage_is_a_slower_pace_and_ends_without_a_burst(tmp_path: Path) 
     """Redis is killed and comes back empty; then it stands still for a while."""
     async with (
         noting_stalls() as stalls,
-        cluster(tmp_path, store={"timeout": STORE_TIMEOUT}) as running,
+        cluster(tmp_path, store={"timeout": DEFAULT_TIMEOUT}) as running,
     ):
         api, redis = running.api, running.redis
         await running.log_in("london")
@@ -328,7 +328,9 @@ async def test_outage_is_a_slower_pace_and_ends_without_a_burst(tmp_path: Path) 
         assert {answer.status for answer in answers} == {202}
         assert each_was_sent_once(api)
         for process in running.replicas:
-            assert 2 <= len(process.logged("the store is down")) <= 2 + stalls.total / STORE_TIMEOUT
+            assert (
+                2 <= len(process.logged("the store is down")) <= 2 + stalls.total / DEFAULT_TIMEOUT
+            )
 
 
 def _freeze(redis: RedisServer) -> Any:
@@ -345,8 +347,8 @@ def _thaw(redis: RedisServer) -> Any:
     return thaw
 
 
-async def test_replica_that_stood_still_does_not_use_a_turn_it_lost(tmp_path: Path) -> None:
-    """SIGSTOP, for longer than a turn lasts; the others go on meanwhile."""
+async def test_replica_that_stood_still_does_not_use_a_lease_it_lost(tmp_path: Path) -> None:
+    """SIGSTOP, for longer than a lease lasts; the others go on meanwhile."""
     async with noting_stalls() as stalls, cluster(tmp_path) as running:
         api = running.api
         await running.log_in("london")
@@ -368,7 +370,7 @@ async def test_replica_that_stood_still_does_not_use_a_turn_it_lost(tmp_path: Pa
         assert each_was_sent_once(api)
 
 
-async def test_replica_that_ends_leaves_its_turns_to_the_others(tmp_path: Path) -> None:
+async def test_replica_that_ends_leaves_its_leases_to_the_others(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, cluster(tmp_path) as running:
         api = running.api
         await running.log_in("london")
@@ -413,7 +415,7 @@ async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Pat
         document = document_for(
             api.url,
             pacing={"interval": INTERVAL},
-            store={"url": redis.url, "replicas": 2, "timeout": PATIENCE},
+            store={"url": redis.url, "replicas": 2, "timeout": STORE_TIMEOUT},
         )
         async with serving(tmp_path, document) as process:
             running = Cluster(api, redis, [process])
@@ -462,7 +464,7 @@ async def test_reload_changes_what_may_change_and_refuses_another_store(tmp_path
                 "url": running.redis.url,
                 "replicas": 5,
                 "on_failure": "reject",
-                "timeout": PATIENCE,
+                "timeout": STORE_TIMEOUT,
             },
         )
         process.configure(document)

@@ -117,7 +117,7 @@ async def fire(targets: Sequence[str]) -> tuple[list[int], list[float], list[boo
 
 
 def is_paced(times: Sequence[float], *, stalled: float) -> bool:
-    """Whether any two arrivals are as far apart as their places in the line ask for.
+    """Whether any two arrivals are as far apart as their places in the queue ask for.
 
     A stamp may be late by the longest time for which the machine stood still, no later.
     """

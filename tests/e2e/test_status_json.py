@@ -91,9 +91,9 @@ async def test_sends_and_the_gap_between_them_are_told() -> None:
                 proxy.url, EXPORTS, "Authorization: Bearer key-of-london", method="POST"
             )
             assert answer.status == 201
-        (line,) = (await status(proxy))["accounts"][0]["routes"]
-    assert line["sent"] == 3
-    assert 0.05 <= line["last_gap_seconds"] < 10
+        (queue,) = (await status(proxy))["accounts"][0]["routes"]
+    assert queue["sent"] == 3
+    assert 0.05 <= queue["last_gap_seconds"] < 10
 
 
 async def test_refusals_are_kept_by_account_and_hold_nothing_of_the_callers() -> None:

@@ -78,16 +78,16 @@ async def post(proxy: Running, *fields: str, token: str = "a", path: str = EXPOR
 
 
 async def queue(proxy: Running, count: int, *fields: str) -> list[asyncio.Task[Call]]:
-    """Let so many callers enter the line, the first of whom is served at once."""
+    """Let so many callers enter the queue, the first of whom is served at once."""
     await post(proxy)
     calls = [asyncio.ensure_future(post(proxy, *fields)) for _ in range(count)]
-    await until(lambda: _has_line(proxy, count))
+    await until(lambda: _has_queue(proxy, count))
     return calls
 
 
-async def _has_line(proxy: Running, count: int) -> bool:
+async def _has_queue(proxy: Running, count: int) -> bool:
     states = proxy.accounts.states()
-    return sum(line.queue_depth for state in states for line in state.routes) >= count
+    return sum(queue.queue_depth for state in states for queue in state.routes) >= count
 
 
 # Limits
@@ -151,7 +151,7 @@ async def test_prefer_wait_cannot_exceed_max_wait() -> None:
     assert len(upstream.requests) == 2
 
 
-async def test_the_line_has_a_length() -> None:
+async def test_the_queue_has_a_length() -> None:
     """`max_queue` per account and route; those who wait already are not disturbed."""
     interval = 1.2
     async with (
@@ -284,11 +284,11 @@ async def test_server_timing_sums_to_the_elapsed_time() -> None:
 
 INTERVAL, MAX_WAIT = 0.25, 3.0
 OVERLOAD = 11.0  # seconds at three times the pace
-RECOVERY = MAX_WAIT / (1 - 1 / 4)  # until a full line is gone while a quarter of the pace comes
+RECOVERY = MAX_WAIT / (1 - 1 / 4)  # until a full queue is gone while a quarter of the pace comes
 
 
-async def test_overload_costs_nobody_his_turn() -> None:
-    """Three times the pace, then a quarter of it: every slot is used, and the line recovers.
+async def test_overload_leaves_no_waiter_behind() -> None:
+    """Three times the pace, then a quarter of it: every slot is used, and the queue recovers.
 
     Those refused at the worst moment do as Retry-After says.
     """

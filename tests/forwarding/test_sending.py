@@ -92,7 +92,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         pending = PendingRequest(
             exchange,
             caller=QueueCaller("someone"),
-            account=(account := accounts.learned("someone")),
+            account=(account := accounts.unconfigured("someone")),
             queue=account.queue("api", paced=False),
             outgoing=Outgoing("POST", "/", "", [], b""),
             needs=Needs(scopes=frozenset(), cost=1.0),

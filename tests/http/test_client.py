@@ -22,7 +22,7 @@ from tests.kit.upstream import free_port
 
 GET = Outgoing("GET", "/", "", [], b"")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-PATIENCE = 5.0  # seconds; what takes longer hangs
+LIMIT = 5.0  # seconds; what takes longer hangs
 
 
 class Peer:
@@ -35,13 +35,13 @@ class Peer:
 
     async def request(self) -> bytes:
         """Return the head of the next request."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LIMIT):
             return await self._reader.readuntil(b"\r\n\r\n")
 
     async def rest(self) -> bytes:
         """Return what comes until the client closes, or resets with something unread."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(LIMIT):
                 return await self._reader.read()
         except ConnectionResetError:
             return b""
@@ -71,7 +71,7 @@ class Server:
 
     async def peer(self) -> Peer:
         """Return the next connection's end."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LIMIT):
             return await self._came.get()
 
     @asynccontextmanager
@@ -125,7 +125,7 @@ async def ask(server: Server, upstream: Client, answer: bytes = OK) -> tuple[Pee
 
 async def outcome_of(waiting: "asyncio.Task[object]") -> BaseException | None:
     """Return what ended it; one that does not end fails the test."""
-    _, hung = await asyncio.wait([waiting], timeout=PATIENCE)
+    _, hung = await asyncio.wait([waiting], timeout=LIMIT)
     for task in hung:
         task.cancel()
     assert not hung, "it hangs"
@@ -657,7 +657,7 @@ async def test_a_server_that_no_longer_reads_does_not_delay_the_end() -> None:
     async with meeting() as (server, upstream):
         sending = start(upstream, Outgoing("POST", "/", "", [], b"x" * 50_000_000))
         await (await server.peer()).request()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LIMIT):
             await upstream.give_up()
         assert isinstance(await outcome_of(sending), OutcomeUnknown)
 
@@ -690,8 +690,8 @@ async def test_pools_that_are_out_of_use_are_forgotten() -> None:
 
     async with meeting() as (server, upstream):
         before = pools()
-        for patience in range(1, 10):
-            upstream.apply(settings_of(server, response_timeout=patience), server.url)
+        for seconds in range(1, 10):
+            upstream.apply(settings_of(server, response_timeout=seconds), server.url)
         assert pools() == before
         peer, answer = await ask(server, upstream, BY_LENGTH)
         upstream.apply(settings_of(server), server.url)

@@ -69,11 +69,11 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    script: Script = (), default: Step = FAILURE, *, path: str = "/keys", patience: float = 20
+    script: Script = (), default: Step = FAILURE, *, path: str = "/keys", seconds: float = 20
 ) -> AsyncIterator[Bench]:
     async with RawUpstream(script, default=default) as server:
         limits = UpstreamSettings(
-            api_url=server.url, login_url=server.url, response_timeout=patience
+            api_url=server.url, login_url=server.url, response_timeout=seconds
         )
         clock = FakeClock(start=100.0)
         upstream = Client(limits, server.url, clock=clock)
@@ -168,15 +168,15 @@ TROUBLES: list[Step] = [
 ]
 
 
-def patience_with(trouble: Step) -> float:
+def timeout_for(trouble: Step) -> float:
     """The `response_timeout` where this happens; good answers come in time all the same."""
     return 1.5 if isinstance(trouble, Hang) else 20
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=range(len(TROUBLES)))
 async def test_the_keys_that_are_there_serve_while_a_fetch_fails(trouble: Step) -> None:
-    patience = patience_with(trouble)
-    async with bench([jwks(rsa_jwk("k"))], trouble, patience=patience) as it:
+    seconds = timeout_for(trouble)
+    async with bench([jwks(rsa_jwk("k"))], trouble, seconds=seconds) as it:
         assert await it.has("k")
         for _ in range(3):
             await it.clock.advance(FRESH_FOR)
@@ -188,8 +188,8 @@ async def test_the_keys_that_are_there_serve_while_a_fetch_fails(trouble: Step) 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=range(len(TROUBLES)))
 async def test_without_any_key_yet_nobody_is_judged(trouble: Step) -> None:
-    patience = patience_with(trouble)
-    async with bench([trouble], jwks(rsa_jwk("k")), patience=patience) as it:
+    seconds = timeout_for(trouble)
+    async with bench([trouble], jwks(rsa_jwk("k")), seconds=seconds) as it:
         with pytest.raises(Problem) as caught:
             await it.keys.key("k")
         assert (caught.value.name, caught.value.status) == ("keys-unavailable", 503)

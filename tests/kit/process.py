@@ -106,7 +106,7 @@ class Process:
         return {account["name"]: account for account in accounts}
 
     async def waiting(self) -> int:
-        """How many requests wait in all its lines."""
+        """How many requests wait in all its queues."""
         accounts = (await self.accounts()).values()
         return sum(line["queue_depth"] for account in accounts for line in account["routes"])
 

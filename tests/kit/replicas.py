@@ -1,4 +1,4 @@
-"""Dispatchers as replicas of one proxy: one in memory, or several on one store, in real time."""
+"""Accounts as replicas of one proxy: one in memory, or several on one store, in real time."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ from tests.kit.process import until
 
 CLOCK = SystemClock()
 ROUNDING = 1e-4
-PATIENCE = 2.0  # with the store, where a machine that stands still must be no outage
+STORE_TIMEOUT = 2.0  # with the store, where a machine that stands still must be no outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Send:
 
 
 class Replica:
-    """One accounts; its callers send as soon as they may and are answered at once."""
+    """The accounts of one replica; its callers send when they may and are answered at once."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ def settings_of(url: str, *, interval: float, replicas: int = 1, **sections: Any
     document: dict[str, Any] = {
         "upstream": {"api_url": "https://api.example", "login_url": "https://login.example"},
         "pacing": {"interval": interval, "max_in_flight": 1000, "max_wait": 60},
-        "store": {"url": url, "replicas": replicas, "timeout": PATIENCE},
+        "store": {"url": url, "replicas": replicas, "timeout": STORE_TIMEOUT},
         "accounts": [Account(name=name, client_id=f"id-of-{name}") for name in ("london", "paris")],
     }
     for name, section in sections.items():

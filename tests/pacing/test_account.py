@@ -60,7 +60,7 @@ async def test_answer_of_which_more_is_to_come_takes_room_until_it_has_come() ->
         b.use(other)
 
 
-async def test_room_is_given_to_the_line_that_may_use_it() -> None:
+async def test_room_is_given_to_the_queue_that_may_use_it() -> None:
     """Who came first but must keep its distance does not stop another route."""
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())
@@ -295,7 +295,7 @@ async def test_probe_that_is_cancelled_as_it_gets_its_slot_makes_room_for_the_ne
 
 
 async def test_echo_does_not_end_a_hold() -> None:
-    """It answers a request that left before the silence was asked for."""
+    """It answers a request that left before the hold was asked for."""
     async with bench() as b:
         refused, echo = b.send(await b.get(b.queue())), b.send(await b.get(b.queue("jobs")))
         refused.report(Refused(4.0))
@@ -323,7 +323,7 @@ async def test_echo_that_comes_beside_the_probe_does_not_end_the_hold() -> None:
         b.use(second)
 
 
-async def test_echo_that_comes_after_the_silence_does_not_spare_the_probe() -> None:
+async def test_echo_that_comes_after_the_hold_does_not_spare_the_probe() -> None:
     """Nobody came when the hold was over, but an echo did: still one goes first."""
     async with bench() as b:
         refused, echo = b.send(await b.get(b.queue())), b.send(await b.get(b.queue("jobs")))
@@ -377,7 +377,7 @@ async def test_hold_does_not_grow_where_the_time_is_named() -> None:
 
 
 async def test_echoes_are_no_further_failures() -> None:
-    """Eight requests refused together are one refusal: the silence after them is the first step."""
+    """Eight requests refused together are one refusal: the hold after them is the first step."""
     async with bench() as b:
         api = b.queue("api", paced=False)
         for slot in [await b.get(api) for _ in range(8)]:
@@ -408,7 +408,7 @@ async def test_retry_after_nought_past_the_normal_pace_asks_for_nothing() -> Non
         assert b.counted("held_seconds_total", account="london") == 0.0
 
 
-async def test_time_on_hold_is_the_silence_and_not_the_time_nobody_came() -> None:
+async def test_time_on_hold_ends_with_the_hold_and_not_when_somebody_comes() -> None:
     """An hour without traffic after the hold, and before its probe, is no hold."""
     async with bench() as b:
         assert b.held_seconds() == 0.0

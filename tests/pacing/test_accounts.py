@@ -16,9 +16,9 @@ from tests.kit.pacing import bench
 
 async def test_same_caller_has_the_same_account() -> None:
     async with bench() as b:
-        token, client = b.accounts.unidentified(b"t"), b.accounts.learned("c")
+        token, client = b.accounts.unidentified(b"t"), b.accounts.unconfigured("c")
         assert b.accounts.unidentified(b"t") is token
-        assert b.accounts.learned("c") is client
+        assert b.accounts.unconfigured("c") is client
         assert {token, client, *b.accounts.accounts()} == {
             token,
             client,
@@ -27,14 +27,14 @@ async def test_same_caller_has_the_same_account() -> None:
         }
 
 
-@pytest.mark.parametrize("table", ["unidentified", "learned"])
+@pytest.mark.parametrize("table", ["unidentified", "unconfigured"])
 async def test_ten_thousand_strangers_are_forgotten_when_they_are_idle(table: str) -> None:
     """The table stays within its bound, and nobody is refused."""
     identity = Identity(max_unidentified=100, max_learned=100)
     async with bench(identity=identity) as b:
         for number in range(10_000):
-            if table == "learned":
-                account = b.accounts.learned(f"client {number}")
+            if table == "unconfigured":
+                account = b.accounts.unconfigured(f"client {number}")
             else:
                 account = b.accounts.unidentified(b"token %d" % number)
             slot = await b.get(account.queue("exports", paced=True))
@@ -88,7 +88,7 @@ async def test_strangers_beyond_the_bound_are_refused_while_all_are_alive() -> N
         assert (refused.value.name, refused.value.status) == ("queue-full", 429)
         assert refused.value.retry_after in (1, 2)
         b.accounts.unidentified(b"2")
-        b.accounts.learned("4")
+        b.accounts.unconfigured("4")
         slots.pop().report(Answered())
         await b.clock.advance(0.125)
         b.accounts.unidentified(b"4")
@@ -214,7 +214,7 @@ async def test_who_is_sent_at_once_has_waited_no_time() -> None:
         assert b.counted("queue_wait_seconds_sum", **labels) == 0
 
 
-async def test_time_in_line_is_measured_by_how_it_ended() -> None:
+async def test_time_in_the_queue_is_measured_by_how_it_ended() -> None:
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())
         callers = [b.join(b.queue()), b.join(b.queue())]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import inf
 from typing import assert_never
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
@@ -154,9 +154,14 @@ class Caller:
         waits = self.is_waiting and not self.has_slot  # it may not know yet that it has one
         return waits and self.is_present and not self.is_cancelled and now <= self.deadline
 
+    def goes_before(self, other: "Caller", now: float) -> bool:
+        """True if their queue's next slot is this one's; at its deadline the wait may end."""
+        is_earlier = self.queue is other.queue and self.ticket.number < other.ticket.number
+        return is_earlier and self.may_have_a_slot(now) and now < self.deadline
+
 
 @dataclass(slots=True)
-class Silence:
+class ModelHold:
     """What an account was asked for: nothing before `until`, then one at a time.
 
     It is over when one of these, the probes, is accepted. Two seconds after the first of them has
@@ -176,7 +181,7 @@ class Silence:
 
 
 class World:
-    """A accounts, its callers, and the judge."""
+    """The accounts, their callers, and the judge."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.clock = StallingClock(start=1000.0)
@@ -213,10 +218,10 @@ class World:
         }
         self.out: dict[AccountQueue, set[Caller]] = {queue: set() for queue in self.queues}
         self.in_flight = {queue.allowance: 0 for queue in self.queues}
-        self.silences: dict[Allowance | AccountQueue, Silence] = {}
+        self.holds: dict[Allowance | AccountQueue, ModelHold] = {}
         for queue in self.queues:
-            self.silences.setdefault(queue.allowance, Silence())
-            self.silences[queue] = Silence()
+            self.holds.setdefault(queue.allowance, ModelHold())
+            self.holds[queue] = ModelHold()
         self.reading = {queue.allowance: 0 for queue in self.queues}  # refusals, of each account
         # Of each account: how many may be in flight by its quota, and until when.
         self.quotas = {queue.allowance: (MAX_IN_FLIGHT, -inf) for queue in self.queues}
@@ -283,35 +288,30 @@ class World:
         if not caller.is_present:
             return False
         queue, account = caller.queue, caller.queue.allowance
-        silences = self.silences_of(caller)
+        holds = self.holds_of(caller)
         self.demand("a slot only for who may have one", caller.may_have_a_slot(self.now))
         self.demand("one slot a place in the queue", caller.grants < caller.joins)
         self.demand(
             "first come, first served",
-            not any(
-                other.queue is queue
-                and other.ticket.number < caller.ticket.number
-                and other.may_have_a_slot(self.now)
-                for other in self.callers
-            ),
+            not any(other.goes_before(caller, self.now) for other in self.callers),
         )
         self.demand("room in flight", self.in_flight[account] < MAX_IN_FLIGHT)
         self.demand("one slot out on a paced queue", not (queue.paced and self.out[queue]))
         room, until = self.quotas[account]
         self.demand("room in the quota", self.now >= until or self.in_flight[account] < room)
-        self.demand("silence while a refusal is read", not self.reading[account])
-        for silence in silences:
-            self.demand("silence when asked for", self.now >= silence.until)
-            self.demand("one probe, or two", not silence.is_on or silence.may_probe(self.now))
+        self.demand("a hold while a refusal is read", not self.reading[account])
+        for hold in holds:
+            self.demand("a hold when asked for", self.now >= hold.until)
+            self.demand("one probe, or two", not hold.is_on or hold.may_probe(self.now))
         caller.grants += 1
         caller.has_slot = True
         self.in_flight[account] += 1
         self.out[queue].add(caller)
-        for silence in silences:
-            if silence.is_on:
-                if not silence.probes:
-                    silence.probing_since = self.now
-                silence.probes.add(caller)
+        for hold in holds:
+            if hold.is_on:
+                if not hold.probes:
+                    hold.probing_since = self.now
+                hold.probes.add(caller)
         if caller.script.leaves_when_offered:
             asyncio.get_running_loop().call_soon(self.leave, self.callers.index(caller))
         return True
@@ -408,20 +408,20 @@ class World:
             self.refused(caller, fate)
             slot.report(RefusedReport(fate.named, fate.limit))
 
-    def silences_of(self, caller: Caller) -> tuple[Silence, Silence]:
+    def holds_of(self, caller: Caller) -> tuple[ModelHold, ModelHold]:
         """That of the caller's account, and that of its queue."""
-        return self.silences[caller.queue.allowance], self.silences[caller.queue]
+        return self.holds[caller.queue.allowance], self.holds[caller.queue]
 
     def accepted(self, caller: Caller, quota: Quota | None) -> None:
         account = caller.queue.allowance
         if quota is not None:
             self.quotas[account] = (quota.remaining, self.now + quota.reset)
             if not quota.remaining:
-                self.silence(self.silences[account], quota.reset)
-        for silence in self.silences_of(caller):
-            if caller in silence.probes and self.now >= silence.until:
-                silence.is_on = False
-                silence.probes.clear()
+                self.begin_hold(self.holds[account], quota.reset)
+        for hold in self.holds_of(caller):
+            if caller in hold.probes and self.now >= hold.until:
+                hold.is_on = False
+                hold.probes.clear()
         self.gives_back(caller)
 
     def refused(self, caller: Caller, fate: Refused) -> None:
@@ -430,27 +430,27 @@ class World:
         is_route = fate.limit.namespace == "flows"
         if fate.limit.namespace is None:
             is_route = fate.named is not None and fate.named > CLAMP
-        own = self.silences[caller.queue if is_route else caller.queue.allowance]
+        own = self.holds[caller.queue if is_route else caller.queue.allowance]
         if caller in own.probes:
             own.probes.clear()
         for queue in self.queues:
             if queue.allowance is caller.queue.allowance or fate.limit.key == "org.flows":
                 held = queue if is_route else queue.allowance
                 if not is_route or queue.route == route:
-                    self.silence(self.silences[held], 0.5 if fate.named is None else fate.named)
+                    self.begin_hold(self.holds[held], 0.5 if fate.named is None else fate.named)
         self.gives_back(caller)
 
-    def silence(self, silence: Silence, seconds: float) -> None:
-        silence.is_on = True
-        silence.until = max(silence.until, self.now + min(seconds, CLAMP))
+    def begin_hold(self, hold: ModelHold, seconds: float) -> None:
+        hold.is_on = True
+        hold.until = max(hold.until, self.now + min(seconds, CLAMP))
 
     def gives_back(self, caller: Caller) -> None:
         if caller.has_slot:
             caller.has_slot = False
             self.in_flight[caller.queue.allowance] -= 1
             self.out[caller.queue].discard(caller)
-            for silence in self.silences_of(caller):
-                silence.probes.discard(caller)
+            for hold in self.holds_of(caller):
+                hold.probes.discard(caller)
 
     def early_sends(self) -> float:
         """Return what the proxy's own check of the pace has counted."""
@@ -514,6 +514,22 @@ def run(script: Coroutine[None, None, None]) -> None:
         runner.run(script)
 
 
+AT_ITS_DEADLINE: list[tuple[Step, bool]] = [  # the second wait ends when the hold does
+    (
+        Arrive(
+            queue=queue, cost=cost, limit=limit, connect=0.0, fates=fates, leaves_when_offered=False
+        ),
+        False,
+    )
+    for queue, cost, limit, fates in (
+        (0, 1.0, LONG, [Answered(after=0.0)]),
+        (2, 1.5, 0.5, [Refused(after=0.0, named=0.0, reading=0.25)]),
+        (2, 1.0, LONG, [Unused()]),
+    )
+]
+
+
+@example(AT_ITS_DEADLINE)
 @settings(
     max_examples=4 * settings().max_examples,
     deadline=None,
@@ -524,7 +540,7 @@ def run(script: Coroutine[None, None, None]) -> None:
     | st.lists(st.tuples(STEPS, st.booleans()), min_size=15, max_size=60)
 )
 def test_whatever_happens_the_promises_hold(steps: list[tuple[Step, bool]]) -> None:
-    """Pace, order, room, silence, one slot a place; nobody is lost and nothing is left over.
+    """Pace, order, room, hold, one slot a place; nobody is lost and nothing is left over.
 
     Nothing leaves that a hold covers, and what no hold covers is served in the end.
     """

@@ -13,7 +13,7 @@ async def test_first_send_comes_no_earlier_than_one_interval_after_the_start() -
         assert await b.all_served(callers) == [0.5, 2.0, 0.5]
 
 
-async def test_line_that_opens_later_is_free_at_once() -> None:
+async def test_queue_that_opens_later_is_free_at_once() -> None:
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())
 

@@ -67,7 +67,7 @@ async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
         slot.report(Unused())
 
 
-async def test_turn_that_runs_out_while_somebody_connects_is_not_used() -> None:
+async def test_lease_that_runs_out_while_a_holder_connects_is_not_used() -> None:
     async with bench() as b:
         slot = await b.get(b.queue())
         b.queue().leased.lease_lost()

@@ -118,7 +118,7 @@ async def test_waiter_that_is_late_anyway_keeps_nobody_out() -> None:
         b.use(late[0])
 
 
-async def test_line_holds_no_more_than_its_length() -> None:
+async def test_queue_holds_no_more_than_its_length() -> None:
     """Its end is no further away than the limit, and yet there is no place."""
     async with bench(Pacing(max_queue=3)) as b:
         slot = await b.get(b.queue())

@@ -23,7 +23,7 @@ def test_what_remains_of_a_hold_is_never_negative(now: float, left: float) -> No
 
 
 @pytest.mark.parametrize(("now", "kept"), [(5.0, 0.0), (9.0, 4.0), (15.0, 10.0), (9999.0, 10.0)])
-def test_silence_kept_ends_with_the_hold(now: float, kept: float) -> None:
+def test_time_on_hold_ends_with_the_hold(now: float, kept: float) -> None:
     """However late the probe comes: an account nobody uses is not on hold all night."""
     assert Hold(since=5.0, until=15.0).kept(now) == kept
 
@@ -50,8 +50,8 @@ def test_longer_hold_is_never_shortened(until: float, refusals: int, held: Hold)
     assert hold_after(HOLD, now=6.0, until=until, refusals=refusals) == held
 
 
-def test_silence_between_two_holds_counts_for_neither() -> None:
-    """Ten seconds of silence, an hour without any traffic, ten seconds more: twenty."""
+def test_time_between_two_holds_counts_for_neither() -> None:
+    """Ten seconds on hold, an hour without any traffic, ten seconds more: twenty."""
     renewed = hold_after(Hold(0.0, 10.0), now=3610.0, until=3620.0, refusals=0)
     assert renewed.kept(3620.0) == 20.0
     assert renewed.remaining(3610.0) == 10.0

@@ -118,7 +118,7 @@ def test_failures_are_repeated_after_their_pause() -> None:
     assert [reason for _, reason in login.mints] == ["startup", "expiry", "expiry"]
 
 
-def test_a_silence_ends_early_when_its_reason_is_gone() -> None:
+def test_a_pause_ends_early_when_its_reason_is_gone() -> None:
     login = Login()
     login.fails = True
     login.mint(0.0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from proxy.rules.state import OTHER, AccountState, QueueState, merged
 
 
-def line(name: str, *, depth: int = 0, oldest: float = 0.0, interval: float = 0.5) -> QueueState:
+def queue(name: str, *, depth: int = 0, oldest: float = 0.0, interval: float = 0.5) -> QueueState:
     return QueueState(name=name, queue_depth=depth, oldest_seconds=oldest, interval=interval)
 
 
@@ -22,7 +22,7 @@ def test_nobody_is_nothing() -> None:
 
 
 def test_accounts_of_different_names_stay_as_they_are_and_in_order() -> None:
-    london = account("london", line("exports", depth=3, oldest=1.5), in_flight=2)
+    london = account("london", queue("exports", depth=3, oldest=1.5), in_flight=2)
     paris = account("paris", hold_remaining=9.0)
     assert merged([london, paris]) == (london, paris)
 
@@ -31,12 +31,12 @@ def test_accounts_of_one_name_sum_their_counts_and_show_their_longest_times() ->
     """A route only one of them uses is there too."""
     states = merged(
         [
-            account(OTHER, line("exports", depth=3, oldest=1.5), in_flight=2, hold_remaining=4.0),
+            account(OTHER, queue("exports", depth=3, oldest=1.5), in_flight=2, hold_remaining=4.0),
             account("london", in_flight=7),
             account(
                 OTHER,
-                line("exports", depth=4, oldest=0.5, interval=2.0),
-                line("api", depth=1, oldest=8.0, interval=0.0),
+                queue("exports", depth=4, oldest=0.5, interval=2.0),
+                queue("api", depth=1, oldest=8.0, interval=0.0),
                 in_flight=1,
                 hold_remaining=9.0,
             ),
@@ -46,8 +46,8 @@ def test_accounts_of_one_name_sum_their_counts_and_show_their_longest_times() ->
     assert states == (
         account(
             OTHER,
-            line("exports", depth=7, oldest=1.5, interval=2.0),
-            line("api", depth=1, oldest=8.0, interval=0.0),
+            queue("exports", depth=7, oldest=1.5, interval=2.0),
+            queue("api", depth=1, oldest=8.0, interval=0.0),
             in_flight=3,
             hold_remaining=9.0,
         ),
@@ -58,21 +58,21 @@ def test_accounts_of_one_name_sum_their_counts_and_show_their_longest_times() ->
 def test_a_queue_shown_as_one_sums_its_sends_and_shows_its_longest_hold() -> None:
     """Two gaps say nothing of one pace, so there is none then."""
     first = replace(
-        line("exports"),
+        queue("exports"),
         sent=3,
         last_gap_seconds=0.5,
         hold_remaining_seconds=4.0,
         hold_named_seconds=4.0,
     )
     second = replace(
-        line("exports"),
+        queue("exports"),
         sent=4,
         last_gap_seconds=0.6,
         hold_remaining_seconds=2.0,
         hold_named_seconds=90.0,
         hold_limit="exports.per.day",
     )
-    alone = replace(line("polls"), sent=9, last_gap_seconds=0.7)
+    alone = replace(queue("polls"), sent=9, last_gap_seconds=0.7)
     (one,) = merged([account(OTHER, first, alone), account(OTHER, second)])
     assert one.routes == (
         replace(second, sent=7, last_gap_seconds=None, hold_remaining_seconds=4.0),

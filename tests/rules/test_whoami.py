@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.rules.whoami import Named, Pace, Places, Rejected, Switch, Unclear, Verdict, read_answer
+from proxy.rules.whoami import Finding, Named, Pace, Places, Rejected, Switch, Unclear, read_answer
 
 FIELD = "OAuthClient.id"
 SERVICE: dict[str, Any] = {
@@ -123,9 +123,9 @@ def test_who_leaves_is_not_served() -> None:
 def test_five_404_in_a_row_switch_asking_off_for_ten_minutes() -> None:
     switch = Switch()
     missing = Unclear(is_missing=True)
-    verdicts: list[Verdict] = [missing, missing, missing, missing, Named("c", None), *[missing] * 4]
-    for verdict in verdicts:
-        assert not switch.note(verdict, 100.0)
+    findings: list[Finding] = [missing, missing, missing, missing, Named("c", None), *[missing] * 4]
+    for finding in findings:
+        assert not switch.note(finding, 100.0)
     assert switch.is_on(100.0)
     assert switch.note(missing, 100.0)
     assert not switch.is_on(699.9)

@@ -21,7 +21,7 @@ from proxy.simulator.errors import LoginError
 from proxy.simulator.exports import AccountExports, Export, family_of, key_of, normalise
 from proxy.simulator.grants import GrantOrder, Grants, required_scope
 from proxy.simulator.ledger import Arrival, Counts, Ledger, Quota, furthest_ahead, summarise
-from proxy.simulator.limiter import Accepted, Limiter, Pace, Reason, Refused, Verdict
+from proxy.simulator.limiter import Accepted, Decision, Limiter, Pace, Reason, Refused
 from proxy.simulator.login import LoggedIn, log_in
 
 EXPORTS = "/api/v2/recordings/exports"
@@ -35,17 +35,17 @@ NOTHING = Counts(tokens_minted=0, exports=0, duplicates={})
 
 def judged(
     *times: float, tolerance: float = 0.02, retry_after: float = 1
-) -> list[tuple[float, Verdict]]:
+) -> list[tuple[float, Decision]]:
     limiter = Limiter(Pace(interval=0.5, tolerance=tolerance, retry_after=retry_after))
     return [(at, limiter.judge("a", at)) for at in times]
 
 
-def verdicts(*times: float, retry_after: float = 1) -> list[Verdict]:
-    return [verdict for _, verdict in judged(*times, retry_after=retry_after)]
+def decisions(*times: float, retry_after: float = 1) -> list[Decision]:
+    return [decision for _, decision in judged(*times, retry_after=retry_after)]
 
 
 def test_the_first_arrival_and_every_later_one_on_pace_is_accepted() -> None:
-    assert verdicts(10, 10.5, 11, 20) == [Accepted()] * 4
+    assert decisions(10, 10.5, 11, 20) == [Accepted()] * 4
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,20 @@ def test_the_first_arrival_and_every_later_one_on_pace_is_accepted() -> None:
         (10.5, Accepted()),
     ],
 )
-def test_an_arrival_may_be_early_by_the_tolerance(second: float, expected: Verdict) -> None:
-    assert verdicts(10, second)[1] == expected
+def test_an_arrival_may_be_early_by_the_tolerance(second: float, expected: Decision) -> None:
+    assert decisions(10, second)[1] == expected
 
 
 def test_the_tolerance_cannot_be_used_twice() -> None:
-    assert verdicts(10, 10.48, 10.96)[2] == Refused(Reason.EARLY, 1)
+    assert decisions(10, 10.48, 10.96)[2] == Refused(Reason.EARLY, 1)
 
 
 def test_being_late_saves_up_no_burst() -> None:
-    assert verdicts(10, 15, 15.1)[2] == Refused(Reason.EARLY, 1)
+    assert decisions(10, 15, 15.1)[2] == Refused(Reason.EARLY, 1)
 
 
 def test_arrivals_before_retry_after_has_passed_are_a_storm_and_do_not_extend_it() -> None:
-    assert verdicts(10, 10.1, 10.9, 11.05, 11.1) == [
+    assert decisions(10, 10.1, 10.9, 11.05, 11.1) == [
         Accepted(),
         Refused(Reason.EARLY, 1),
         Refused(Reason.STORM, 1),
@@ -80,7 +80,7 @@ def test_arrivals_before_retry_after_has_passed_are_a_storm_and_do_not_extend_it
 
 
 def test_a_retry_after_setting_is_rounded_up_to_whole_seconds_and_counts_down() -> None:
-    assert verdicts(10, 10.1, 11.2, 13.0, 13.1, retry_after=2.5) == [
+    assert decisions(10, 10.1, 11.2, 13.0, 13.1, retry_after=2.5) == [
         Accepted(),
         Refused(Reason.EARLY, 3),
         Refused(Reason.STORM, 2),
@@ -112,7 +112,7 @@ def test_a_hold_to_rehearse_begins_with_an_accounts_first_arrival_and_ends_for_g
     assert limiter.judge("a", 131) == Accepted()
 
 
-def test_accounts_do_not_share_a_line_and_reset_forgets_them() -> None:
+def test_accounts_do_not_share_a_queue_and_reset_forgets_them() -> None:
     limiter = Limiter(Pace(interval=0.5, tolerance=0.02, retry_after=1))
     assert [limiter.judge(account, 1) for account in "ab"] == [Accepted()] * 2
     limiter.reset()
@@ -125,27 +125,27 @@ moments = st.lists(st.floats(0, 1.5), min_size=1, max_size=40).map(
 
 
 @given(moments)
-def test_no_two_accepted_arrivals_are_closer_than_their_distance_in_the_line(
+def test_no_two_accepted_arrivals_are_closer_than_their_distance_in_the_queue(
     times: list[float],
 ) -> None:
-    accepted = [at for at, verdict in judged(*times) if verdict == Accepted()]
+    accepted = [at for at, decision in judged(*times) if decision == Accepted()]
     for (j, earlier), (k, later) in combinations(enumerate(accepted), 2):
         assert later - earlier >= (k - j) * 0.5 - 0.02 - 1e-5
 
 
 @given(moments)
 def test_whoever_obeys_every_retry_after_is_accepted_in_the_end(times: list[float]) -> None:
-    for at, verdict in judged(*times):
-        if isinstance(verdict, Refused):
+    for at, decision in judged(*times):
+        if isinstance(decision, Refused):
             upto = [earlier for earlier in times if earlier <= at]
-            assert judged(*upto, at + verdict.retry_after)[-1][1] == Accepted()
+            assert judged(*upto, at + decision.retry_after)[-1][1] == Accepted()
 
 
 # The ledger
 
 
-def arrival(at: float, verdict: Verdict | None = None, *, paced: bool = True) -> Arrival:
-    return Arrival(at=at, method="POST", path=EXPORTS, paced=paced, verdict=verdict, status=202)
+def arrival(at: float, decision: Decision | None = None, *, paced: bool = True) -> Arrival:
+    return Arrival(at=at, method="POST", path=EXPORTS, paced=paced, decision=decision, status=202)
 
 
 def test_a_report_counts_verdicts_and_measures_the_gaps_of_paced_arrivals() -> None:

@@ -1,4 +1,4 @@
-"""The line to Redis: what it costs, how many it takes, and what callers who leave do to it."""
+"""Connections to Redis: their cost, their number, and what callers do to them that leave."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import (
     CLOCK,
-    PATIENCE,
+    STORE_TIMEOUT,
     Replica,
     all_shared,
     pause,
@@ -36,7 +36,7 @@ from tests.kit.replicas import (
 from tests.kit.stalls import noting_stalls
 
 INTERVAL = 0.1
-LOOK_AGAIN = 0.05  # a line asks about a turn that is overdue
+LOOK_AGAIN = 0.05  # a queue asks about a lease that is overdue
 HASH = bytes(range(32))
 NOBODYS = ("export-proxy:2:{self-test}", "export-proxy:2:mark", "export-proxy:2:replicas")
 
@@ -62,7 +62,7 @@ async def connected(
     async with asyncio.TaskGroup() as tasks:
         spawn: Callable[..., Any] = tasks.create_task
         url = server.url if port is None else f"redis://{HOST}:{port}/0"
-        settings = Store.model_validate({"url": url, "timeout": PATIENCE})
+        settings = Store.model_validate({"url": url, "timeout": STORE_TIMEOUT})
         connection = Connection(settings, clock=clock, metrics=metrics, spawn=spawn)
         leases = SharedLeases(connection, clock=clock, metrics=metrics, random=lambda: 0.0)
         listening = tasks.create_task(connection.listen(leases.inbox))
@@ -75,7 +75,7 @@ async def connected(
 
 @pytest.mark.timed
 @pytest.mark.parametrize(("replicas", "most"), [(1, 1.2), (3, 1.2)])
-async def test_send_from_a_line_takes_about_one_round_trip(
+async def test_send_from_a_queue_takes_about_one_round_trip(
     replicas: int, most: float, tmp_path: Path
 ) -> None:
     """A report is the next request in the same breath."""
@@ -105,7 +105,7 @@ async def test_kept_lease_is_used_without_a_round_trip(tmp_path: Path) -> None:
             assert await here.export(here.queue()) is None
             await pause(1.2 * INTERVAL)
         server.freeze()
-        async with asyncio.timeout(PATIENCE / 2):
+        async with asyncio.timeout(STORE_TIMEOUT / 2):
             assert await here.export(here.queue()) is None
         assert here.is_shared
         server.thaw()
@@ -150,7 +150,7 @@ async def _has_called(server: RedisServer, times: int) -> bool:
 
 
 async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
-    """Two hundred wait in silence: the heads of the two lines may ask, and that is all."""
+    """Two hundred wait and ask nothing: the heads of the two queues may ask, and that is all."""
     async with deployed(tmp_path, 2, pacing={"max_queue": 1000}) as (server, (here, there)):
         slot = await here.slot(here.queue())
         here.send(slot)
@@ -164,12 +164,12 @@ async def test_waiting_takes_no_round_trips(tmp_path: Path) -> None:
             caller.cancel()
 
 
-async def test_thousand_lines_take_few_connections_and_all_get_their_turn(tmp_path: Path) -> None:
+async def test_thousand_queues_take_few_connections_and_all_get_a_lease(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1) as (server, (here,)):
-        lines = [
+        queues = [
             here.accounts.unidentified(b"%d" % n).queue("exports", paced=True) for n in range(1000)
         ]
-        assert await asyncio.gather(*map(here.export, lines)) == [None] * 1000
+        assert await asyncio.gather(*map(here.export, queues)) == [None] * 1000
         assert here.is_shared
         clients = await server.client.info("clients")
         assert clients["connected_clients"] <= 8 + 1 + 1  # its own, its ear, and the test's
@@ -191,11 +191,11 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
             await tokens.add(IssuedToken(token_hash, f"account-{number}", 600, None))
         before = (await server.client.info("stats"))["total_connections_received"]
         for turn in range(1000):
-            recalling = asyncio.get_running_loop().create_task(tokens.find(bytes([turn % 10]) * 32))
+            finding = asyncio.get_running_loop().create_task(tokens.find(bytes([turn % 10]) * 32))
             for _ in range(turn % 7):
                 await asyncio.sleep(0)  # noqa: TID251 -- yields
-            recalling.cancel()
-            await asyncio.wait([recalling])
+            finding.cancel()
+            await asyncio.wait([finding])
             if turn % 10 == 0:
                 number = turn // 10 % 10
                 entry = await tokens.find(bytes([number]) * 32)
@@ -206,7 +206,7 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
 
 
 @pytest.mark.timed
-async def test_callers_who_leave_the_line_leave_it_in_order(tmp_path: Path) -> None:
+async def test_callers_who_leave_the_queue_leave_it_in_order(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for turn in range(300):
             caller = here.caller(here.queue())
@@ -266,9 +266,9 @@ async def test_password_is_told_to_nobody(
 
 async def test_store_that_is_150_ms_away_is_up(tmp_path: Path) -> None:
     """Its timeout is for one answer; connecting takes several and has a time of its own."""
-    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
-        line.mode = Delay(0.075)
-        url = server.url.replace(str(server.port), str(line.port))
+    async with redis_server(tmp_path) as server, FaultProxy(server.port) as network:
+        network.mode = Delay(0.075)
+        url = server.url.replace(str(server.port), str(network.port))
         store = {"timeout": 0.25}
         async with replicas_of(settings_of(url, interval=INTERVAL, store=store), 1) as (here,):
             await all_shared([here])
@@ -290,12 +290,12 @@ def test_idle_connection_that_is_reset_is_an_outage_and_no_more(tmp_path: Path) 
     async def scenario() -> None:
         async with (
             redis_server(tmp_path) as server,
-            FaultProxy(server.port) as line,
-            connected(server, port=line.port) as (connection, tokens, listening),
+            FaultProxy(server.port) as network,
+            connected(server, port=network.port) as (connection, tokens, listening),
         ):
             listening.cancel()  # who listens would notice at once
             await asyncio.wait([listening])
-            line.reset_all()
+            network.reset_all()
             await pause(0.05)
             several = (tokens.find(bytes([n]) * 32) for n in range(4))  # one connects anew
             answers = await asyncio.gather(*several, return_exceptions=True)
@@ -334,12 +334,12 @@ async def test_command_that_the_server_refuses_is_an_outage(wrong: str, tmp_path
 
 async def test_hold_from_the_store_is_clamped_as_one_of_our_own(tmp_path: Path) -> None:
     async with deployed(tmp_path, 1, retry={"max_retry_after": 7}) as (server, (here,)):
-        line, forged = here.queue().leased, 10**12
-        news = f"hold another {line.key}  {forged} {forged}"
-        await server.client.publish("export-proxy:2:all", news)
+        queue, forged = here.queue().leased, 10**12
+        message = f"hold another {queue.key}  {forged} {forged}"
+        await server.client.publish("export-proxy:2:all", message)
 
         async def is_held() -> bool:
-            return line.hold_left(of_route=False).seconds > 0
+            return queue.hold_left(of_route=False).seconds > 0
 
         await until(is_held)
-        assert line.hold_left(of_route=False).seconds <= 7
+        assert queue.hold_left(of_route=False).seconds <= 7

@@ -92,7 +92,7 @@ async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Dep
 
 @pytest.mark.timed
 async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
-    """Every second caller hangs up, those at the head of a line among them."""
+    """Every second caller hangs up, those at the head of a queue among them."""
     async with noting_stalls() as stalls, deploy() as replicas:
         callers = spread(replicas, 20)
         await pause(2.5 * INTERVAL)
@@ -161,7 +161,7 @@ async def test_lines_of_other_accounts_and_routes_go_on(deploy: Deploy) -> None:
 
 
 @pytest.mark.timed
-async def test_room_in_flight_is_each_replica_s_own_and_no_turn_is_kept(deploy: Deploy) -> None:
+async def test_room_in_flight_is_each_replica_s_own_and_no_lease_is_kept(deploy: Deploy) -> None:
     """A replica whose room is full lets the others send."""
     async with (
         noting_stalls() as stalls,
@@ -196,15 +196,15 @@ async def test_caller_who_will_not_wait_gets_a_free_slot_and_no_other(deploy: De
 
 
 async def test_accounts_that_are_idle_are_forgotten(deploy: Deploy) -> None:
-    """A full table makes room: a line without waiters keeps nobody."""
+    """A full table makes room: a queue without waiters keeps nobody."""
     async with deploy(identity={"max_unidentified": 5}) as replicas:
         here = replicas[0]
         for batch in range(3):
-            lines = [
+            queues = [
                 here.accounts.unidentified(b"%d-%d" % (batch, n)).queue("exports", paced=True)
                 for n in range(5)
             ]
-            assert await asyncio.gather(*map(here.export, lines)) == [None] * 5
+            assert await asyncio.gather(*map(here.export, queues)) == [None] * 5
             await pause(2 * INTERVAL)
 
 
@@ -222,13 +222,13 @@ async def test_longer_interval_governs_those_who_wait_already(deploy: Deploy) ->
 
 
 @pytest.mark.timed
-async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> None:
+async def test_route_that_is_no_longer_paced_takes_no_leases(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy(0.3) as replicas:
         callers = spread(replicas, 9)
         await pause(0.1)
         for replica in replicas:
-            for line in replica.accounts.configured("london").queues:
-                line.leased.apply(paced=False)
+            for queue in replica.accounts.configured("london").queues:
+                queue.leased.apply(paced=False)
             replica.accounts.configured("london").scheduler.pump()
         begun = CLOCK.monotonic()
         await asyncio.gather(*callers)
@@ -240,7 +240,7 @@ async def test_route_that_is_no_longer_paced_takes_no_turns(deploy: Deploy) -> N
 
 
 @pytest.mark.timed
-async def test_replica_that_ends_leaves_its_turn_to_the_others(deploy: Deploy) -> None:
+async def test_replica_that_ends_leaves_its_lease_to_the_others(deploy: Deploy) -> None:
     async with noting_stalls() as stalls, deploy() as replicas:
         ending = replicas[0]
         callers = spread(replicas, 9)

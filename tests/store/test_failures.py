@@ -19,8 +19,8 @@ from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import (
     CLOCK,
-    PATIENCE,
     ROUNDING,
+    STORE_TIMEOUT,
     Replica,
     all_shared,
     early,
@@ -47,7 +47,7 @@ async def deployed(
     folder: Path,
     interval: float = INTERVAL,
     *,
-    timeout: float = PATIENCE,  # noqa: ASYNC109 -- the store's
+    timeout: float = STORE_TIMEOUT,  # noqa: ASYNC109 -- the store's
     **store: Any,
 ) -> AsyncIterator[tuple[RedisServer, list[Replica]]]:
     async with redis_server(folder, password="not-to-be-seen") as server:
@@ -94,7 +94,7 @@ async def each_has_sent(replicas: list[Replica], count: int, *, since: float) ->
 
 
 async def are_queued(server: RedisServer, replica: Replica) -> None:
-    """Wait until somebody is in the queue for London's turn."""
+    """Wait until somebody is queued for London's lease."""
     await server.has_told(replica.queue().leased.key, f"queue:{replica.queue().leased.lease_name}")
 
 
@@ -134,7 +134,7 @@ def note_return(replica: Replica, joined: dict[int, float]) -> None:
 async def test_while_the_store_is_away_each_replica_keeps_its_share_of_the_pace(
     begins: Fault, ends: Fault, tmp_path: Path
 ) -> None:
-    """The account has several lines: whoever looks at one of them looks at all."""
+    """The account has several queues: a look at one of them looks at all."""
     async with (
         noting_stalls() as stalls,
         deployed(tmp_path, timeout=TIMEOUT) as (server, replicas),
@@ -204,7 +204,7 @@ async def an_hour_back(server: RedisServer) -> None:
 async def test_what_befalls_the_state_costs_one_early_send_at_most(
     fault: Fault, tmp_path: Path
 ) -> None:
-    """Whatever moment it hits; and the line goes on at its pace."""
+    """Whatever moment it hits; and the queue goes on at its pace."""
     async with deployed(tmp_path) as (server, replicas):
         callers = crowd(replicas, 40)
         await pause(4.1 * INTERVAL)
@@ -224,7 +224,7 @@ async def test_what_befalls_the_state_costs_one_early_send_at_most(
 async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
     fault: Fault, tmp_path: Path
 ) -> None:
-    """The replica with the turn is told before it uses it; what happened is counted."""
+    """The replica with the lease is told before it uses it; what happened is counted."""
     async with noting_stalls() as stalls, deployed(tmp_path, interval=0.3) as (server, replicas):
         busy, idle = replicas[0], replicas[1]
         callers = crowd([busy], 8)
@@ -243,7 +243,7 @@ async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Pa
         key = here.queue().leased.key
         assert await here.export(here.queue()) is None
         await server.has_told(key, f"due:{here.queue().leased.lease_name}")
-        has_turn = here.caller(here.queue())
+        has_lease = here.caller(here.queue())
         await server.has_told(key, f"holder:{here.queue().leased.lease_name}")
         queued = there.caller(there.queue())
         await are_queued(server, there)
@@ -252,7 +252,7 @@ async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Pa
         queued.cancel()
         await server.has_told(key, f"due:{here.queue().leased.lease_name}")
         assert await third.export(third.queue()) is None
-        assert await has_turn is None
+        assert await has_lease is None
         assert early(times([here]), LONG) == 0
         assert here.counted("store_degraded_decisions_total") == 1.0
 
@@ -271,7 +271,7 @@ async def test_replica_that_finds_the_state_gone_says_itself_what_it_knew(tmp_pa
         assert early(times([here]), LONG) == 0
 
 
-async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path) -> None:
+async def test_flush_is_noticed_on_one_queue_and_made_good_on_all(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, _)):
         key = here.queue().leased.key
         for route in ("exports", "jobs"):
@@ -287,7 +287,7 @@ async def test_flush_is_noticed_on_one_line_and_made_good_on_all(tmp_path: Path)
 
 @pytest.mark.parametrize("paced", [True, False])
 async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: bool) -> None:
-    """By a replica where nobody waits and no pace is left, to those that had no line yet."""
+    """By a replica where nobody waits and no pace is left, to those that had no queue yet."""
     async with deployed(tmp_path) as (server, (here, there, third)):
         slot = await here.slot(here.queue())
         here.send(slot)
@@ -302,7 +302,7 @@ async def test_hold_that_was_flushed_is_told_again(tmp_path: Path, *, paced: boo
         assert here.counted("store_degraded_decisions_total") == 1.0
 
 
-async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_store(
+async def test_waiter_that_was_told_when_the_queue_opens_goes_no_earlier_without_the_store(
     tmp_path: Path,
 ) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, *others)):
@@ -315,15 +315,15 @@ async def test_who_was_told_when_the_line_opens_goes_no_earlier_without_the_stor
         await are_alone([here, *others])
         assert await asyncio.gather(*callers) == [None] * 2
         first, *rest = times([here])
-        for turn, at in enumerate(rest, start=1):  # each by what it was told, however late others
-            assert at >= first + turn * LONG - ROUNDING
+        for number, at in enumerate(rest, start=1):  # each by what it was told, however late others
+            assert at >= first + number * LONG - ROUNDING
 
 
 async def are_told(replicas: list[Replica]) -> bool:
     return all(replica.predicted_wait() > LONG for replica in replicas)
 
 
-async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path: Path) -> None:
+async def test_message_that_comes_after_the_outage_has_begun_stops_no_queue(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, replicas):
         here = replicas[0]
         await server.kill()
@@ -334,12 +334,12 @@ async def test_news_that_comes_after_the_outage_has_begun_stops_no_line(tmp_path
             assert await here.export(here.queue()) is None
 
 
-async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_again(
+async def test_lease_that_is_not_wanted_any_more_is_given_up_before_it_is_asked_for_again(
     tmp_path: Path,
 ) -> None:
-    """One command at a time for a line: of two, either might be carried out first."""
+    """One command at a time for a queue: of two, either might be carried out first."""
     async with deployed(tmp_path) as (_, (here, *_)):
-        line = here.queue()
+        queue = here.queue()
         send, under_way, most = here.store.send, 0, 0
 
         def counting(words: tuple[Word, ...], answered: wire.Answered) -> None:
@@ -356,9 +356,9 @@ async def test_turn_nobody_wants_any_more_is_given_up_before_it_is_asked_for_aga
 
         here.store.send = counting  # type: ignore[method-assign]  # the wire, watched
         here.leases.inbox.receive(
-            f"lease {line.leased.key} {line.leased.lease_name} 1 1 0", CLOCK.monotonic()
+            f"lease {queue.leased.key} {queue.leased.lease_name} 1 1 0", CLOCK.monotonic()
         )
-        assert await here.export(line) is None
+        assert await here.export(queue) is None
         assert most == 1
 
 
@@ -369,19 +369,19 @@ async def test_listener_does_not_hang_on_a_network_that_swallows_everything(
     async with (
         noting_stalls() as stalls,
         redis_server(tmp_path) as server,
-        FaultProxy(server.port) as line,
+        FaultProxy(server.port) as network,
     ):
-        url = f"redis://127.0.0.1:{line.port}/0"
+        url = f"redis://127.0.0.1:{network.port}/0"
         store = {"timeout": TIMEOUT}
         settings = settings_of(url, interval=INTERVAL, replicas=2, store=store)
         async with replicas_of(settings, 1) as replicas:
-            line.mode = BlackHole()
-            line.reset_all()
+            network.mode = BlackHole()
+            network.reset_all()
             begun = CLOCK.monotonic()
             await are_alone(replicas)
             assert CLOCK.monotonic() - begun <= 0.5 + TIMEOUT + SLACK + stalls.total
             await pause(1.2)
-            line.mode = Pass()
+            network.mode = Pass()
             await all_shared(replicas)
             assert await replicas[0].export(replicas[0].queue()) is None
 
@@ -418,7 +418,7 @@ async def test_store_that_stands_still_is_noticed_without_any_traffic(tmp_path: 
         await all_shared(replicas)
 
 
-async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
+async def test_message_that_comes_late_gives_no_lease(tmp_path: Path) -> None:
     """Words and answers come by two connections; only their stamps tell which is the newer."""
     async with deployed(tmp_path) as (server, replicas):
         here, there = replicas[0], replicas[1]
@@ -455,18 +455,18 @@ async def test_word_that_comes_late_gives_no_turn(tmp_path: Path) -> None:
 async def test_store_that_is_slow_is_down_and_one_that_is_not_quite_so_slow_is_not(
     tmp_path: Path,
 ) -> None:
-    async with redis_server(tmp_path) as server, FaultProxy(server.port) as line:
-        url = f"redis://127.0.0.1:{line.port}/0"
+    async with redis_server(tmp_path) as server, FaultProxy(server.port) as network:
+        url = f"redis://127.0.0.1:{network.port}/0"
         store = {"timeout": TIMEOUT}
         settings = settings_of(url, interval=0.3, replicas=REPLICAS, store=store)
         async with replicas_of(settings, 2) as replicas:
-            line.mode = Delay(0.1)
+            network.mode = Delay(0.1)
             callers = crowd(replicas, 5)
             await pause(1.0)
             assert all(replica.is_shared for replica in replicas)
-            line.mode = Delay(0.7)
+            network.mode = Delay(0.7)
             await are_alone(replicas)
-            line.mode = Pass()
+            network.mode = Pass()
             await all_shared(replicas)
             assert await asyncio.gather(*callers) == [None] * 10
             assert nothing_was_sent_twice(replicas)
@@ -530,7 +530,7 @@ async def test_hold_is_obeyed_by_a_replica_that_never_dealt_with_the_account(
 
 
 async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> None:
-    """The command is carried out when Redis goes on; nobody wants that turn any more."""
+    """The command is carried out when Redis goes on; nobody wants that lease any more."""
     async with (
         noting_stalls() as stalls,
         deployed(tmp_path, interval=0.3, timeout=TIMEOUT) as (server, replicas),
@@ -539,7 +539,7 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
         server.freeze()
         assert await here.export(here.queue()) is None
         await are_alone(replicas)
-        # So that it goes on shortly before they look, and that turn would last for long after.
+        # So that it goes on shortly before they look, and that lease would last for long after.
         await pause(0.8 - CLOCK.wall() % 1.0 + (CLOCK.wall() % 1.0 > 0.8))
         server.thaw()
         await all_shared(replicas)
@@ -555,13 +555,13 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
 async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace(
     tmp_path: Path,
 ) -> None:
-    """The account it may belong to has a line of its own, which goes on at the full pace."""
+    """The account it may belong to has a queue of its own, which goes on at the full pace."""
     async with deployed(tmp_path) as (_, replicas):
         here = replicas[0]
         stranger = here.accounts.unidentified(b"of whom?")
         stranger.allowance.may_be_another = True
-        line = stranger.queue("exports", paced=True)
-        assert await asyncio.gather(*(here.export(line) for _ in range(3))) == [None] * 3
+        queue = stranger.queue("exports", paced=True)
+        assert await asyncio.gather(*(here.export(queue) for _ in range(3))) == [None] * 3
         assert early(times(replicas), INTERVAL * REPLICAS) == 0
 
 

@@ -24,7 +24,7 @@ from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
 from tests.kit.replicas import pause
 
-TURN = files("proxy.store").joinpath("lease.lua").read_text()
+SCRIPT = files("proxy.store").joinpath("lease.lua").read_text()
 KEY = "export-proxy:2:{account}"
 MS = 1_000  # microseconds
 SECOND = 1_000_000
@@ -33,7 +33,7 @@ INTERVAL = 5 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     mine: bool
     wait: int  # microseconds
     wanting: int
@@ -49,7 +49,7 @@ class Store:
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
-        self._script = server.client.register_script(TURN)
+        self._script = server.client.register_script(SCRIPT)
         self._ears: dict[str, PubSub] = {}
 
     async def listen(self, *names: str) -> None:
@@ -67,7 +67,7 @@ class Store:
 
         await until(is_gone)
 
-    async def heard(self, name: str) -> list[str]:
+    async def received(self, name: str) -> list[str]:
         """What was said there, without the stamps."""
         await self.server.client.publish("p:" + name, END)
         words: list[str] = []
@@ -87,11 +87,11 @@ class Store:
         lease: int = 2 * SECOND,
         route: str = "exports",
         ttl: int = 60_000,
-    ) -> Standing:
+    ) -> Status:
         arguments: list[Any] = [op, route, who, span, INTERVAL, lease, again, "p:", ttl, named]
         answer: Sequence[Any] = await self._script(keys=[KEY], args=arguments)
         mine, wait, wanting, ahead, hold, _, _, *holds = map(int, answer)
-        return Standing(bool(mine), wait, wanting, ahead, hold, *holds)
+        return Status(bool(mine), wait, wanting, ahead, hold, *holds)
 
     async def set(self, fields: dict[str, str]) -> None:
         await cast("Any", self.server.client).hset(KEY, mapping=fields)
@@ -111,26 +111,26 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
                 await store.leave_without_a_word(name)
 
 
-async def test_turns_go_round_in_the_order_of_asking(store: Store) -> None:
-    assert await store.say("ask", "a") == Standing(mine=True, wait=0, wanting=1, ahead=0, hold=0)
+async def test_leases_go_round_in_the_order_of_asking(store: Store) -> None:
+    assert await store.say("ask", "a") == Status(mine=True, wait=0, wanting=1, ahead=0, hold=0)
     assert (await store.say("ask", "b")).ahead == 1
     third = await store.say("ask", "c")
     assert (third.mine, third.wanting, third.ahead) == (False, 3, 2)
     for sender, next_one in ("ab", "bc", "ca", "ab"):
-        standing = await store.say("sent", sender, span=INTERVAL, again="wait")
-        assert (standing.mine, standing.ahead) == (False, 2)
+        status = await store.say("sent", sender, span=INTERVAL, again="wait")
+        assert (status.mine, status.ahead) == (False, 2)
         assert await store.get("holder:exports") == next_one
-        (word,) = [w for w in await store.heard(next_one) if w.startswith("lease ")]
+        (word,) = [w for w in await store.received(next_one) if w.startswith("lease ")]
         kind, key, route, _, _, wait = word.split(" ")
         assert (kind, key, route) == ("lease", KEY, "exports")
         assert INTERVAL - SECOND <= int(wait) <= INTERVAL
 
 
-async def test_lone_sender_keeps_the_turn(store: Store) -> None:
+async def test_lone_sender_keeps_the_lease(store: Store) -> None:
     await store.say("ask", "a")
-    standing = await store.say("sent", "a", span=INTERVAL, again="wait")
-    assert (standing.mine, standing.wanting) == (True, 1)
-    assert INTERVAL - SECOND <= standing.wait <= INTERVAL
+    status = await store.say("sent", "a", span=INTERVAL, again="wait")
+    assert (status.mine, status.wanting) == (True, 1)
+    assert INTERVAL - SECOND <= status.wait <= INTERVAL
 
 
 async def test_who_asks_again_keeps_the_place(store: Store) -> None:
@@ -147,7 +147,7 @@ async def test_lease_is_kept_by_the_replica_that_sends_alone_until_another_wants
     assert await store.get("holder:exports") == ""  # the first send: nobody knows yet
     assert (await store.say("sent", "a", again="keep")).mine
     assert not (await store.say("ask", "b")).mine
-    (word,) = [w for w in await store.heard("a") if not w.startswith("lost ")]
+    (word,) = [w for w in await store.received("a") if not w.startswith("lost ")]
     assert word.startswith(f"wanted {KEY} exports ")
     await store.say("leave", "a")
     assert await store.get("holder:exports") == "b"
@@ -173,7 +173,7 @@ async def test_queue_of_names_is_bounded(store: Store) -> None:
     assert (await store.say("ask", "c")).wanting <= 3
 
 
-async def test_unused_turn_goes_on_at_once(store: Store) -> None:
+async def test_unused_lease_goes_on_at_once(store: Store) -> None:
     for who in "abc":
         await store.say("ask", who)
     await store.say("leave", "b")
@@ -187,23 +187,23 @@ async def test_routes_have_lines_of_their_own_and_share_the_hold(store: Store) -
     assert (await store.say("ask", "b", route="jobs")).mine
     await store.say("hold", "a", route="", span=5 * SECOND)
     for route in ("exports", "jobs"):
-        standing = await store.say("ask", "c", route=route)
-        assert 4 * SECOND < standing.wait <= 5 * SECOND
-        assert 4 * SECOND < standing.hold <= 5 * SECOND
+        status = await store.say("ask", "c", route=route)
+        assert 4 * SECOND < status.wait <= 5 * SECOND
+        assert 4 * SECOND < status.hold <= 5 * SECOND
 
 
 async def test_hold_is_told_to_all_and_never_shortened(store: Store) -> None:
     await store.say("hold", "a", route="", span=5 * SECOND)
-    standing = await store.say("hold", "b", route="", span=SECOND)
-    assert 4 * SECOND < standing.hold <= 5 * SECOND
-    _, first, second = await store.heard("all")
+    status = await store.say("hold", "b", route="", span=SECOND)
+    assert 4 * SECOND < status.hold <= 5 * SECOND
+    _, first, second = await store.received("all")
     assert first.split(" ")[:3] == ["hold", "a", KEY]
     assert 4 * SECOND < int(second.split(" ")[4]) <= 5 * SECOND
     assert 4 * SECOND < (await store.say("look", "c")).hold <= 5 * SECOND
 
 
-async def test_turn_under_a_hold_lasts_beyond_it(store: Store) -> None:
-    """A lease begins when the turn can be used."""
+async def test_lease_under_a_hold_lasts_beyond_it(store: Store) -> None:
+    """A lease begins when it can be used."""
     await store.say("hold", "b", route="", span=2 * SECOND)
     await store.say("ask", "a", lease=200 * MS)
     await store.say("ask", "b", lease=200 * MS)
@@ -213,20 +213,20 @@ async def test_turn_under_a_hold_lasts_beyond_it(store: Store) -> None:
     assert (await store.say("ask", "b", lease=200 * MS)).mine
 
 
-async def test_turn_of_a_dead_replica_runs_out_and_its_last_send_is_allowed_for(
+async def test_lease_of_a_dead_replica_runs_out_and_its_last_send_is_allowed_for(
     store: Store,
 ) -> None:
     await store.say("ask", "a", lease=100 * MS)
     await store.say("ask", "b", lease=100 * MS)
     await pause(0.15)
-    standing = await store.say("ask", "b", lease=100 * MS)
-    assert standing.mine
-    assert INTERVAL - SECOND <= standing.wait <= INTERVAL  # it may have sent at the last moment
-    *_, word = await store.heard("a")
+    status = await store.say("ask", "b", lease=100 * MS)
+    assert status.mine
+    assert INTERVAL - SECOND <= status.wait <= INTERVAL  # it may have sent at the last moment
+    *_, word = await store.received("a")
     assert word.startswith(f"over {KEY} exports ")
 
 
-async def test_turn_that_is_asked_for_again_does_not_run_out(store: Store) -> None:
+async def test_lease_that_is_asked_for_again_does_not_run_out(store: Store) -> None:
     await store.say("ask", "a")
     await store.say("ask", "b")
     for _ in range(3):
@@ -246,7 +246,7 @@ async def test_replica_that_no_longer_listens_is_passed_over(store: Store) -> No
 async def test_send_out_of_turn_moves_the_holder_s_moment(store: Store) -> None:
     await store.say("ask", "a")
     await store.say("sent", "b", span=INTERVAL)
-    (word,) = await store.heard("a")
+    (word,) = await store.received("a")
     assert word.startswith(f"lease {KEY} exports ")
     assert INTERVAL - SECOND <= int(word.split(" ")[5]) <= INTERVAL
     assert (await store.say("ask", "a")).wait > 0
@@ -258,26 +258,26 @@ async def test_state_that_is_found_missing_is_told_to_all_once(store: Store) -> 
     await store.server.flush()
     await store.say("ask", "b")
     await store.say("ask", "a")
-    lost = [word.split(" ") for word in await store.heard("all")]
+    lost = [word.split(" ") for word in await store.received("all")]
     assert [word[:3] for word in lost] == [["lost", "a", KEY], ["lost", "b", KEY]]
 
 
 @pytest.mark.parametrize("op", ["ask", "sent", "leave", "hold", "look"])
 async def test_state_that_is_missing_is_noticed_whatever_is_said(store: Store, op: str) -> None:
     await store.say(op, "a", span=SECOND)
-    assert (await store.heard("all"))[0].split(" ")[:3] == ["lost", "a", KEY]
+    assert (await store.received("all"))[0].split(" ")[:3] == ["lost", "a", KEY]
 
 
 @pytest.mark.parametrize("jump", [3600, -3600])
-async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
-    """At the worst a line waits for one span more than it was to."""
+async def test_clock_that_is_set_stops_no_queue(store: Store, jump: int) -> None:
+    """At the worst a queue waits for one span more than it was to."""
     await store.say("hold", "a", route="", span=200 * MS)
     await store.say("ask", "a")
     await store.say("sent", "a", span=500 * MS, again="wait")
     await store.say("ask", "b")
     await store.server.jump_clock(jump)
-    standing = await store.say("ask", "a")
-    assert standing.wait <= 500 * MS
+    status = await store.say("ask", "a")
+    assert status.wait <= 500 * MS
     await pause(0.25)
     assert (await store.say("look", "a")).hold == 0
     await pause(0.3)
@@ -285,7 +285,7 @@ async def test_clock_that_is_set_stops_no_line(store: Store, jump: int) -> None:
 
 
 @pytest.mark.parametrize("make", ["set", "list", "string", "garbage"])
-async def test_key_that_somebody_else_wrote_stops_no_line(store: Store, make: str) -> None:
+async def test_key_that_somebody_else_wrote_stops_no_queue(store: Store, make: str) -> None:
     client = store.server.client
     match make:
         case "set":
@@ -307,8 +307,8 @@ async def test_key_that_somebody_else_wrote_stops_no_line(store: Store, make: st
                     "queue:exports": ",,,",
                 }
             )
-    standing = await store.say("ask", "a")
-    assert (standing.mine, standing.wait, standing.hold) == (True, 0, 0)
+    status = await store.say("ask", "a")
+    assert (status.mine, status.wait, status.hold) == (True, 0, 0)
 
 
 async def test_state_outlives_what_it_says_and_not_for_long(store: Store) -> None:
@@ -341,22 +341,22 @@ async def test_named_wait_outlives_the_hold_until_it_is_seen_to_be_over(store: S
     await store.say("hold", "a", route="", span=0, named=90 * SECOND)
     assert (await store.say("look", "b")).named > 80 * SECOND
     await store.say("open", "a", route="")
-    standing = await store.say("look", "b")
-    assert (standing.hold, standing.named) == (0, 0)
+    status = await store.say("look", "b")
+    assert (status.hold, status.named) == (0, 0)
 
 
 async def test_end_of_a_named_wait_does_not_end_a_hold(store: Store) -> None:
     await store.say("hold", "a", route="", span=5 * SECOND, named=90 * SECOND)
     await store.say("open", "b", route="")
-    standing = await store.say("look", "c")
-    assert 4 * SECOND < standing.hold <= 5 * SECOND
-    assert standing.named == 0
+    status = await store.say("look", "c")
+    assert 4 * SECOND < status.hold <= 5 * SECOND
+    assert status.named == 0
 
 
 async def test_holds_and_their_ends_are_told_to_all_with_their_route(store: Store) -> None:
     await store.say("hold", "a", span=5 * SECOND, named=9 * SECOND)
     await store.say("open", "a", route="")
-    words = [word for word in await store.heard("all") if not word.startswith("lost ")]
+    words = [word for word in await store.received("all") if not word.startswith("lost ")]
     assert words[0].startswith(f"hold a {KEY} exports ")
     assert words[1] == f"open a {KEY} "
 
@@ -410,7 +410,7 @@ def test_message_of_another_replica_is_understood_and_anything_else_is_none(
         (Stamp(2, 1), Stamp(1, 6), True),
     ],
 )
-def test_later_operation_and_another_state_are_news(
+def test_later_operation_and_another_state_are_newer(
     stamp: Stamp, other: Stamp | None, *, is_after: bool
 ) -> None:
     assert stamp.is_after(other) is is_after

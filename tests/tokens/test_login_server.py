@@ -37,14 +37,14 @@ SECRET = "planted-secret"
 TOKEN = "planted-token"
 DATE = "Sun, 06 Nov 2033 08:49:37 GMT"
 CREDENTIALS = Credentials("id", lambda: SECRET)
-PATIENT = 20.0  # seconds that no answer takes, whatever else the machine does
-IMPATIENT = 0.2  # where silence is what is tested
+TIMEOUT = 20.0  # seconds that no answer takes, whatever else the machine does
+SHORT_TIMEOUT = 0.2  # where silence is what is tested
 
 
 @asynccontextmanager
-async def endpoint_at(url: str, *, patience: float = PATIENT) -> AsyncIterator[LoginServer]:
+async def endpoint_at(url: str, *, seconds: float = TIMEOUT) -> AsyncIterator[LoginServer]:
     settings = UpstreamSettings(
-        api_url=url, login_url=url, connect_timeout=PATIENT, response_timeout=patience
+        api_url=url, login_url=url, connect_timeout=TIMEOUT, response_timeout=seconds
     )
     upstream = Client(settings, url, clock=CLOCK)
     try:
@@ -54,18 +54,18 @@ async def endpoint_at(url: str, *, patience: float = PATIENT) -> AsyncIterator[L
 
 
 async def fetch_from(
-    url: str, credentials: Credentials = CREDENTIALS, *, patience: float = PATIENT
+    url: str, credentials: Credentials = CREDENTIALS, *, seconds: float = TIMEOUT
 ) -> TokenAnswer:
-    async with endpoint_at(url, patience=patience) as endpoint:
+    async with endpoint_at(url, seconds=seconds) as endpoint:
         return await endpoint.fetch(credentials)
 
 
 async def fetch(step: Step, credentials: Credentials = CREDENTIALS) -> TokenAnswer:
     """Fetch once from a login server that does this; exactly one request must reach it."""
-    patience = IMPATIENT if isinstance(step, Hang) else PATIENT
+    seconds = SHORT_TIMEOUT if isinstance(step, Hang) else TIMEOUT
     async with RawUpstream([step]) as server:
         try:
-            return await fetch_from(server.url, credentials, patience=patience)
+            return await fetch_from(server.url, credentials, seconds=seconds)
         except (Rejected, Throttled, Troubled) as trouble:
             assert_shows_nothing_secret(trouble)
             raise
@@ -254,7 +254,7 @@ async def test_any_401_means_refused_credentials(body: bytes) -> None:
     ],
     ids=range(9),
 )
-async def test_a_login_server_that_asks_for_silence(
+async def test_a_login_server_that_asks_for_a_pause(
     status: int, headers: list[tuple[str, str]], wait: float | None
 ) -> None:
     with pytest.raises(Throttled) as caught:
@@ -325,7 +325,7 @@ async def test_no_answer_that_counts(step: Step, message: str) -> None:
         await fetch(step)
 
 
-async def test_an_answer_that_drips_ends_with_our_patience(
+async def test_an_answer_that_drips_ends_at_our_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each byte comes in time, the whole never."""
@@ -359,7 +359,7 @@ async def test_a_login_server_nobody_can_reach() -> None:
 async def test_a_login_server_that_swallows_everything() -> None:
     async with RawUpstream() as server, FaultProxy(server.port, BlackHole()) as hole:
         with pytest.raises(Troubled, match="did not answer"):
-            await fetch_from(f"http://127.0.0.1:{hole.port}", patience=IMPATIENT)
+            await fetch_from(f"http://127.0.0.1:{hole.port}", seconds=SHORT_TIMEOUT)
 
 
 async def test_a_secret_that_cannot_be_read_is_not_asked_with(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ async def test_a_secret_that_cannot_be_read_is_not_asked_with(tmp_path: Path) ->
 async def test_one_connection_after_another_serves() -> None:
     """A trouble leaves nothing behind that spoils the next call."""
     steps: list[Step] = [Hang(), Reply(500), HalfBody(), Reply(body=token_answer())]
-    async with RawUpstream(steps) as server, endpoint_at(server.url, patience=1.5) as endpoint:
+    async with RawUpstream(steps) as server, endpoint_at(server.url, seconds=1.5) as endpoint:
         for _ in range(3):
             with pytest.raises(Troubled):
                 await endpoint.fetch(CREDENTIALS)

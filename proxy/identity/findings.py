@@ -21,8 +21,8 @@ class Denied:
     answer: Answer
 
 
-class Verdicts:
-    """Verdicts by token hash; None is a stranger's."""
+class Findings:
+    """Findings by token hash; None is a stranger's."""
 
     def __init__(self, *, clock: Clock, max_entries: int = _MAX_ENTRIES) -> None:
         self._clock = clock
@@ -30,21 +30,21 @@ class Verdicts:
         self._entries: dict[bytes, tuple[Denied | None, float]] = {}
 
     def has(self, token_hash: bytes) -> bool:
-        """True if there is a verdict on the token that still counts."""
+        """True if there is a finding on the token that still counts."""
         _, until = self._entries.get(token_hash, (None, 0.0))
         return until > self._clock.monotonic()
 
     def get(self, token_hash: bytes) -> Denied | None:
-        """Return the verdict on a token."""
+        """Return the finding on a token."""
         return self._entries[token_hash][0]
 
-    def add(self, token_hash: bytes, verdict: Denied | None) -> None:
-        """Remember a verdict."""
+    def add(self, token_hash: bytes, finding: Denied | None) -> None:
+        """Remember a finding."""
         now = self._clock.monotonic()
         self._entries.pop(token_hash, None)
         if len(self._entries) >= self._max_entries:
             self._entries = {key: one for key, one in self._entries.items() if one[1] > now}
         if len(self._entries) >= self._max_entries:
             del self._entries[next(iter(self._entries))]
-        until = now + (ASK_AGAIN if verdict is None else DENIED_FOR)
-        self._entries[token_hash] = (verdict, until)
+        until = now + (ASK_AGAIN if finding is None else DENIED_FOR)
+        self._entries[token_hash] = (finding, until)
