@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from aiohttp import web
 
-from proxy.admin import status_page
+from proxy.admin import openapi, status_page
 from proxy.admin.actions import ActionLog
 from proxy.admin.controls import Controls, unknown
 from proxy.admin.guard import AdminGuard
@@ -78,6 +78,7 @@ class Admin:
         application.router.add_get("/status", self._serve_page)
         application.router.add_get("/status.json", self._serve_status)
         application.router.add_get("/history.json", self._serve_history)
+        application.router.add_get(openapi.PATH, self._serve_description)
         application.router.add_get("/accounts/{name}", self._serve_account)
         application.router.add_post("/accounts/{name}/refresh", self._refresh)
         for action in ("pause", "resume", "interval"):
@@ -118,6 +119,9 @@ class Admin:
 
     async def _serve_page(self, _: web.Request) -> web.StreamResponse:
         return status_page.page()
+
+    async def _serve_description(self, _: web.Request) -> web.StreamResponse:
+        return OwnResponse(body=openapi.document(), content_type="application/json")
 
     async def _serve_status(self, _: web.Request) -> web.StreamResponse:
         status = ProxyStatus(
