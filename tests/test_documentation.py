@@ -225,6 +225,9 @@ def test_the_account_of_the_security_page_is_one() -> None:
 def test_the_picture_shows_the_pace() -> None:
     """The second row: twelve accepted, none less than an interval after the one before."""
     picture = ET.parse(ROOT / "docs" / "pace.svg")  # noqa: S314 -- our own file
+    (background,) = picture.iterfind(f"{SVG}rect")
+    assert background.get("class") == "background"
+    assert picture.findtext(f"{SVG}style", "").count(".background { fill: ") == 2  # light and dark
     rows: dict[str, list[tuple[float, int]]] = {}
     for circle in picture.iterfind(f"{SVG}circle"):
         at, status = str(circle.findtext(f"{SVG}title")).split(" s: ")

@@ -97,12 +97,14 @@ _SECOND: Final = (_WIDTH - 2 * _LEFT) / _SECONDS
 _STYLE: Final = """
 text { font: 14px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #1f2328 }
 .faint { fill: #59636e; font-size: 12px }
+.background { fill: #ffffff; stroke: #d1d9e0 }
 .line { stroke: #d1d9e0 }
 .accepted { fill: #1a7f37 }
 .refused { fill: none; stroke: #cf222e; stroke-width: 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc }
   .faint { fill: #9198a1 }
+  .background { fill: #0d1117; stroke: #3d444d }
   .line { stroke: #3d444d }
   .accepted { fill: #3fb950 }
   .refused { stroke: #f85149 }
@@ -113,10 +115,13 @@ text { font: 14px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #1f232
 def drawing(rows: Sequence[tuple[str, Sequence[Dot]]]) -> str:
     """Draw one line of time for each row."""
     height = 12 + _ROW * len(rows) + 30
+    # The picture has a background: the page may be dark where the reader's system is light.
+    size = f'width="{_WIDTH - 1}" height="{height - 1}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
         "<title>What the API sees of a burst, without and with the proxy</title>",
         f"<style>{_STYLE}</style>",
+        f'<rect class="background" x="0.5" y="0.5" {size} rx="6"/>',
     ]
     for number, (label, dots) in enumerate(rows):
         parts += _row(label, dots, 12 + _ROW * number)
