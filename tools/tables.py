@@ -115,6 +115,8 @@ def _let_everything_happen(metrics: Metrics) -> None:
         account="a", route="r", method="GET", code=200, origin="proxy", seconds=1, request_id=""
     )
     metrics.waited("a", "r", "sent", 1)
+    metrics.would_have("a", "r", 1, is_refused=False)
+    metrics.would_have("a", "r", 1, is_refused=True)
     metrics.sent("a", "r", lateness=0, early=False)
     metrics.queue_opened("a", "r")
     metrics.answered("a", "r", 200, 1)

@@ -15,7 +15,7 @@ from proxy.rules.orders import BadOrder, check_no_fields, read_pause, read_slowd
 
 Action = Literal["pause", "resume", "interval"]
 
-_LISTED: Final = 20  # names in one answer
+LISTED: Final = 20  # names in one answer
 
 
 class Controls:
@@ -77,7 +77,7 @@ def _document(body: bytes) -> Mapping[str, Any]:
 def unknown(kind: str, names: Iterable[str]) -> web.Response:
     """Answer that there is no account of that name, and list those there are."""
     known = sorted(names)
-    listed = f"known: {', '.join(known[:_LISTED])}" if known else "none is configured"
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    listed = f"known: {', '.join(known[:LISTED])}" if known else "none is configured"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
     text = f"No such {kind}; {listed}{more}.\n"
     return OwnResponse(text=text, status=HTTPStatus.NOT_FOUND)

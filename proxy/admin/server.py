@@ -12,7 +12,7 @@ from aiohttp import web
 
 from proxy.admin import openapi, status_page
 from proxy.admin.actions import ActionLog
-from proxy.admin.controls import Controls, unknown
+from proxy.admin.controls import LISTED, Controls, unknown
 from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import ProxyStatus
@@ -112,6 +112,11 @@ class Admin:
         state = self._state()
         if state != "serving":
             return OwnResponse(text=f"{state}\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        observed = self._accounts.observed()
+        if observed:
+            shown = ", ".join(observed[:LISTED]) + (", ..." if len(observed) > LISTED else "")
+            text = f"ready, but NOT PACING: the pace is only observed, for {shown}\n"
+            return OwnResponse(text=text)
         return OwnResponse(text="ready\n")
 
     async def _serve_root(self, _: web.Request) -> web.StreamResponse:
@@ -129,6 +134,7 @@ class Admin:
             state=self._state(),
             store_up=self._metrics.is_store_up,
             clock_skew=dict(self._metrics.skews),
+            observed=self._accounts.observed(),
         )
         body = await self._snapshots.make(lambda states: status_page.document(status, states))
         return OwnResponse(

@@ -28,12 +28,16 @@ _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyStatus:
-    """The proxy as a whole; `at` is wall time, skews are their clock minus ours, in seconds."""
+    """The proxy as a whole; `at` is wall time, skews are their clock minus ours, in seconds.
+
+    `observed` are the accounts of which neither the pace nor holds are kept.
+    """
 
     at: float
     state: Literal["serving", "stalled", "not serving"]
     store_up: bool
     clock_skew: dict[str, float]
+    observed: Sequence[str] = ()
 
 
 def document(status: ProxyStatus, states: Sequence[AccountState]) -> bytes:

@@ -140,6 +140,8 @@ def _headline(status: Status) -> Text:
     )
     if not status["store_up"]:
         line.append(", store down", "red")
+    if status["observed"]:
+        line.append(f", NOT PACING, only observing {_some(status['observed'])}", "red")
     for server, skew in status["clock_skew"].items():
         line.append(f", {server} clock {round(skew, 1) + 0.0:+.1f} s")  # never -0.0
     return line

@@ -203,6 +203,8 @@ class Sender:
             case "rate_limited":
                 if exchange.is_merged:
                     return True  # another one is sent for it, or is refused
+                if account.allowance.is_observed:
+                    return False  # nothing waits for the end of a hold
                 goes_back, reason = account.allowance.spend_retry(), "rate_limited"
             case renewal:  # bounded by itself: once a request
                 goes_back = await self._is_renewed(pending, token, renewal)

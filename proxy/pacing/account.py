@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Mapping
 from math import inf
 
 from proxy.pacing.account_queue import AccountQueue
-from proxy.pacing.allowance import Allowance
+from proxy.pacing.allowance import Allowance, Mode
 from proxy.pacing.context import PacingContext
 from proxy.pacing.prediction import backlog_seconds
 from proxy.pacing.scheduler import AccountScheduler
@@ -34,9 +34,10 @@ class Account:
         """The account's name for people."""
         return self.allowance.label
 
-    def rename(self, label: str, *, interval: float | None) -> None:
-        """Obey another name and interval of its own."""
-        self.allowance.label, self.allowance.own_interval = label, interval
+    def rename(self, label: str, *, interval: float | None, mode: Mode | None = None) -> None:
+        """Obey another name, and another interval and mode of its own."""
+        self.allowance.label = label
+        self.allowance.own_interval, self.allowance.own_mode = interval, mode
 
     @property
     def queues(self) -> tuple[AccountQueue, ...]:
@@ -102,6 +103,7 @@ class Account:
             ),
             hold_limit=self.allowance.holding.limit,
             quota_remaining=self.allowance.quota_remaining(now),
+            observed=self.allowance.is_observed,
             paused=self.allowance.pause_state(now),
             slowed=self.allowance.slowdown_state(now),
         )

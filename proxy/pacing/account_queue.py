@@ -13,6 +13,7 @@ from proxy.pacing.holding import QueueHolds
 from proxy.pacing.leased_queue import HoldKeeper, LeasedQueue
 from proxy.pacing.queue import Queue
 from proxy.pacing.slot import Report, Slot, Ticket
+from proxy.rules.observing import PaperQueue
 from proxy.rules.returns import Returns
 from proxy.rules.state import QueueState
 
@@ -43,6 +44,7 @@ class AccountQueue:
         "holds",
         "joined",
         "leased",
+        "on_paper",
         "queue",
         "returns",
         "scheduler",
@@ -61,6 +63,7 @@ class AccountQueue:
         self.holding = self.leased.holding
         self.holds = QueueHolds(allowance.holding, self.holding, context.clock)
         self.returns = Returns()
+        self.on_paper = PaperQueue()  # the queue that would be, where it is only observed
         self.joined: tuple[AccountQueue, ...] = ()  # they keep one pace with this queue
         self._clock = context.clock
 
@@ -118,6 +121,8 @@ class AccountQueue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
+        if self.allowance.is_observed:
+            return -inf
         if not self.queue.paced:
             return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
         interval = self.interval * self.allowance.spread
@@ -125,6 +130,8 @@ class AccountQueue:
 
     def paced_due(self, now: float) -> float:
         """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
+        if self.allowance.is_observed:
+            return -inf
         if self.joined and any(other.queue.sending is not None for other in self.joined):
             return inf
         if self.queue.paced and self.queue.sending is not None:
@@ -133,6 +140,8 @@ class AccountQueue:
 
     def due(self, now: float) -> float:
         """Return when the next slot of this route is due; the account may have to wait longer."""
+        if self.allowance.is_observed:
+            return -inf
         return max(self.paced_due(now), self.holding.state.opens_at(now))
 
     def due_since(self, now: float) -> float:

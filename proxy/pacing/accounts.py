@@ -94,7 +94,7 @@ class Accounts:
                 self._ids[wanted.name]
             )
             self._configured[wanted.name] = account
-            account.rename(wanted.name, interval=wanted.interval)
+            account.rename(wanted.name, interval=wanted.interval, mode=wanted.mode)
             account.allowance.organization = wanted.organization
         for key, account in known.items():
             account.rename(OTHER, interval=None)
@@ -141,6 +141,11 @@ class Accounts:
         yield from self._configured.values()
         yield from self._unconfigured
         yield from self._unidentified
+
+    def observed(self) -> list[str]:
+        """Return the names of the accounts whose pace is only observed."""
+        names = [name for name, one in self._configured.items() if one.allowance.is_observed]
+        return names + [OTHER] * (self.context.pacing.mode == "observe")
 
     def is_stalled(self) -> bool:
         """True if a slot is long due and was not offered: the pacing is broken."""

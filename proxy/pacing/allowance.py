@@ -6,6 +6,7 @@ next; the scheduler does, after each change (scheduler.py).
 
 from dataclasses import replace
 from math import inf
+from typing import Literal
 
 from proxy.pacing.context import PacingContext
 from proxy.pacing.holding import Holding, HoldOrder
@@ -15,6 +16,8 @@ from proxy.rules.pace import interval_of
 from proxy.rules.quota import Quota, QuotaLeft
 from proxy.rules.retry_budget import RetryBudget
 from proxy.rules.state import PauseState, SlowdownState
+
+Mode = Literal["enforce", "observe"]
 
 
 class Allowance:
@@ -28,6 +31,7 @@ class Allowance:
         self.key = key
         self.label = label
         self.own_interval = interval
+        self.own_mode: Mode | None = None
         self.organization: str | None = None
         self.may_be_another = False  # whose it is could not be asked; the other has its own pace
         self.in_flight = 0
@@ -71,6 +75,11 @@ class Allowance:
         )
 
     @property
+    def is_observed(self) -> bool:
+        """True if the pace and the holds are not kept, only what would be is counted."""
+        return (self.own_mode or self.context.pacing.mode) == "observe"
+
+    @property
     def spread(self) -> int:
         """The factor by which the interval grows while replicas send without leases."""
         leases = self.context.leases
@@ -78,6 +87,8 @@ class Allowance:
 
     def opens_at(self, now: float) -> float:
         """Return when the account may send at all: `inf` while an answer must come first."""
+        if self.is_observed:
+            return self.control.opens_at(now)
         if self.refusing or not self.has_room():
             return inf
         opens = self.holding.state.opens_at(now)
@@ -93,8 +104,9 @@ class Allowance:
 
     def may_leave(self, slot: Slot, now: float) -> bool:
         """True if no refusal and no operator keeps that slot's request from leaving."""
-        is_kept = self.refusing or self.control.is_paused(now)
-        return not is_kept and self.holding.may_leave(slot, now)
+        if self.control.is_paused(now):
+            return False
+        return self.is_observed or (not self.refusing and self.holding.may_leave(slot, now))
 
     # What changes it
 

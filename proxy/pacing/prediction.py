@@ -39,6 +39,8 @@ def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
     may be a whole answer away, and the others follow as the answers do.
     """
     allowance, inner = queue.allowance, queue.queue
+    if allowance.is_observed:
+        return allowance.control.pause_left(now)
     interval, spread = queue.interval, allowance.spread
     held = max(queue.holds.named_left(), allowance.control.pause_left(now))
     due = queue.leased.own_moment(max(inner.predicted_due(now, interval, spread), now + held))

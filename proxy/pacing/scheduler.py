@@ -111,8 +111,11 @@ class AccountScheduler:
         """Give the slot that is due to that ticket."""
         not_before = queue.paced_due(now)
         due = max(not_before, ticket.joined_at, self._allowance.room_since)
-        for holding in (self._allowance.holding, queue.holding):
-            due = max(due, holding.state.opens_at(-inf))
+        if self._allowance.is_observed:
+            due = ticket.joined_at
+        else:
+            for holding in (self._allowance.holding, queue.holding):
+                due = max(due, holding.state.opens_at(-inf))
         due = max(due, self._allowance.control.opens_at(-inf))
         ticket.had_slot = True
         slot = Slot(queue, ticket, at=now, due_at=min(due, now), not_before=not_before)
@@ -126,8 +129,11 @@ class AccountScheduler:
 
     def may_send(self, queue: AccountQueue, slot: Slot, now: float) -> bool:
         """True if hold, pace and lease still let the slot's request leave."""
-        is_open = self._allowance.may_leave(slot, now) and queue.holding.may_leave(slot, now)
-        return is_open and queue.opens_at(now) <= now
+        if not self._allowance.may_leave(slot, now):
+            return False
+        if self._allowance.is_observed:
+            return True
+        return queue.holding.may_leave(slot, now) and queue.opens_at(now) <= now
 
     def settle(self, queue: AccountQueue, slot: Slot, report: Report) -> None:
         """Take what became of a slot."""

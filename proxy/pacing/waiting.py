@@ -94,10 +94,26 @@ class Waiting:
             return None
         if not ticket.is_present():
             return None
+        if queue.allowance.is_observed and not ticket.has_joined:
+            self._observe(queue, ticket, ends - now if isinstance(wait, WaitUntil) else 0.0, now)
         ticket.has_returned = ticket.had_slot
         ticket.joined_at, ticket.deadline = now, ends
         self._count(queue, ticket, "sent", 0.0)
         return queue.scheduler.grant(queue, ticket, now)
+
+    def _observe(self, queue: AccountQueue, ticket: Ticket, limit: float, now: float) -> None:
+        """Count what would have become of a request that is sent at once, as all are."""
+        queue.on_paper, would = queue.on_paper.arrive(
+            now,
+            cost=ticket.cost,
+            interval=queue.interval,
+            limit=limit,
+            held=queue.holds.named_left(),
+            max_queue=self._context.pacing.max_queue,
+        )
+        self._context.metrics.would_have(
+            queue.allowance.label, queue.route, would.seconds, is_refused=would.is_refused
+        )
 
     async def _wait(
         self, queue: AccountQueue, ticket: Ticket, wait: Wait, now: float
@@ -137,12 +153,16 @@ class Waiting:
 
     def _is_without_service(self, queue: AccountQueue) -> bool:
         context = self._context
-        return context.is_draining() or (queue.queue.paced and context.leases.is_refusing)
+        return context.is_draining() or self._is_without_store(queue)
+
+    def _is_without_store(self, queue: AccountQueue) -> bool:
+        needs_lease = queue.queue.paced and not queue.allowance.is_observed
+        return needs_lease and self._context.leases.is_refusing
 
     def _refuse_without_service(self, queue: AccountQueue) -> None:
         if self._context.is_draining():
             raise draining()
-        if queue.paced and self._context.leases.is_refusing:
+        if self._is_without_store(queue):
             raise store_unavailable()
 
     def _refusal(

@@ -53,7 +53,10 @@ def level_of(notes: tuple[Note, ...]) -> Level:
 
 def _notes(state: AccountState, now: float) -> Iterator[Note]:
     yield from _of_token(state)
-    yield from _of_holds(state, now)
+    if state.observed:
+        yield from _of_observing(state)
+    else:
+        yield from _of_holds(state, now)
     yield from _of_orders(state)
     recent = [refusal for refusal in state.refusals if refusal.at > now - _RECENT]
     if recent:
@@ -107,6 +110,19 @@ def _of_holds(state: AccountState, now: float) -> Iterator[Note]:
                 f"{_because(route.hold_limit)}. Its callers are told when to come back; other"
                 " routes go on.",
             )
+
+
+def _of_observing(state: AccountState) -> Iterator[Note]:
+    held = "."
+    if state.hold_named_seconds > 0:
+        held = ": the API asked for a pause just now, and requests are sent all the same."
+    yield Note(
+        "attention",
+        "observed only",
+        f"Requests are neither paced nor held{held} The metrics would_wait_seconds and"
+        " would_refuse_total say what would have been. To keep the pace, set pacing.mode (or the"
+        " account's mode) to enforce, and reload.",
+    )
 
 
 def _of_orders(state: AccountState) -> Iterator[Note]:

@@ -81,8 +81,8 @@ class AccountState:
     """One account, or all that are not configured under the name `other`; seconds.
 
     `hold_remaining_seconds` and `hold_limit` are of the hold of all its routes,
-    `hold_named_seconds` is the longest of that and of the holds of single routes. `paused` and
-    `slowed` are what an operator ordered.
+    `hold_named_seconds` is the longest of that and of the holds of single routes. Where `observed`,
+    neither the pace nor holds are kept. `paused` and `slowed` are what an operator ordered.
     """
 
     name: str
@@ -92,6 +92,7 @@ class AccountState:
     hold_named_seconds: float = 0.0
     hold_limit: str | None = None
     quota_remaining: int | None = None
+    observed: bool = False
     paused: PauseState | None = None
     slowed: SlowdownState | None = None
     token: TokenState | None = None
@@ -134,4 +135,5 @@ def _merge(name: str, states: Sequence[AccountState]) -> AccountState:
         hold_remaining_seconds=max(state.hold_remaining_seconds for state in states),
         hold_named_seconds=max(state.hold_named_seconds for state in states),
         hold_limit=next((state.hold_limit for state in states if state.hold_limit), None),
+        observed=any(state.observed for state in states),
     )

@@ -55,6 +55,7 @@ class Service:
                 self._notifier.ready()
                 _log.info("serving", listen=now.url, admin=now.admin_url)
                 warn_of_plain_http(settings)
+                warn_of_observing(settings)
                 await self._stop.wait()
                 self._notifier.stopping()
                 _log.info("draining")
@@ -91,6 +92,7 @@ class Service:
             obey(settings.log, self._sink)
             _log.info("reloaded")
             warn_of_plain_http(settings)
+            warn_of_observing(settings)
         finally:
             self._notifier.ready()
 
@@ -153,6 +155,18 @@ def fit_descriptors(settings: Settings) -> Settings:
             "upstream": upstream.model_copy(update={"max_connections": upstreams}),
         }
     )
+
+
+def warn_of_observing(settings: Settings) -> None:
+    """Warn if the pace of any account is not kept."""
+    mode, modes = settings.pacing.mode, {one.name: one.mode for one in settings.accounts}
+    observed = [name for name, own in modes.items() if (own or mode) == "observe"]
+    if observed or mode == "observe":
+        _log.warning(
+            "the pace is only observed: requests are neither paced nor held",
+            accounts=observed,
+            others=mode == "observe",
+        )
 
 
 def warn_of_plain_http(settings: Settings) -> None:

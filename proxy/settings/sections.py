@@ -189,6 +189,9 @@ class Pacing(Section):
     """Requests in the queue, per account and route."""
     max_in_flight: Count = 8
     """Requests sent and not yet answered whole, per account, unpaced ones included."""
+    mode: Literal["enforce", "observe"] = "enforce"
+    """Whether the pace is kept, or only observed: then nothing waits and nothing is held, and
+    metrics say what would have been."""
     fairness: Literal["caller", "none"] = "caller"
     """Whether the callers of an account take turns in its queues, or all requests go by arrival."""
 
@@ -350,6 +353,8 @@ class Account(Section):
     with a name and a weight."""
     interval: PositiveSeconds | None = None
     """Seconds between two sends, instead of `pacing.interval`."""
+    mode: Literal["enforce", "observe"] | None = None
+    """Whether its pace is kept or only observed, instead of `pacing.mode`."""
     organization_id: Filled | None = None
     """Id of its organization at the API; null asks the API, once, with the account's token."""
     organization: Filled | None = None

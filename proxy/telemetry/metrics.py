@@ -116,6 +116,19 @@ class Metrics(Collector):
             "outcome",
             buckets=wait_bounds(interval, longest_wait),
         )
+        self._would_wait = histogram(
+            "would_wait_seconds",
+            "What requests would have waited where the pace is only observed.",
+            "account",
+            "route",
+            buckets=wait_bounds(interval, longest_wait),
+        )
+        self._would_refuse = counter(
+            "would_refuse",
+            "Requests that would have been refused where the pace is only observed.",
+            "account",
+            "route",
+        )
         self._lateness = histogram(
             "send_lateness_seconds",
             "Seconds from when a slot was due until its request left.",
@@ -199,8 +212,10 @@ class Metrics(Collector):
         names = frozenset({OTHER, *accounts})
         self.history.keep(names)
         self._waits.keep(names)
+        self._would_wait.keep(names)
         for series in (
             self._requests,
+            self._would_refuse,
             self._early,
             self._answers,
             self._retries,
@@ -232,6 +247,13 @@ class Metrics(Collector):
     ) -> None:
         """Count a time in the queue that ended, and how: docs/operations.md has the outcomes."""
         self._waits[account, route, outcome].observe(seconds, request_id)
+
+    def would_have(self, account: str, route: str, seconds: float, *, is_refused: bool) -> None:
+        """Count what would have become of a request where the pace is only observed."""
+        if is_refused:
+            self._would_refuse[account, route] += 1
+        else:
+            self._would_wait[account, route].observe(seconds)
 
     def sent(
         self, account: str, route: str, *, lateness: float, early: bool, request_id: str = ""

@@ -42,6 +42,7 @@ def account_of(name: str, **others: object) -> dict[str, object]:
 
 def answer_of(*accounts: object, **others: object) -> dict[str, Any]:
     answer = {"version": "1.2.3", "at": AT, "state": "serving", "store_up": True}
+    answer |= {"observed": []}
     return {**answer, "clock_skew": {}, "accounts": list(accounts), **others}
 
 

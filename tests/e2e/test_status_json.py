@@ -70,6 +70,7 @@ async def test_the_proxy_says_how_it_is() -> None:
         "hold_named_seconds": 0.0,
         "hold_limit": None,
         "quota_remaining": None,
+        "observed": False,
         "paused": None,
         "slowed": None,
         "refusals": [],

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
+from proxy.pacing.allowance import Mode
 from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import Answered, OnlyIfFree, Sent, Slot, Ticket, Wait, WaitUntil
 from proxy.problems import Problem
@@ -201,10 +202,11 @@ async def bench(
     identity: Identity | None = None,
     retry: Retry | None = None,
     warm: bool = True,
+    mode: Mode | None = None,
 ) -> AsyncIterator[Bench]:
     """Run the pacing of two accounts, `london` and `paris`; at the end nothing may be left over.
 
-    Warm, the first interval has passed: a queue is free at once.
+    Warm, the first interval has passed: a queue is free at once. `mode` is that of london.
     """
     settings = Settings(
         upstream=UPSTREAM,
@@ -212,7 +214,7 @@ async def bench(
         retry=retry or Retry(),
         identity=identity or Identity(),
         accounts=(
-            AccountSettings(name="london", client_id="id-1"),
+            AccountSettings(name="london", client_id="id-1", mode=mode),
             AccountSettings(name="paris", client_id="id-2", interval=2.0),
         ),
     )

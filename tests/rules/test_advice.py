@@ -53,6 +53,11 @@ def refused(ago: float) -> tuple[Refusal, ...]:
             [("trouble", "paused")],
         ),
         (replace(IDLE, slowed=SLOWED), [("attention", "slowed down")]),
+        (replace(IDLE, observed=True), [("attention", "observed only")]),
+        (
+            replace(IDLE, observed=True, hold_remaining_seconds=5.0, hold_named_seconds=5.0),
+            [("attention", "observed only")],
+        ),
         (replace(IDLE, refusals=refused(59.0)), [("attention", "callers refused")]),
         (replace(IDLE, refusals=refused(60.0)), []),
         (replace(IDLE, token=replace(GOOD, missing=("b",))), [("trouble", "scope missing")]),

@@ -545,7 +545,7 @@ pacing: {interval: 1, max_queue: 5, max_wait: 9}
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("EXPORT_PROXY__PACING__TEMPO", "1", "EXPORT_PROXY__PACING__TEMPO: overrides nothing"),
+        ("EXPORT_PROXY__PACING__RHYTHM", "1", "EXPORT_PROXY__PACING__RHYTHM: overrides nothing"),
         ("EXPORT_PROXY__SPEED__INTERVAL", "1", "EXPORT_PROXY__SPEED__INTERVAL: overrides nothing"),
         ("EXPORT_PROXY__", "1", "EXPORT_PROXY__: overrides nothing"),
         ("EXPORT_PROXY__ACCOUNTS__0__NAME", "a",
