@@ -65,13 +65,14 @@ class PendingRequest:
     needs: Needs
     managed: TokenKeeper | None
     is_present: Callable[[], bool]
-    on_sent: Callable[[], None] = lambda: None
+    on_sent: Callable[[], None] | None = None
     may_merge: bool = False
 
     def sent(self, wall: float) -> None:
         """Note that the request left at that wall time."""
         self.exchange.sent_at = wall
-        self.on_sent()
+        if self.on_sent is not None:
+            self.on_sent()
 
 
 class Attempts:

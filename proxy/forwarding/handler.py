@@ -103,7 +103,7 @@ class Handler:
         return await self._relayed(exchange, answer)
 
     async def _relayed(self, exchange: Exchange, answer: Answer | Response) -> int:
-        if isinstance(answer, Response):
+        if isinstance(answer, Response) and not answer.is_complete:
             return await self.relay.stream(exchange, answer)
         return self.relay.pass_on(exchange, answer)
 

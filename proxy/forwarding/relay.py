@@ -39,18 +39,19 @@ class Relay:
             body=body,
         )
 
-    def pass_on(self, exchange: Exchange, answer: Answer) -> int:
-        """Give an answer that was read whole to the caller; return its status."""
-        fields = self._marked(exchange, answer.fields)
-        exchange.request.respond(answer.status, answer.reason, fields, answer.body)
+    def pass_on(self, exchange: Exchange, answer: Answer | Response) -> int:
+        """Give an answer that has come whole to the caller; return its status."""
+        if isinstance(answer, Response):
+            reason, fields = answer.head()
+            body = answer.read_nowait()
+        else:
+            reason, fields, body = answer.reason, answer.fields, answer.body
+        exchange.request.respond(answer.status, reason, self._marked(exchange, fields), body)
         return answer.status
 
     async def stream(self, exchange: Exchange, answer: Response) -> int:
         """Give an answer to the caller as it comes; one that breaks off is visibly cut short."""
         reason, fields = answer.head()
-        if answer.is_complete:
-            whole = Answer(answer.status, reason, fields, answer.read_nowait())
-            return self.pass_on(exchange, whole)
         request = exchange.request
         try:
             request.begin(answer.status, reason, self._marked(exchange, fields))

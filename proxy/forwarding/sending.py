@@ -71,6 +71,8 @@ class Sender:
             caller=pending.caller.id,
             weight=pending.caller.weight,
         )
+        if not pending.may_merge:
+            return await self._send(pending, ticket, None)
         with self._merging.joined(pending, ticket) as group:
             return await self._send(pending, ticket, group)
 

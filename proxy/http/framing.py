@@ -86,9 +86,9 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
 
 def _announced(names: str) -> int:
     """Return the one length that the fields announce."""
-    first, *others = [rest.partition("\r")[0] for rest in names.split(_LENGTH)[1:]]
-    length = int(first.encode("ascii"))
-    if any(int(other.encode("ascii")) != length for other in others):
+    _, first, *others = names.split(_LENGTH)
+    length = int(first.partition("\r")[0].encode("ascii"))
+    if others and {int(other.partition("\r")[0].encode("ascii")) for other in others} != {length}:
         raise ValueError("there are two lengths")
     return length
 
