@@ -32,7 +32,7 @@ _SECONDS: Final = 8
 """How much time is drawn."""
 _MOMENT: Final = 0.05
 _SOMEONE_ELSE: Final = (1.7, 1.5)
-"""When the account's quota is used up by somebody who does not pass the proxy, and how long."""
+"""When a client outside the proxy uses up the account's quota, and for how long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Client:
             self._pool = Pool(settings, origin, max_header=max_header)
 
     async def give_up(self) -> None:
-        """Break off whatever is still unanswered; its senders learn that it timed out."""
+        """Break off what is still unanswered; its senders get a timeout."""
         self._is_given_up = True
         await self.close()
 

@@ -2,7 +2,7 @@
 
 Invariants:
 - Every byte that comes belongs to the answer that was asked for, or spoils the connection.
-- Whatever ends an answer before its end fails its reader: a reset, a close, a timeout, bad bytes.
+- A reset, a close, a timeout or bad bytes before the end of an answer fail its reader.
 - `is_reusable` holds only at the end of a message, in both directions; anything else is aborted.
 """
 
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
             self.abort(ConnectionAbortedError("closed"))
 
     def abort(self, error: BaseException) -> None:
-        """Break it off at once, and fail whatever waits for something to come on it."""
+        """Break it off at once, and fail what waits for an answer on it."""
         self._fail(error)
         if self.transport is not None:
             self.transport.abort()

@@ -9,13 +9,13 @@ It is ours and not the HTTP library's server, which protects in these ways, each
 a slow head, idleness      closed unanswered at `header_timeout`; dripping does not prolong it
 a slow body                `body_timeout` in all, then 408 (`bodies.py`)
 a slow TLS handshake       `header_timeout`
-a caller who takes nothing the kernel ends the connection after `write_timeout`
+a caller that takes nothing the kernel ends the connection after `write_timeout`
 keep-alive                 as the caller's version and `Connection` say; never behind an answer that
                            left before its request had come whole
 pipelining                 one request at a time, in order; bounded bytes behind it, then no reading
 lingering                  two seconds after a last answer, so that it arrives
 a parser's refusal         400 or 431 in our words, nothing repeated, nothing logged
-a caller who goes away     the handler's task is cancelled
+a caller that goes away    the handler's task is cancelled
 half an answer             never followed by another one: the connection is aborted
 a handler that fails       500 in our words, if nothing is written yet
 shutdown                   idle connections close at once; what is under way gets some time, then

@@ -1,6 +1,6 @@
 """What an account is allowed, on all its routes together: interval, hold, room in flight, retries.
 
-Invariants: a hold outlasts whatever the room in flight says. Nothing here looks for who may send
+Invariants: room in flight does not end a hold. Nothing here looks for who may send
 next; the scheduler does, after each change (scheduler.py).
 """
 

@@ -6,8 +6,8 @@ lease allow a send. `pump` looks for due slots and offers each to the first wait
 among queues whose slots are due, the waiter that came first goes first. Then it sets one timer for
 the next due moment. Nothing is booked on arrival, so a caller that leaves costs nothing.
 
-A slot comes back through `settle`, the only place that reads reports. Whatever may let another
-request go (a send, an answer, a slot given back, a lease, a hold) ends in `pump`.
+A slot comes back through `settle`, the only place that reads reports. Each event that may
+let another request go (a send, an answer, a slot given back, a lease, a hold) ends in `pump`.
 
 Invariants: everything here is synchronous and raises nothing. `in_flight` counts the slots that are
 open, and the answers of which more is to come. A caller that has gone, or is past its deadline, is

@@ -9,7 +9,7 @@ or a lost store sets it to an `Ending`. A caller found gone has its offer cancel
 Whether a slot is free may take a store's answer. So a caller that may wait for less time than
 that is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
 
-Invariants: every wait ends in exactly one outcome that is counted here. Whatever ends it, the
+Invariants: every wait ends in exactly one outcome that is counted here. When it ends, the
 ticket leaves the queue and its timer is cancelled; a slot that arrives in the very step in which
 the caller is cancelled is given back.
 """

@@ -475,7 +475,7 @@ class IncidentClose(Section):
 
 
 class Incidents(Section):
-    """Who is told of trouble that lasts: one incident per account and kind of trouble."""
+    """One incident per account and kind of trouble that lasts, at a service desk of yours."""
 
     url: Url
     """The ServiceNow instance, as `https://NAME.service-now.com`, or the receiver of the flat
@@ -634,7 +634,7 @@ class Settings(Section):
     store: Store = Store()
     """Where the state of the pace lives."""
     incidents: Incidents | None = None
-    """Who is told of trouble; null tells nobody."""
+    """Where trouble that lasts is reported; null reports nothing."""
     limits: Limits = Limits()
     """Bounds on what callers may take."""
     log: Log = Log()

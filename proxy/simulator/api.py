@@ -68,7 +68,7 @@ class Caller:
 
 
 class ExportApi:
-    """Handler of `/api/v2/**`, and of whatever else nobody handles."""
+    """Handler of `/api/v2/**`, and of all paths without another handler."""
 
     def __init__(self, books: Books, clocks: Clocks, *, allowed_per_minute: int) -> None:
         self.latency = 0.0

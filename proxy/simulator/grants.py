@@ -66,7 +66,7 @@ def _finite(value: object) -> float:
 def required_scope(body: object) -> str:
     """Name the scope that exporting `body`, a decoded JSON value, needs.
 
-    The first channel field present decides. Whatever names no digital channel is voice.
+    The first channel field present decides. A request that names no digital channel is for voice.
     """
     return DIGITAL_SCOPE if _channel(body) in DIGITAL_CHANNELS else VOICE_SCOPE
 

@@ -97,7 +97,7 @@ async def test_one_thing_is_made_after_the_other_and_never_on_the_loop() -> None
     b.snapshots.close()
 
 
-async def test_what_cannot_be_made_fails_for_who_asked_and_for_nobody_else() -> None:
+async def test_a_snapshot_that_fails_fails_for_its_asker_alone() -> None:
     b = Bench(SystemClock())
 
     def fail(_: Sequence[AccountState]) -> None:

@@ -51,5 +51,5 @@ async def test_what_is_no_url(url: str) -> None:
     assert await complaint(url) == sentence
 
 
-async def test_nobody_listens() -> None:
+async def test_a_port_without_a_listener() -> None:
     assert await complaint(f"http://{HOST}:{free_port()}") == "cannot be asked: Connection refused"

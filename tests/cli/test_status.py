@@ -81,7 +81,7 @@ def test_an_account_that_is_well_has_one_plain_line() -> None:
     assert len(text.splitlines()) == 4
 
 
-def test_who_waits_and_why_is_shown_with_what_to_do() -> None:
+def test_waiters_are_shown_with_the_reason_and_the_advice() -> None:
     refusal = {"at": AT - 12, "type": "urn:export-proxy:queue-full", "detail": "Full."}
     refusal |= {"count": 1, "since": AT - 12}
     text = shown(
@@ -254,7 +254,7 @@ def test_an_answer_of_another_version_is_told_so() -> None:
         status.picture(answer_of({"name": "london"}))
 
 
-def test_the_command_exits_2_where_nobody_listens() -> None:
+def test_the_command_exits_2_without_a_listener() -> None:
     result = CliRunner().invoke(_cli, ["status", "--url", f"http://{HOST}:{free_port()}"])
     assert result.exit_code == 2
     assert "cannot be asked: Connection refused" in result.output
@@ -277,7 +277,7 @@ async def test_the_command_shows_a_running_proxy() -> None:
 
 
 class Impatient(SystemClock):
-    """Waits for nothing but whoever else is due."""
+    """Waits only for other tasks that are due."""
 
     async def sleep_until(self, when: float) -> None:
         assert when > 0

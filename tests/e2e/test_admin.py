@@ -196,7 +196,7 @@ async def test_readiness_fails_while_it_drains_and_health_does_not() -> None:
 # Status
 
 
-async def test_the_status_counts_who_waits() -> None:
+async def test_the_status_counts_waiters() -> None:
     accounts = [{"name": "london", "client_id": "id", "interval": 2}]
     async with (
         RawUpstream(default=Reply(delay=5)) as upstream,

@@ -190,7 +190,7 @@ async def test_what_an_order_changes_is_answered_and_shown() -> None:
         assert told["slowed"] is not None
 
 
-async def test_who_cannot_wait_through_a_pause_is_told_to_come_back_in_a_minute() -> None:
+async def test_a_caller_that_cannot_outwait_a_pause_is_told_to_come_back_in_a_minute() -> None:
     async with RawUpstream(reply) as upstream, serving(upstream) as proxy:
         await post(proxy, "/accounts/london/pause")
         async with await export(proxy, "1", "Prefer: wait=1") as connection:

@@ -1,4 +1,4 @@
-"""Whoever is slow, or comes with too many connections, is let go; the others do not notice.
+"""A caller that is slow, or opens too many connections, is let go; the others do not notice.
 
 CWE-400, CWE-770; the attacks are those of slowhttptest (slow headers, slow body, slow read).
 """
@@ -191,7 +191,7 @@ async def big_answers(*, response_timeout: float) -> AsyncIterator[tuple[RawUpst
         yield upstream, proxy
 
 
-async def test_who_does_not_read_the_answer_is_let_go() -> None:
+async def test_a_caller_that_does_not_read_its_answer_is_let_go() -> None:
     """And with it the API's connection: neither is held for longer than a silence may last."""
     async with (
         big_answers(response_timeout=2) as (_, proxy),
@@ -210,7 +210,7 @@ async def test_who_does_not_read_the_answer_is_let_go() -> None:
         assert len(raw) < len(BIG.body)
 
 
-async def test_who_does_not_read_small_answers_either_is_let_go() -> None:
+async def test_a_caller_that_does_not_read_small_answers_is_let_go() -> None:
     """What the caller left in the buffers does not keep a closed connection alive."""
     async with (
         RawUpstream(default=Reply(200, body=b"x" * 50_000)) as upstream,
@@ -232,7 +232,7 @@ async def test_who_does_not_read_small_answers_either_is_let_go() -> None:
         caller.close()
 
 
-async def test_who_reads_slowly_but_steadily_gets_all() -> None:
+async def test_a_caller_that_reads_slowly_but_steadily_gets_all() -> None:
     loop = asyncio.get_running_loop()
     async with big_answers(response_timeout=1.5) as (_, proxy):
         with socket.socket() as caller:
@@ -247,7 +247,7 @@ async def test_who_reads_slowly_but_steadily_gets_all() -> None:
     assert parse_response(bytes(raw)).body == BIG.body
 
 
-async def test_the_program_lets_go_of_who_does_not_read(tmp_path: Path) -> None:
+async def test_the_program_lets_a_caller_go_that_does_not_read(tmp_path: Path) -> None:
     """On its own event loop, which is another than the tests'."""
     async with RawUpstream(default=BIG) as upstream:
         document = document_for(upstream.url, upstream={"response_timeout": 2})

@@ -146,7 +146,7 @@ async def test_a_network_that_breaks(
 
 
 async def test_a_network_that_closes_one_half(tmp_path: Path) -> None:
-    """What is sent still arrives, and no answer can come; whoever saw the close sent nothing."""
+    """What is sent still arrives, and no answer can come; after the close nothing is sent."""
     async with broken_by(tmp_path, HalfClose()) as (callers, upstream, _):
         assert set(await callers.burst(4, 5)) <= {LOST, UNREACHABLE}
         assert applied(upstream).total() <= 20
@@ -185,7 +185,7 @@ async def test_a_network_that_changes_its_mind(tmp_path: Path) -> None:
 
 
 @pytest.mark.timed
-async def test_a_caller_who_leaves_after_the_send_has_used_the_slot(tmp_path: Path) -> None:
+async def test_a_caller_that_leaves_after_the_send_has_used_the_slot(tmp_path: Path) -> None:
     """Nothing is sent again, and the next one keeps the distance."""
     interval = 1.0
     async with (

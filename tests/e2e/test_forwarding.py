@@ -435,7 +435,7 @@ async def test_interim_answers_do_not_disturb_the_final_one_nor_the_next() -> No
     assert (second.status, second.body) == (202, b"next")
 
 
-async def test_a_caller_that_waits_for_100_gets_it_and_the_api_never_hears_of_it() -> None:
+async def test_a_caller_that_waits_for_100_gets_it_from_the_proxy_alone() -> None:
     body = b'{"channel": "voice"}'
     head = request("POST", USERS, [("Expect", "100-continue")], body).removesuffix(body)
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:

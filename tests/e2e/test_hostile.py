@@ -76,7 +76,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("row", ANSWERS)
 async def test_an_answer_is_passed_on_as_http_or_not_at_all(row: answers.Row) -> None:
-    """The API is asked once; who is refused is not told to come back, for it may be done."""
+    """The API is asked once; a refused caller is not told to come back, as the work may be done."""
     async with (
         RawUpstream(default=Garbage(row.sent)) as upstream,
         proxy_for(upstream.url, limits=LIMITS) as proxy,
@@ -159,8 +159,8 @@ def calls(upstream: RawUpstream, target: bytes) -> list[RecordedRequest]:
 
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
 @pytest.mark.parametrize("row", TOKENS)
-async def test_only_a_proof_makes_somebody_the_account(row: tokens.Row, keys: tokens.Keys) -> None:
-    """Whoever proves it is sent with the account's token; nobody else ever is."""
+async def test_only_a_proof_makes_a_caller_the_account(row: tokens.Row, keys: tokens.Keys) -> None:
+    """A caller that proves it is sent with the account's token; no other ever is."""
     token = row.make(keys)
     async with trusting(keys) as (upstream, proxy):
         answer = await call_with(proxy, token)

@@ -1,4 +1,4 @@
-"""Who is calling, as seen from both sides: what is refused, and which account a token belongs to.
+"""The identity of callers from both sides: what is refused, and whose account a token is.
 
 The whole proxy runs in the test's loop, on a clock that the test turns; its API and login server
 are one scripted upstream that grants the client named N a token named N.
@@ -48,7 +48,7 @@ class Bench:
         self.clock = clock
 
     async def log_in(self, client_id: str, token: str, lifetime: int = LIFETIME) -> None:
-        """Have the client granted that token."""
+        """Grant the client that token."""
         answer = await log_in(port_of(self.proxy.url), client_id, f"{token}:{lifetime}")
         assert answer.status == 200
 
@@ -108,7 +108,7 @@ async def test_what_is_no_bearer_token_is_unauthenticated(value: str) -> None:
 
 
 @pytest.mark.parametrize("unidentified", ["pace", "reject"])
-async def test_who_shows_nothing_is_unauthenticated(unidentified: str) -> None:
+async def test_a_caller_without_a_credential_is_unauthenticated(unidentified: str) -> None:
     async with bench(identity={"unidentified": unidentified}) as proxy:
         assert (await proxy.call()).status == 401
         assert proxy.upstream.connections == 0
@@ -136,7 +136,7 @@ async def test_a_bearer_token_in_any_spelling_is_one_caller(value: str) -> None:
 # Strangers
 
 
-async def test_a_stranger_stands_for_nobody_but_its_token() -> None:
+async def test_a_stranger_is_known_by_its_token_alone() -> None:
     async with bench() as proxy:
         for token in ("one", "two", "one"):
             assert await proxy.status_of(token) == 200
@@ -152,7 +152,7 @@ async def test_strangers_are_refused_where_everybody_must_be_known() -> None:
 
 
 async def test_too_many_strangers_are_asked_to_come_back() -> None:
-    """Whoever may still have to wait is remembered: only then can nobody escape the pace."""
+    """An account that may still have to wait is remembered, so that no caller escapes the pace."""
     async with bench(identity={"max_unidentified": 2}) as proxy:
         await proxy.clock.advance(1)
         for token in ("one", "two"):

@@ -86,7 +86,7 @@ def sends_per_key(upstream: RawUpstream) -> Counter[str]:
 
 
 def keeps_pace(times: Sequence[float], interval: float, *, stalled: float) -> bool:
-    """Tell whether k sends after any other at least k intervals have passed."""
+    """True if any k sends after another take at least k intervals."""
     return all(
         times[k] - times[j] >= (k - j) * interval - TOLERANCE - stalled
         for j, k in combinations(range(len(times)), 2)

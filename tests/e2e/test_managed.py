@@ -529,7 +529,7 @@ async def test_a_refusal_too_long_to_be_looked_into_passes(
     assert bearers(upstream) == ["login", "1"]
 
 
-async def test_who_waits_while_the_token_is_renewed_is_not_admitted_again(
+async def test_a_waiter_is_not_admitted_again_after_a_renewal(
     secrets: Secrets,
 ) -> None:
     """It was within its limit when it came; when its slot comes it is still the first."""

@@ -213,7 +213,7 @@ async def test_a_bug_in_the_middle_of_an_answer_writes_no_other_into_it(
     assert counted == 1
 
 
-async def test_a_caller_who_leaves_in_the_middle_of_an_answer_is_counted_as_gone() -> None:
+async def test_a_caller_that_leaves_in_the_middle_of_an_answer_is_counted_as_gone() -> None:
     """By the proxy: the API has done its part."""
     labels = {"account": "other", "route": "api", "method": "GET", "code": "499", "origin": "proxy"}
     half = Reply(raw=HalfBody().encode())
@@ -247,7 +247,7 @@ async def test_a_lost_answer_delays_nobody_else() -> None:
     assert 0.28 - stalls.longest <= times[3] - times[0] < 0.6 + stalls.total
 
 
-async def test_who_does_not_read_leaves_connections_to_the_others() -> None:
+async def test_a_caller_that_does_not_read_leaves_connections_to_the_others() -> None:
     """One account may have so many answers on their way, and another its connection at once."""
     long = Reply(raw=Reply(200, body=b"x" * 20_000_000).encode(b"GET"))
     head = f"GET {UNPACED} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer greedy\r\n\r\n".encode()

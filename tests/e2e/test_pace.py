@@ -128,7 +128,7 @@ def queue_depth(proxy: Running) -> int:
     return sum(queue.queue_depth for state in states for queue in state.routes)
 
 
-async def test_who_hangs_up_leaves_no_hole_and_the_others_keep_their_order() -> None:
+async def test_callers_that_hang_up_leave_no_hole_and_the_others_keep_their_order() -> None:
     """20 wait, half of them leave after a second, by FIN or RST, at both ends of the queue."""
     async with (
         noting_stalls() as stalls,

@@ -251,7 +251,7 @@ async def test_too_many_bytes() -> None:
 
 
 async def test_a_shutdown() -> None:
-    """503 for who waits and for who comes; both connections end."""
+    """503 for waiters and newcomers; both connections end."""
     async with (
         RawUpstream(default=ACCEPTED) as upstream,
         proxy_for(upstream.url, pacing={"interval": 5}) as proxy,

@@ -65,7 +65,7 @@ def gaps(times: Sequence[float]) -> list[float]:
 
 
 def keeps_pace(times: Sequence[float], interval: float, *, stalled: float) -> bool:
-    """Tell whether k sends after any other at least k intervals have passed."""
+    """True if any k sends after another take at least k intervals."""
     return all(
         times[k] - times[j] >= (k - j) * interval - TOLERANCE - stalled
         for j, k in combinations(range(len(times)), 2)

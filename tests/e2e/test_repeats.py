@@ -78,7 +78,7 @@ def outcomes(proxy: Running) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("key", [None, "k-1"])
-async def test_answer_of_a_caller_who_left_is_given_to_the_same_again(key: str | None) -> None:
+async def test_answer_of_a_caller_that_left_is_given_to_the_same_again(key: str | None) -> None:
     async with (
         RawUpstream([Reply(202, ACCEPTED.headers, ACCEPTED.body, delay=0.5)]) as upstream,
         proxy_for(upstream.url, pacing=FAST) as proxy,
@@ -153,7 +153,7 @@ async def test_equal_requests_with_one_key_share_a_send() -> None:
     assert outcomes(proxy) == {"joined": 2, "replayed": 1}
 
 
-async def test_leader_who_leaves_hands_over_while_it_waits() -> None:
+async def test_leader_that_leaves_hands_over_while_it_waits() -> None:
     """The second caller gets the answer of the request that the first began."""
     async with (
         RawUpstream([Reply(202), Reply(202, body=b"shared")]) as upstream,
@@ -174,7 +174,7 @@ async def _has(question: Callable[[], bool]) -> bool:
     return question()
 
 
-async def test_caller_who_left_while_it_waited_sent_nothing() -> None:
+async def test_caller_that_left_while_it_waited_sent_nothing() -> None:
     async with (
         RawUpstream(default=SECOND) as upstream,
         proxy_for(upstream.url, pacing={"interval": 1.0}) as proxy,
@@ -285,7 +285,7 @@ async def _answered(proxy: Running) -> bool:
     return (await send(proxy, request())).status == 202
 
 
-async def test_answer_of_a_caller_who_left_is_awaited_when_the_proxy_ends() -> None:
+async def test_answer_of_a_caller_that_left_is_awaited_when_the_proxy_ends() -> None:
     upstream = RawUpstream([Reply(202, body=b"late", delay=1.0)])
     async with upstream:
         async with proxy_for(upstream.url, pacing=FAST) as proxy:

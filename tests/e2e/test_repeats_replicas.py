@@ -50,7 +50,7 @@ async def replicas(
 
 
 @pytest.mark.parametrize("key", [None, "k-1"])
-async def test_answer_of_a_caller_who_left_is_given_by_the_other_replica(
+async def test_answer_of_a_caller_that_left_is_given_by_the_other_replica(
     key: str | None, tmp_path: Path
 ) -> None:
     """While it is read, and after."""
@@ -91,7 +91,7 @@ async def test_refused_request_leaves_nothing_behind_at_either_replica(tmp_path:
     assert len(upstream.requests) == 2
 
 
-async def test_caller_who_left_while_it_waited_leaves_nothing_at_either_replica(
+async def test_caller_that_left_while_it_waited_leaves_nothing_at_either_replica(
     tmp_path: Path,
 ) -> None:
     async with replicas(tmp_path, pacing={"interval": 2.0}) as (_, upstream, (here, there)):

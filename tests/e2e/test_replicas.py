@@ -223,7 +223,7 @@ async def test_three_replicas_keep_one_pace_and_share_it_fairly(tmp_path: Path) 
         assert early_sends == [0, 0, 0]
 
 
-async def test_those_who_hang_up_cost_nobody_a_slot(tmp_path: Path) -> None:
+async def test_callers_that_hang_up_cost_no_slot(tmp_path: Path) -> None:
     async with (
         noting_stalls() as stalls,
         cluster(tmp_path) as running,
@@ -435,7 +435,7 @@ async def test_replica_starts_without_the_store_and_joins_it_later(tmp_path: Pat
 
 
 async def test_token_is_known_to_all_again_soon_after_a_flush(tmp_path: Path) -> None:
-    """Though whoever learned it is idle, and another was asked about it too early."""
+    """Although the replica that issued it is idle, and another was asked about it too early."""
     reject = {"unidentified": "reject"}
     async with (
         noting_stalls() as stalls,

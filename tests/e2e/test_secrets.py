@@ -104,7 +104,7 @@ async def test_no_answer_gets_a_secret_told(tmp_path: Path) -> None:
     assert "Traceback" not in proxy.stderr
 
 
-async def test_no_token_is_told_nor_why_it_was_refused_in_its_words(tmp_path: Path) -> None:
+async def test_no_answer_names_a_token_or_quotes_why_it_was_refused(tmp_path: Path) -> None:
     keys = tokens.Keys()
     made = [
         row.make(keys)

@@ -147,7 +147,9 @@ async def hold_in(it: Scene) -> float:
     return float((await status(it))["london-exports"]["hold_remaining_seconds"])
 
 
-async def test_who_is_in_trouble_why_and_until_when_is_plain_to_see(tmp_path: Path) -> None:
+async def test_the_page_shows_which_account_is_in_trouble_why_and_until_when(
+    tmp_path: Path,
+) -> None:
     async with scene() as it, browsing(tmp_path / "profile") as page:
         await page.look_like(width=1280, height=900, scheme="light")
         await page.open(f"{it.proxy.admin_url}/status")

@@ -279,7 +279,7 @@ USER, PASSWORD = "proxy-user", "planted-proxy.password"
 
 
 class TinyProxy:
-    """A real forward proxy, that wants to know who asks."""
+    """A real forward proxy that requires authentication."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()

@@ -93,7 +93,7 @@ async def _has_queue(proxy: Running, count: int) -> bool:
 # Limits
 
 
-async def test_who_waits_too_long_for_a_connection_is_refused() -> None:
+async def test_a_request_that_waits_too_long_for_a_connection_is_refused() -> None:
     """A slot came at once, but nothing to send with before the time was over."""
     async with (
         RawUpstream(default=Reply(delay=2.5)) as upstream,
@@ -152,7 +152,7 @@ async def test_prefer_wait_cannot_exceed_max_wait() -> None:
 
 
 async def test_the_queue_has_a_length() -> None:
-    """`max_queue` per account and route; those who wait already are not disturbed."""
+    """`max_queue` per account and route; present waiters are not disturbed."""
     interval = 1.2
     async with (
         noting_stalls() as stalls,
@@ -221,7 +221,7 @@ async def test_a_wait_that_grows_expires() -> None:
 
 
 async def test_an_account_may_have_an_interval_of_its_own() -> None:
-    """By its name in the configuration, whoever calls with one of its tokens."""
+    """By its name in the configuration, with any of its tokens."""
 
     def api(request: RecordedRequest) -> Step:
         if request.target == b"/oauth/token":

@@ -125,7 +125,7 @@ async def test_one_byte_more_is_too_large(data: bytes) -> None:
         assert is_refused(await server.send(data), "too-large", 413)
 
 
-async def test_an_announced_length_is_enough_to_refuse_and_nobody_is_asked_to_go_on() -> None:
+async def test_an_announced_length_is_refused_before_the_body_is_asked_for() -> None:
     head = post(FULL + b"x", "Expect: 100-continue").removesuffix(FULL + b"x")
     async with reader() as server:
         answer = await server.send(head)
@@ -133,13 +133,13 @@ async def test_an_announced_length_is_enough_to_refuse_and_nobody_is_asked_to_go
     assert answer.interim == []
 
 
-async def test_who_waits_for_it_is_told_to_go_on() -> None:
+async def test_a_caller_that_waits_for_it_is_told_to_go_on() -> None:
     async with reader() as server:
         answer = await server.send(post(b"body", "Expect: 100-continue"))
     assert (answer.interim, answer.body) == ([100], b"body")
 
 
-async def test_who_speaks_an_older_version_is_not_told_to_go_on() -> None:
+async def test_a_caller_of_an_older_version_is_not_told_to_go_on() -> None:
     """RFC 9110 section 10.1.1: an interim answer would be taken for the answer."""
     async with reader() as server:
         data = post(b"body", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0", 1)
@@ -228,7 +228,7 @@ async def test_a_refusal_for_lack_of_room_takes_none_itself() -> None:
     assert [answer.result().status for answer in (kept, fits)] == [200, 200]
 
 
-async def test_a_caller_who_goes_away_takes_its_bytes_along() -> None:
+async def test_a_caller_that_goes_away_takes_its_bytes_along() -> None:
     async with reader(max_buffered=1000) as server:
         server.is_keeping = True
         for data in (post(FULL)[:-1], post(FULL)):

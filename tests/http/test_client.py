@@ -290,7 +290,7 @@ async def test_it_is_asked_after_the_wait_for_a_connection() -> None:
         await second
 
 
-async def test_who_leaves_as_a_connection_comes_free_lets_the_next_have_it() -> None:
+async def test_a_waiter_that_leaves_as_a_connection_comes_free_passes_it_on() -> None:
     """The pool wakes one of those who wait, and one alone."""
     async with meeting(max_connections=1) as (server, upstream):
         _, first = await ask(server, upstream, BY_LENGTH)
@@ -429,7 +429,7 @@ async def test_a_safe_request_is_sent_twice_at_most() -> None:
 
 
 @pytest.mark.parametrize("heard", [b"", b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
-async def test_a_safe_request_that_was_heard_is_not_sent_again(heard: bytes) -> None:
+async def test_a_safe_request_whose_answer_has_begun_is_not_sent_again(heard: bytes) -> None:
     """An answer has begun, or (with nothing heard) the connection was a new one."""
     async with meeting() as (server, client):
         peer = await warm(server, client) if heard else None
@@ -501,7 +501,7 @@ async def test_connections_are_bounded_and_given_in_order_of_arrival() -> None:
         assert server.peers == peers
 
 
-async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+async def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     async with meeting(max_connections=1) as (server, client):
         peer, first = await ask(server, client, BY_LENGTH.replace(b"99", b"2"))
         waiting = start(client, Outgoing("GET", "/waiting", "", [], b""))
@@ -517,7 +517,7 @@ async def test_a_newcomer_does_not_overtake_who_waits() -> None:
         await newcomer
 
 
-async def test_who_leaves_while_connecting_gives_the_place_back() -> None:
+async def test_a_request_that_leaves_while_connecting_gives_the_place_back() -> None:
     async with Server().serve() as server:
         settings = settings_of(server, max_connections=1)
         client = Client(settings, "http://192.0.2.1:9", clock=SystemClock())
@@ -625,7 +625,7 @@ async def test_an_answer_that_is_abandoned_over_tls_is_read_no_further(tmp_path:
 # The end
 
 
-async def test_whoever_is_given_up_on_learns_what_became_of_it() -> None:
+async def test_a_request_that_is_given_up_on_is_told_what_became_of_it() -> None:
     """The one that was sent timed out; the one that waited for a connection never left."""
     async with meeting(max_connections=1) as (server, upstream):
         sent = start(upstream)

@@ -113,7 +113,7 @@ def test_tunnels_and_echoes_are_not_offered(method: str) -> None:
 
 
 @pytest.mark.parametrize("via", [f"1.1 {PSEUDONYM}", f"1.1 a, 1.1 {PSEUDONYM} (us), 1.1 b"])
-def test_who_was_here_before_goes_in_a_circle(via: str) -> None:
+def test_a_request_that_was_here_before_is_looping(via: str) -> None:
     problem = check([("Host", "h"), ("Via", "1.1 first"), ("Via", via)])
     assert problem is not None
     assert (problem.name, problem.status) == ("loop", 508)

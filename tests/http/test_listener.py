@@ -179,7 +179,7 @@ async def test_a_last_answer_arrives_though_the_caller_is_still_sending() -> Non
     assert answer.status == 400
 
 
-async def test_a_caller_who_goes_away_takes_its_handler_along() -> None:
+async def test_a_caller_that_goes_away_takes_its_handler_along() -> None:
     async with served() as server:
         server.may_answer.clear()
         async with await RawConnection.open(HOST, server.port) as caller:

@@ -70,7 +70,7 @@ class Names:
         return [(*kind, (host, port)) for host in self.hosts]
 
 
-async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_is_looked_up_once_for_all_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a time, and for a while; each is given another address first."""
     names = Names(monkeypatch, "192.0.2.1", "192.0.2.2")
     names.gate.clear()
@@ -84,7 +84,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.Monk
     assert names.asked == 1
 
 
-async def test_who_leaves_does_not_end_the_look_up_of_others(
+async def test_a_request_that_leaves_does_not_end_the_look_up_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = Names(monkeypatch, "192.0.2.1")

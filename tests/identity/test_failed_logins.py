@@ -47,7 +47,7 @@ def test_entries_have_a_bound() -> None:
     assert len(failed) == 10_000
 
 
-def test_address_that_failed_as_one_client_is_heard_as_another() -> None:
+def test_address_that_failed_as_one_client_may_try_as_another() -> None:
     failed = FailedLogins(clock=FakeClock())
     for _ in range(10):
         failed.note("a", "c")

@@ -13,7 +13,7 @@ async def known(tokens: IssuedTokens, *names: str) -> list[str]:
     return [name for name in names if await tokens.find(hash_token(name)) is not None]
 
 
-async def test_renewed_log_in_renews_and_evicts_nobody() -> None:
+async def test_renewed_log_in_renews_and_evicts_nothing() -> None:
     clock = FakeClock()
     tokens = table(clock)
     for name in ("a", "b", "c"):

@@ -107,7 +107,7 @@ async def test_keys_that_are_coded_without_being_asked_for_are_read() -> None:
         assert await it.has("k")
 
 
-async def test_a_thousand_who_ask_at_once_cause_one_fetch() -> None:
+async def test_a_thousand_requests_at_once_cause_one_fetch() -> None:
     async with bench(default=Reply(body=jwks(rsa_jwk("k")).body, delay=0.05)) as it:
         found = await asyncio.gather(*(it.has("k") for _ in range(1000)))
         assert found == [True] * 1000
@@ -187,7 +187,7 @@ async def test_the_keys_that_are_there_serve_while_a_fetch_fails(trouble: Step) 
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=range(len(TROUBLES)))
-async def test_without_any_key_yet_nobody_is_judged(trouble: Step) -> None:
+async def test_no_token_is_judged_before_the_first_key(trouble: Step) -> None:
     seconds = timeout_for(trouble)
     async with bench([trouble], jwks(rsa_jwk("k")), seconds=seconds) as it:
         with pytest.raises(Problem) as caught:
@@ -223,7 +223,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
         assert elsewhere.connections == 0
 
 
-async def test_a_caller_who_leaves_does_not_cancel_the_fetch() -> None:
+async def test_a_caller_that_leaves_does_not_cancel_the_fetch() -> None:
     """Or anybody could keep the keys away with tokens of unknown ids and a quick farewell."""
     async with bench(default=Reply(body=jwks(rsa_jwk("k")).body, delay=0.1)) as it:
         leaving = asyncio.get_running_loop().create_task(it.has("k"))

@@ -148,7 +148,7 @@ async def test_a_token_of_another_issuer_claims_nothing() -> None:
 @pytest.mark.parametrize(
     "issuer", [ISSUER.rstrip("/"), ISSUER.upper(), ISSUER.replace("https", "http")]
 )
-async def test_issuer_written_otherwise_is_refused_with_a_word_on_it(issuer: str) -> None:
+async def test_issuer_written_otherwise_is_refused_with_the_difference(issuer: str) -> None:
     """It is a slip in the configuration: forwarded, the token would seem to be a stranger's."""
     async with bench() as it:
         refusal = await it.refusal(signed(claims(iss=issuer)))
@@ -400,7 +400,7 @@ async def test_hopeless_tokens_do_not_even_cause_a_fetch() -> None:
         assert it.server.connections == 0
 
 
-async def test_without_keys_nobody_is_told_to_be_wrong() -> None:
+async def test_no_token_is_called_wrong_without_keys() -> None:
     async with bench(Reply(500)) as it:
         refusal = await it.refusal(signed())
         assert (refusal.name, refusal.status, refusal.retry_after) == ("keys-unavailable", 503, 30)

@@ -71,7 +71,7 @@ class Page:
         await self.call("Page.navigate", url=url)
 
     async def look_like(self, *, width: int, height: int, scheme: str) -> None:
-        """Be a screen of that size, of somebody who wants `light` or `dark`."""
+        """Emulate a screen of that size, and a preference for `light` or `dark`."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

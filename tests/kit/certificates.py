@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Issues certificates; whoever trusts `file` trusts them."""
+    """Issues certificates; a client that trusts `file` trusts them."""
 
     folder: Path
     name: str = "test authority"

@@ -81,7 +81,7 @@ class RedisServer:
         await until(self._answers, within=STARTED_WITHIN)
 
     async def jump_clock(self, seconds: int) -> None:
-        """Have all it holds be so much further in the past: what setting its clock ahead does."""
+        """Move all it holds so far into the past, as setting its clock ahead does."""
         await cast("Any", self.client.eval(JUMP, 0, seconds))
 
     async def kill(self) -> None:

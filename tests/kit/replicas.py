@@ -134,7 +134,7 @@ class Replica:
     def caller(
         self, queue: AccountQueue, caller: str = "", *, limit: float = 60.0, cost: float = 1.0
     ) -> asyncio.Task[Problem | None]:
-        """Have a caller come, and do not wait for it."""
+        """Start a caller, and do not wait for it."""
         return self._tasks.create_task(self.export(queue, caller, limit=limit, cost=cost))
 
     def counted(self, name: str, **labels: str) -> float:

@@ -85,7 +85,7 @@ async def test_newcomer_does_not_overtake_those_whose_slot_is_overdue() -> None:
         assert await b.all_served([waiting, newcomer]) == [15.0, 15.5]
 
 
-async def test_request_that_comes_back_goes_before_those_who_came_later() -> None:
+async def test_request_that_comes_back_goes_before_later_ones() -> None:
     async with bench() as b:
         returning = b.join(b.queue())
         await b.clock.advance(0)
@@ -101,7 +101,7 @@ async def test_request_that_comes_back_goes_before_those_who_came_later() -> Non
 @pytest.mark.parametrize(
     "order", ["leaves long before", "leaves just before", "leaves just after", "leaves after"]
 )
-async def test_whoever_leaves_costs_the_others_nothing(order: str) -> None:
+async def test_caller_that_leaves_costs_the_others_nothing(order: str) -> None:
     """Just before and just after: in the very step of the event loop that frees the slot."""
     async with bench() as b:
         slot = await b.get(b.queue())
@@ -175,8 +175,8 @@ async def test_crowd_that_left_is_forgotten() -> None:
         assert await b.all_served([stayed, newcomer]) == [610.5, 611.0]
 
 
-async def test_last_who_leaves_is_forgotten_without_a_next_one() -> None:
-    """A caller's request and its body are not kept in memory for whoever comes, if ever."""
+async def test_last_caller_that_leaves_is_forgotten_without_a_next_one() -> None:
+    """A caller's request and its body are not kept in memory until another caller comes."""
     async with bench() as b:
         connecting = await b.get(b.queue())
         callers = [b.join(b.queue(), limit=60.0) for _ in range(3)]

@@ -154,7 +154,7 @@ async def test_dropped_account_that_a_request_still_holds_is_drained_too() -> No
 # What can be seen
 
 
-async def test_state_shows_who_waits_how_long_and_why() -> None:
+async def test_state_shows_how_many_wait_how_long_and_why() -> None:
     """Strangers are shown as one."""
     async with bench() as b:
         slot = b.send(await b.get(b.queue()))
@@ -205,7 +205,7 @@ async def test_state_shows_who_waits_how_long_and_why() -> None:
         assert b.accounts.states()[0].routes[0].oldest_seconds == 0.0
 
 
-async def test_who_is_sent_at_once_has_waited_no_time() -> None:
+async def test_request_that_is_sent_at_once_has_waited_no_time() -> None:
     """And counts: without those, all that were sent would seem to have waited longer."""
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())

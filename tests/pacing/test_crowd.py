@@ -63,7 +63,7 @@ async def served(crowd: Crowd, b: Bench, callers: int) -> None:
 
 
 @pytest.mark.parametrize(("limit", "callers"), [(15.0, 31), (5.0, 14), (60.0, 130)])
-async def test_nobody_is_admitted_who_then_expires(limit: float, callers: int) -> None:
+async def test_no_admitted_request_expires(limit: float, callers: int) -> None:
     """Each send is a little late, and the next one counts from it."""
     async with bench() as b:
         crowd = Crowd(b, limit=limit)
@@ -72,7 +72,7 @@ async def test_nobody_is_admitted_who_then_expires(limit: float, callers: int) -
         assert crowd.expired == 0
 
 
-async def test_refused_callers_who_obey_need_few_tries_and_leave_no_hole() -> None:
+async def test_refused_callers_that_obey_need_few_tries_and_leave_no_hole() -> None:
     """300 at a place for 30: each interval has its send, although most were refused once."""
     async with bench() as b:
         crowd = Crowd(b, limit=15.0)
@@ -83,7 +83,7 @@ async def test_refused_callers_who_obey_need_few_tries_and_leave_no_hole() -> No
         assert span <= 1.1 * 0.5 * 299
 
 
-async def test_a_slow_api_makes_nobody_wait_for_a_refusal() -> None:
+async def test_a_slow_api_makes_no_caller_wait_for_a_refusal() -> None:
     """It takes 8 s for an answer; eight requests are in flight, so one a second is sent."""
     async with bench(Pacing()) as b:
         crowd = Crowd(b, limit=3600.0, answer=8.0)

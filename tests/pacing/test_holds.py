@@ -58,7 +58,7 @@ async def test_one_probe_goes_after_each_clamp_and_a_refused_one_renews_it() -> 
 
 
 async def test_waiters_that_a_named_wait_outlasts_are_refused_at_once() -> None:
-    """But for the one that goes as the probe; and those who wait for longer than it."""
+    """But for the one that goes as the probe, and those that wait for longer than it."""
     async with bench() as b:
         queue = b.queue()
         first = b.send(await b.get(queue))
@@ -293,7 +293,7 @@ async def test_nothing_leaves_while_it_is_not_known_what_a_refusal_covers() -> N
         b.use(waiting)
 
 
-async def test_refusal_of_which_nothing_more_is_heard_holds_nothing_up() -> None:
+async def test_refusal_whose_body_never_ends_holds_nothing_up() -> None:
     async with bench() as b:
         refused = b.send(await b.get(b.queue("api", paced=False)))
         refused.report(Refusing())

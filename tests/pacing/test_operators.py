@@ -29,7 +29,7 @@ def gaps(times: list[float]) -> list[float]:
     return [later - earlier for earlier, later in pairwise(times)]
 
 
-async def test_a_hundred_waiters_keep_their_order_over_a_pause_and_nobody_is_lost() -> None:
+async def test_a_hundred_waiters_keep_their_order_over_a_pause_and_none_is_lost() -> None:
     async with bench() as b:
         queue = b.queue()
         callers = [b.join(queue) for _ in range(CROWD)]
@@ -133,7 +133,7 @@ async def test_newcomers_are_admitted_as_if_a_pause_without_end_ended_now() -> N
 
 
 @pytest.mark.parametrize(("jitter", "seconds"), [(0.0, 30), (0.999, 60)], ids=str)
-async def test_who_is_refused_in_a_pause_without_end_comes_back_within_a_minute(
+async def test_a_caller_refused_in_a_pause_without_end_comes_back_within_a_minute(
     jitter: float, seconds: int
 ) -> None:
     async with bench() as b:

@@ -94,7 +94,7 @@ async def test_stall_of_the_event_loop_is_not_made_up_for() -> None:
         assert await b.all_served(callers) == [10.0, 20.0, 20.5, 21.0]
 
 
-async def test_longer_interval_governs_those_who_wait_already() -> None:
+async def test_longer_interval_governs_present_waiters() -> None:
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())
         callers = [b.join(b.queue()) for _ in range(2)]
@@ -130,7 +130,7 @@ async def test_unpaced_route_waits_for_nothing() -> None:
         assert await b.all_served([b.join(api) for _ in range(5)]) == [0.0] * 5
 
 
-async def test_idle_account_is_not_delayed_by_two_thousand_who_wait_elsewhere() -> None:
+async def test_idle_account_is_not_delayed_by_two_thousand_waiters_of_another() -> None:
     async with bench() as b:
         queues = [
             b.accounts.unidentified(b"%d" % caller).queue("exports", paced=True)

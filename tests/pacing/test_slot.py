@@ -17,7 +17,7 @@ async def test_slot_may_be_used_as_long_as_nothing_has_changed() -> None:
         b.send(slot).report(Answered())
 
 
-async def test_hold_that_begins_while_somebody_connects_is_for_them_too() -> None:
+async def test_hold_that_begins_while_a_holder_connects_is_obeyed() -> None:
     """They come back, in the order in which they came; one goes first when the hold ends."""
     async with bench() as b:
         api = b.queue("api", paced=False)
@@ -55,7 +55,7 @@ async def test_probe_may_leave_once_the_hold_is_over_and_not_if_it_was_prolonged
         b.use(probe)
 
 
-async def test_pace_that_grows_while_somebody_connects_is_obeyed() -> None:
+async def test_pace_that_grows_while_a_holder_connects_is_obeyed() -> None:
     async with bench() as b:
         b.send(await b.get(b.queue())).report(Answered())
         await b.until(11)
@@ -76,7 +76,7 @@ async def test_lease_that_runs_out_while_a_holder_connects_is_not_used() -> None
         slot.report(Unused())
 
 
-async def test_caller_who_leaves_or_is_late_while_connecting_is_not_sent() -> None:
+async def test_caller_that_leaves_or_is_late_while_connecting_is_not_sent() -> None:
     async with bench() as b:
         gone, late = b.join(b.queue()), b.join(b.queue("api", paced=False), limit=1.0)
         await b.until(11)
@@ -90,7 +90,7 @@ async def test_caller_who_leaves_or_is_late_while_connecting_is_not_sent() -> No
         late.take().report(Unused())
 
 
-async def test_caller_who_will_not_wait_may_still_connect() -> None:
+async def test_caller_that_will_not_wait_may_still_connect() -> None:
     async with bench() as b:
         slot = await b.get(b.queue(), limit=0.0)
         await b.until(11)
@@ -98,7 +98,7 @@ async def test_caller_who_will_not_wait_may_still_connect() -> None:
         slot.report(Unused())
 
 
-async def test_who_comes_back_too_late_gets_no_slot_though_one_is_free() -> None:
+async def test_request_that_comes_back_too_late_gets_no_slot_though_one_is_free() -> None:
     async with bench() as b:
         late = b.join(b.queue(), limit=-0.5)
         await b.clock.advance(0)

@@ -9,7 +9,7 @@ from tests.kit.pacing import Caller, bench
 # The prediction, and who is admitted
 
 
-async def test_predicted_wait_counts_the_one_who_is_just_leaving() -> None:
+async def test_predicted_wait_counts_the_caller_that_is_just_leaving() -> None:
     async with bench() as b:
         slot = await b.get(b.queue(), cost=2.0)
         assert b.predicted_wait(b.ticket()) == 1.0
@@ -17,7 +17,7 @@ async def test_predicted_wait_counts_the_one_who_is_just_leaving() -> None:
         assert b.predicted_wait(b.ticket()) == 1.0
 
 
-async def test_predicted_wait_of_a_returning_request_counts_only_who_came_before() -> None:
+async def test_predicted_wait_of_a_returning_request_counts_only_earlier_ones() -> None:
     async with bench() as b:
         older = b.join(b.queue())
         returning = b.join(b.queue())
@@ -136,7 +136,7 @@ async def test_queue_holds_no_more_than_its_length() -> None:
         await b.all_served([callers[0], callers[2]])
 
 
-async def test_caller_who_will_not_wait_is_admitted_to_a_free_slot() -> None:
+async def test_caller_that_will_not_wait_is_admitted_to_a_free_slot() -> None:
     async with bench() as b:
         assert b.admit(b.queue(), 0.0) is None
         b.send(await b.get(b.queue(), limit=0.0)).report(Answered())
@@ -145,7 +145,7 @@ async def test_caller_who_will_not_wait_is_admitted_to_a_free_slot() -> None:
         b.send(await b.get(b.queue(), limit=0.0)).report(Answered())
 
 
-async def test_caller_who_will_not_wait_is_refused_when_no_slot_is_free() -> None:
+async def test_caller_that_will_not_wait_is_refused_when_no_slot_is_free() -> None:
     """For whatever reason: pace, a slot out, room, hold, a probe, somebody who waits."""
     async with bench(Pacing(max_in_flight=2)) as b:
         exports, api = b.queue(), b.queue("api", paced=False)
@@ -247,7 +247,7 @@ async def test_deadline_that_passes_in_a_stall_of_the_loop_takes_no_slot() -> No
         b.use(next_one)
 
 
-async def test_drain_refuses_those_who_wait_and_those_who_come() -> None:
+async def test_drain_refuses_waiters_and_newcomers() -> None:
     """What has its slot already is sent; nothing else is."""
     async with bench() as b:
         slot = await b.get(b.queue())

@@ -88,7 +88,7 @@ def test_call_without_any_secret_gets_past_nobody() -> None:
 
 @pytest.mark.parametrize("grant", ["password", "refresh_token", "authorization_code", "urn:x"])
 def test_other_grant_is_no_log_in_of_the_client(grant: str) -> None:
-    """It is a person's: it goes to the login server whoever the client is."""
+    """It is a person's: it goes to the login server for any client."""
     call = read_call("", f"grant_type={grant}&client_id=c&client_secret=s".encode(), [])
     assert call.login is None
     assert not call.mentions(["c"])

@@ -48,7 +48,7 @@ def test_longer_of_an_account_s_and_a_route_s_interval_counts(
         (40.0, 7.0, 0.0, 30.0),
     ],
 )
-def test_predicted_wait_is_what_is_left_plus_everybody_ahead(
+def test_predicted_wait_is_what_is_left_plus_all_ahead(
     due: float, cost_ahead: float, interval: float, wait: float
 ) -> None:
     assert predicted_wait(now=10.0, due=due, cost_ahead=cost_ahead, interval=interval) == wait

@@ -157,7 +157,7 @@ def test_a_scope_nobody_grants_costs_the_same_at_any_rate() -> None:
     assert not login.schedule.is_window_open
 
 
-def test_nobody_asks_after_the_window_nobody_mints() -> None:
+def test_no_request_after_the_window_means_no_mint() -> None:
     login = Login()
     login.mint(0.0)
     login.schedule.want(A, 1.0)
@@ -240,7 +240,7 @@ def test_a_failure_keeps_the_window_as_it_is() -> None:
     assert login.live(200.0)[:3] == [25.0, 55.0, 115.0]
 
 
-def test_who_asks_while_a_token_is_minted_is_served_by_it() -> None:
+def test_request_that_comes_while_a_token_is_minted_is_served_by_it() -> None:
     schedule = Login().schedule
     schedule.begin(0.0)
     assert schedule.is_due(0.5)
@@ -253,7 +253,7 @@ def test_who_asks_while_a_token_is_minted_is_served_by_it() -> None:
 
 
 @pytest.mark.parametrize("reason", ["unauthorized", "stale_scope", "operator"])
-def test_nobody_may_renew_within_the_least_interval(reason: Reason) -> None:
+def test_no_renewal_within_the_least_interval(reason: Reason) -> None:
     login = Login()
     login.mint(0.0)
     assert not login.schedule.order_renewal(reason, 14.9)
@@ -263,7 +263,7 @@ def test_nobody_may_renew_within_the_least_interval(reason: Reason) -> None:
     assert login.schedule.is_due(15.0)
 
 
-def test_two_who_ask_at_once_are_both_promised_the_one_token_that_comes() -> None:
+def test_two_requests_at_once_are_promised_the_one_token_that_comes() -> None:
     login = Login()
     login.mint(0.0)
     assert login.schedule.order_renewal("stale_scope", 20.0)

@@ -19,7 +19,7 @@ def test_a_moment_that_has_passed_is_free_again() -> None:
     assert returns.retry_after(now=60.0, excess=2.0, interval=0.5, jitter=0.0) == 2
 
 
-def test_a_caller_who_does_not_wait_cannot_send_the_others_away_for_long() -> None:
+def test_a_caller_that_does_not_wait_cannot_send_the_others_away_for_long() -> None:
     returns = Returns()
     for _ in range(100_000):
         returns.retry_after(now=0.0, excess=1.0, interval=0.5, jitter=0.0)
@@ -33,7 +33,9 @@ def test_a_caller_who_does_not_wait_cannot_send_the_others_away_for_long() -> No
         max_size=30,
     )
 )
-def test_nobody_is_told_to_come_too_early(refused: list[tuple[float, float, float, float]]) -> None:
+def test_no_caller_is_told_to_come_too_early(
+    refused: list[tuple[float, float, float, float]],
+) -> None:
     returns, now = Returns(), 0.0
     for pause, excess, interval, jitter in refused:
         now += pause

@@ -17,7 +17,7 @@ def account(
     )
 
 
-def test_nobody_is_nothing() -> None:
+def test_no_accounts_merge_to_nothing() -> None:
     assert merged([]) == ()
 
 

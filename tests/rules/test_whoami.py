@@ -51,7 +51,7 @@ def test_answer_that_speaks_of_a_person_proves_no_service(person: dict[str, Any]
     ],
     ids=range(6),
 )
-def test_empty_fields_speak_of_nobody(nobody: dict[str, Any]) -> None:
+def test_empty_fields_name_nobody(nobody: dict[str, Any]) -> None:
     assert read_answer(200, {**SERVICE, **nobody}, FIELD) == Named("c", "org")
 
 
@@ -113,7 +113,7 @@ def test_newcomer_displaces_the_last_of_the_address_with_the_most() -> None:
     assert [*places] == ["a1", "a2", "b1"]
 
 
-def test_who_leaves_is_not_served() -> None:
+def test_a_question_that_leaves_is_not_served() -> None:
     places = waiting(("a", "a1"), ("b", "b1"))
     assert places.discard("a1")
     assert not places.discard("a1")

@@ -134,7 +134,7 @@ def test_no_two_accepted_arrivals_are_closer_than_their_distance_in_the_queue(
 
 
 @given(moments)
-def test_whoever_obeys_every_retry_after_is_accepted_in_the_end(times: list[float]) -> None:
+def test_a_caller_that_obeys_every_retry_after_is_accepted_in_the_end(times: list[float]) -> None:
     for at, decision in judged(*times):
         if isinstance(decision, Refused):
             upto = [earlier for earlier in times if earlier <= at]
@@ -148,7 +148,7 @@ def arrival(at: float, decision: Decision | None = None, *, paced: bool = True) 
     return Arrival(at=at, method="POST", path=EXPORTS, paced=paced, decision=decision, status=202)
 
 
-def test_a_report_counts_verdicts_and_measures_the_gaps_of_paced_arrivals() -> None:
+def test_a_report_counts_decisions_and_measures_the_gaps_of_paced_arrivals() -> None:
     seen = [
         arrival(1.0, Accepted()),
         arrival(1.2, paced=False),
@@ -555,7 +555,7 @@ async def test_an_expired_and_a_revoked_token_are_refused_and_take_no_slot(
     assert [seen.status for seen in upstream.simulator.arrivals("london")] == [401, 401, 202]
 
 
-async def test_a_token_nobody_issued_cannot_be_revoked(upstream: Bench) -> None:
+async def test_an_unknown_token_cannot_be_revoked(upstream: Bench) -> None:
     with pytest.raises(KeyError):
         upstream.simulator.revoke_token("unknown")
 

@@ -183,7 +183,7 @@ async def test_scripts_that_were_flushed_are_loaded_again(tmp_path: Path) -> Non
         assert here.is_shared
 
 
-async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path) -> None:
+async def test_callers_that_leave_never_leave_a_reply_for_the_next(tmp_path: Path) -> None:
     """A thousand of them, each cancelled at another moment of a command under way."""
     async with redis_server(tmp_path) as server, connected(server) as (_, tokens, _):
         for number in range(10):
@@ -206,7 +206,7 @@ async def test_callers_who_leave_never_leave_a_reply_for_the_next(tmp_path: Path
 
 
 @pytest.mark.timed
-async def test_callers_who_leave_the_queue_leave_it_in_order(tmp_path: Path) -> None:
+async def test_callers_that_leave_the_queue_leave_it_in_order(tmp_path: Path) -> None:
     async with noting_stalls() as stalls, deployed(tmp_path, 2) as (_, (here, there)):
         for turn in range(300):
             caller = here.caller(here.queue())

@@ -91,7 +91,7 @@ async def test_costly_send_keeps_the_next_one_back_wherever_it_waits(deploy: Dep
 
 
 @pytest.mark.timed
-async def test_who_leaves_costs_nothing(deploy: Deploy) -> None:
+async def test_caller_that_leaves_costs_nothing(deploy: Deploy) -> None:
     """Every second caller hangs up, those at the head of a queue among them."""
     async with noting_stalls() as stalls, deploy() as replicas:
         callers = spread(replicas, 20)
@@ -183,7 +183,7 @@ async def test_room_in_flight_is_each_replica_s_own_and_no_lease_is_kept(deploy:
         assert early(times(replicas), INTERVAL) == 0
 
 
-async def test_caller_who_will_not_wait_gets_a_free_slot_and_no_other(deploy: Deploy) -> None:
+async def test_caller_that_will_not_wait_gets_a_free_slot_and_no_other(deploy: Deploy) -> None:
     interval = 1.5  # longer than the machine may stand still
     async with deploy(interval) as replicas:
         here, there = replicas[0], replicas[-1]
@@ -208,7 +208,7 @@ async def test_accounts_that_are_idle_are_forgotten(deploy: Deploy) -> None:
             await pause(2 * INTERVAL)
 
 
-async def test_longer_interval_governs_those_who_wait_already(deploy: Deploy) -> None:
+async def test_longer_interval_governs_present_waiters(deploy: Deploy) -> None:
     async with deploy() as replicas:
         callers = spread(replicas, 5)
         await pause(INTERVAL / 2)

@@ -221,7 +221,7 @@ async def test_what_befalls_the_state_costs_one_early_send_at_most(
 
 
 @pytest.mark.parametrize("fault", [flushed, of_another_type, an_hour_ahead])
-async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
+async def test_newcomer_that_finds_the_state_gone_is_the_only_early_one(
     fault: Fault, tmp_path: Path
 ) -> None:
     """The replica with the lease is told before it uses it; what happened is counted."""
@@ -238,7 +238,7 @@ async def test_newcomer_who_finds_the_state_gone_is_the_only_early_one(
             assert busy.counted("store_degraded_decisions_total") == 1.0
 
 
-async def test_caller_who_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
+async def test_caller_that_hangs_up_after_a_flush_makes_nobody_early(tmp_path: Path) -> None:
     async with deployed(tmp_path, interval=LONG) as (server, (here, there, third)):
         key = here.queue().leased.key
         assert await here.export(here.queue()) is None
@@ -473,7 +473,7 @@ async def test_store_that_is_slow_is_down_and_one_that_is_not_quite_so_slow_is_n
 
 
 async def test_without_the_store_everybody_is_refused_if_so_configured(tmp_path: Path) -> None:
-    """Also those who wait already; what is not paced goes on."""
+    """Present waiters too; what is not paced goes on."""
     async with deployed(tmp_path, interval=0.4, on_failure="reject") as (
         server,
         replicas,
@@ -552,7 +552,7 @@ async def test_answer_that_never_came_costs_one_slot_at_most(tmp_path: Path) -> 
         )  # the distance after the return included
 
 
-async def test_caller_of_whom_nobody_could_be_asked_keeps_to_a_share_of_the_pace(
+async def test_caller_that_could_not_be_identified_keeps_to_a_share_of_the_pace(
     tmp_path: Path,
 ) -> None:
     """The account it may belong to has a queue of its own, which goes on at the full pace."""
@@ -575,7 +575,7 @@ async def test_new_settings_are_obeyed_while_the_store_is_away(tmp_path: Path) -
         assert here.accounts.context.leases.spread == 5
 
 
-async def test_who_waits_is_refused_when_that_is_configured_while_the_store_is_away(
+async def test_waiters_are_refused_when_that_is_configured_while_the_store_is_away(
     tmp_path: Path,
 ) -> None:
     async with deployed(tmp_path, interval=2.0) as (server, (here, *_)):

@@ -162,7 +162,9 @@ async def test_entry_of_another_type_is_none(tmp_path: Path) -> None:
         assert await server.client.type(KEY) == b"string"
 
 
-async def test_store_that_is_down_knows_nobody_and_learning_goes_on(tmp_path: Path) -> None:
+async def test_without_the_store_tokens_are_recognised_by_each_replica_alone(
+    tmp_path: Path,
+) -> None:
     async with deployed(tmp_path) as (server, here, there):
         await server.kill()
         await here.tokens.add(TOKEN, STRANGER, 60)
@@ -171,7 +173,7 @@ async def test_store_that_is_down_knows_nobody_and_learning_goes_on(tmp_path: Pa
             await there.knows()
 
 
-async def test_many_who_ask_at_once_are_answered_by_one_look(tmp_path: Path) -> None:
+async def test_many_requests_at_once_are_answered_by_one_look(tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
         await here.tokens.add(TOKEN, STRANGER, 60)
         await server.forget_calls()

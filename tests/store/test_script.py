@@ -133,7 +133,7 @@ async def test_lone_sender_keeps_the_lease(store: Store) -> None:
     assert INTERVAL - SECOND <= status.wait <= INTERVAL
 
 
-async def test_who_asks_again_keeps_the_place(store: Store) -> None:
+async def test_replica_that_asks_again_keeps_the_place(store: Store) -> None:
     for who in "abc":
         await store.say("ask", who)
     assert (await store.say("ask", "b")).ahead == 1

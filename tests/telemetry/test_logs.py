@@ -270,7 +270,7 @@ def drained_later(pipe: Pipe) -> Iterator[list[bytes]]:
 def test_a_full_pipe_holds_nobody_up_and_loses_no_line_that_was_taken(
     pipe: Pipe, *, is_blocking: bool
 ) -> None:
-    """Of more than can wait the rest is dropped; whoever logs is never kept waiting."""
+    """What exceeds the bound is dropped; logging never waits."""
     pipe.fill()
     os.set_blocking(pipe.writing, is_blocking)
     sink = sink_on(pipe, lines=1_000_000)

@@ -57,7 +57,7 @@ class Call:
 
 
 class Bench:
-    """An account's token with its clock, its login server, and those who ask."""
+    """An account's token with its clock, its login server, and its callers."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ async def test_the_first_token_is_fetched_before_anybody_asks() -> None:
         assert it.refreshes("startup", "ok") == 1
 
 
-async def test_two_hundred_who_ask_at_once_cause_one_fetch() -> None:
+async def test_two_hundred_requests_at_once_cause_one_fetch() -> None:
     async with bench(script=granted_from(1)) as it:
         await it.until(100)
         it.login.delay = 2.0
@@ -208,7 +208,7 @@ async def test_two_hundred_without_any_token_cause_one_fetch() -> None:
         assert {(call.value, call.ended_at) for call in calls} == {("token-1", 12.0)}
 
 
-async def test_who_comes_while_a_fetch_runs_waits_for_its_end() -> None:
+async def test_request_that_comes_while_a_fetch_runs_waits_for_its_end() -> None:
     async with bench(DOWN, numbered(1)) as it:
         it.login.gate.clear()
         await it.until(1)
@@ -222,7 +222,7 @@ async def test_who_comes_while_a_fetch_runs_waits_for_its_end() -> None:
         assert early.ended_at == late.ended_at == 4.0
 
 
-async def test_a_waiter_who_leaves_cancels_nothing() -> None:
+async def test_a_waiter_that_leaves_cancels_nothing() -> None:
     async with bench(script=numbered) as it:
         await it.until(100)
         used = await it.token()
@@ -238,7 +238,7 @@ async def test_a_waiter_who_leaves_cancels_nothing() -> None:
         assert it.fetches == [0.0, 100.0]
 
 
-async def test_a_waiter_who_leaves_at_the_very_moment_the_token_comes() -> None:
+async def test_a_waiter_that_leaves_at_the_very_moment_the_token_comes() -> None:
     async with bench(script=numbered) as it:
         await it.until(100)
         used = await it.token()
@@ -252,7 +252,7 @@ async def test_a_waiter_who_leaves_at_the_very_moment_the_token_comes() -> None:
         assert second.result() is it.account.current() is not used
 
 
-async def test_when_everybody_leaves_the_token_still_comes() -> None:
+async def test_when_all_waiters_leave_the_token_still_comes() -> None:
     async with bench(script=granted_from(1)) as it:
         await it.until(100)
         it.login.delay = 2.0
@@ -305,7 +305,7 @@ async def test_renewal_ahead_of_expiry_with_jitter(
         assert it.refreshes("expiry", "ok") == 1
 
 
-async def test_nobody_waits_for_a_renewal_ahead() -> None:
+async def test_no_request_waits_for_a_renewal_ahead() -> None:
     async with bench(script=numbered) as it:
         it.login.delay = 20.0
         await it.until(3545)
@@ -423,7 +423,7 @@ async def test_a_login_server_in_trouble_is_asked_three_times_and_then_less_and_
         assert it.refreshes("expiry", "error") >= 10
 
 
-async def test_nobody_waits_for_a_login_server_in_trouble() -> None:
+async def test_no_request_waits_for_a_login_server_in_trouble() -> None:
     async with bench(DOWN, retry=Retry(initial_backoff=8.0, max_backoff=8.0)) as it:
         await it.until(16)
         retry_after = (await it.get()).refusal.retry_after
@@ -455,7 +455,7 @@ async def test_a_throttle_that_names_no_time_is_backed_off_from(wait: float | No
         assert 8 <= third <= 10
 
 
-async def test_nobody_gets_around_a_throttle() -> None:
+async def test_no_request_gets_around_a_throttle() -> None:
     async with bench(scoped("recordings:export"), Throttled(100.0)) as it:
         await it.until(20)
         token = await it.token()
@@ -893,7 +893,7 @@ async def test_an_operator_learns_why_no_token_came(
         assert (await it.get()).value == "token-0"
 
 
-async def test_nobody_waits_for_ever_on_an_account_that_goes() -> None:
+async def test_no_request_waits_for_ever_on_an_account_that_goes() -> None:
     async with bench(script=numbered) as it:
         await it.until(20)
         it.login.gate.clear()
