@@ -5,6 +5,7 @@ the clock is advanced.
 """
 
 import asyncio
+import gc
 import gzip
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.merging import Group, SharedSend
+from proxy.pacing.slot import Ticket
 from proxy.rules.merging import MAX_SHARED
 from proxy.service.lifecycle import Running, running
 from proxy.settings import Pacing
@@ -25,6 +29,7 @@ from tests.kit.process import until
 from tests.kit.proxy import settings_for
 from tests.kit.upstream import (
     HalfBody,
+    Hang,
     RawUpstream,
     ReadThenReset,
     RecordedRequest,
@@ -35,6 +40,7 @@ from tests.kit.upstream import (
 
 JOB = "/api/v2/recording/jobs/1"
 INTERVAL = 1.0
+OF_A_GROUP = (Exchange, Group, SharedSend, Ticket)
 STATE = Reply(200, [("X-Job", "1")], b'{"state": "PROCESSING"}')
 
 
@@ -565,6 +571,32 @@ async def test_requests_that_wait_for_one_send_cost_one_interval() -> None:
         await it.sent(2)
         answers = await it.answers([*polls, other])
     assert [one.status for one in answers] == [200] * 21
+
+
+@pytest.mark.parametrize(
+    "step",
+    [STATE, ONE_EACH[0], ONE_EACH[2], ReadThenReset(), HalfBody(), Reply(429), Hang()],
+    ids=["shared", "large", "cookie", "lost", "half", "refused", "left"],
+)
+async def test_nothing_is_left_of_a_group_that_is_over(step: Step) -> None:
+    """Not even circles, which the rare collections of the service would find late."""
+    async with scene([step]) as it:
+        waiting = await it.ask(*(poll() for _ in range(5)))
+        gc.collect()
+        gc.disable()
+        try:
+            if isinstance(step, Hang):
+                await it.sent(1)
+                it.close()
+            else:
+                await it.answers_as_time_passes(waiting)
+                it.close()
+            await it.until_handled(0)
+            await it.clock.advance(10_000)  # the clock keeps timers that were cancelled
+            left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, OF_A_GROUP)]
+        finally:
+            gc.enable()
+    assert left == []
 
 
 async def test_a_route_may_send_each() -> None:
