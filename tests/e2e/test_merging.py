@@ -1,150 +1,36 @@
-"""Equal reads that wait together share one send: on real sockets, on a clock that tests move.
+"""Equal reads that wait together share one send: on real sockets, on a clock that tests move."""
 
-The proxy sends nothing in its first interval. So all that come in it wait together, and leave when
-the clock is advanced.
-"""
-
-import asyncio
 import gc
 import gzip
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.flights import Flight
 from proxy.forwarding.merging import Group, SharedSend
 from proxy.pacing.slot import Ticket
 from proxy.rules.merging import MAX_SHARED
-from proxy.service.lifecycle import Running, running
 from proxy.settings import Pacing
-from tests.kit.client import RawConnection, Response, port_of
-from tests.kit.clock import FakeClock
-from tests.kit.listener import HOST
+from tests.kit.client import RawConnection, Response
 from tests.kit.logins import token_from
-from tests.kit.process import until
-from tests.kit.proxy import settings_for
+from tests.kit.scene import INTERVAL, JOB, STATE, Scene, poll, scene
 from tests.kit.upstream import (
     HalfBody,
     Hang,
-    RawUpstream,
     ReadThenReset,
     RecordedRequest,
     Reply,
-    Script,
     Step,
 )
 
-JOB = "/api/v2/recording/jobs/1"
-INTERVAL = 1.0
-OF_A_GROUP = (Exchange, Group, SharedSend, Ticket)
-STATE = Reply(200, [("X-Job", "1")], b'{"state": "PROCESSING"}')
+OF_A_REQUEST = (Exchange, Flight, Group, SharedSend, Ticket)
 
 
-def poll(
-    *fields: str, token: str = "a", path: str = JOB, method: str = "GET", body: bytes = b""
-) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: proxy", f"Authorization: Bearer {token}", *fields]
-    if body:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-class Scene:
-    """A proxy, its API and its callers."""
-
-    def __init__(self, proxy: Running, upstream: RawUpstream, clock: FakeClock) -> None:
-        self.proxy = proxy
-        self.upstream = upstream
-        self.clock = clock
-        self.port = port_of(proxy.url)
-        self._connections: list[RawConnection] = []
-
-    async def ask(self, *requests: bytes) -> list[RawConnection]:
-        """Let these wait, each on a connection of its own, one after the other."""
-        opened = []
-        for data in requests:
-            connection = await RawConnection.open(HOST, self.port)
-            self._connections.append(connection)
-            opened.append(connection)
-            waiting = self.depth + 1
-            await connection.send(data)
-            await self.until_depth(waiting)
-        return opened
-
-    @property
-    def depth(self) -> int:
-        states = self.proxy.accounts.states()
-        return sum(queue.queue_depth for state in states for queue in state.routes)
-
-    async def until_depth(self, depth: int) -> None:
-        async def question() -> bool:
-            return self.depth == depth
-
-        await until(question)
-
-    async def until_handled(self, count: int) -> None:
-        """Wait until the proxy knows that so many callers are left."""
-
-        async def question() -> bool:
-            return self.proxy.proxy.handled == count
-
-        await until(question)
-
-    async def sent(self, count: int) -> None:
-        """Let as much time pass as so many sends in all take, one interval after the other."""
-        while len(self.upstream.requests) < count:
-            before = len(self.upstream.requests)
-            await self.clock.advance(INTERVAL)
-            await self.upstream.received(before + 1)
-
-    async def answers(
-        self, connections: Sequence[RawConnection], method: str = "GET"
-    ) -> list[Response]:
-        return [await connection.read_response(method) for connection in connections]
-
-    async def answers_as_time_passes(self, connections: Sequence[RawConnection]) -> list[Response]:
-        """Read the answers of all, while an interval after the other passes."""
-        reading = asyncio.gather(*(connection.read_response() for connection in connections))
-        while not reading.done():
-            await self.clock.advance(INTERVAL)
-            await asyncio.wait([reading], timeout=0.02)
-        return await reading
-
-    def count(self, name: str, **labels: str) -> float:
-        value = self.proxy.proxy.registry.get_sample_value(f"export_proxy_{name}", labels)
-        return value or 0.0
-
-    @property
-    def merged(self) -> float:
-        return self.count("merged_requests_total", account="other", route="exports")
-
-    def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-
-
-@asynccontextmanager
-async def scene(
-    script: Script = (),
-    *,
-    default: Step = STATE,
-    pacing: Mapping[str, Any] = {},
-    **sections: list[Any],
-) -> AsyncIterator[Scene]:
-    clock = FakeClock()
-    pacing = {"interval": INTERVAL, **pacing}
-    async with RawUpstream(script, default=default, clock=clock) as upstream:
-        settings = settings_for(upstream.url, pacing=pacing, **sections)
-        async with running(settings, clock) as proxy:
-            played = Scene(proxy, upstream, clock)
-            try:
-                yield played
-            finally:
-                played.close()
+def merged(it: Scene) -> float:
+    return it.count("merged_requests_total", account="other", route="exports")
 
 
 def is_whole(response: Response, expected: Reply) -> bool:
@@ -160,7 +46,7 @@ async def test_forty_equal_polls_share_one_send() -> None:
     assert {tuple(one.values("x-job")) for one in answers} == {(b"1",)}
     assert len({one.values("x-request-id")[0] for one in answers}) == 40
     assert len(it.upstream.requests) == 1
-    assert it.merged == 39
+    assert merged(it) == 39
     assert it.count("requests_total", **labels_of(200)) == 40
     assert it.count("queue_wait_seconds_count", **labels_of_wait("merged")) == 39
     assert it.count("queue_wait_seconds_count", **labels_of_wait("sent")) == 1
@@ -234,7 +120,7 @@ async def test_a_leader_that_leaves_after_the_send_hands_over(leave: Any, stayin
         answers = await it.answers(others)
     assert all(is_whole(one, STATE) for one in answers)
     assert len(it.upstream.requests) == 1
-    assert it.merged == staying
+    assert merged(it) == staying
 
 
 async def test_others_that_leave_at_any_moment_change_nothing_for_the_rest() -> None:
@@ -345,7 +231,7 @@ async def test_an_answer_that_cannot_be_shared_goes_to_the_leader(reply: Reply) 
     assert sent == [[b"r0"], [b"r1"], [b"r2"]]
     times = [one.arrived_at for one in it.upstream.requests]
     assert all(later - earlier >= INTERVAL for earlier, later in pairwise(times))
-    assert it.merged == 0
+    assert merged(it) == 0
 
 
 @pytest.mark.parametrize("reply", ONE_EACH[:1], ids=["large"])
@@ -451,7 +337,7 @@ async def test_such_requests_are_sent_each(data: bytes) -> None:
         await it.sent(2)
         await it.answers(waiting)
     assert len(it.upstream.requests) == 2
-    assert it.merged == 0
+    assert merged(it) == 0
 
 
 @pytest.mark.parametrize(
@@ -483,7 +369,7 @@ async def test_requests_that_differ_are_sent_each(other: bytes) -> None:
     assert mine.body == JOB.encode() + b"|Bearer a"
     expected = b"Bearer c" if b"Bearer c" in other else b"Bearer a"
     assert theirs.body == other.split(b" ")[1] + b"|" + expected
-    assert it.merged == 0
+    assert merged(it) == 0
 
 
 def logins(it: Scene) -> list[RecordedRequest]:
@@ -560,7 +446,7 @@ async def test_a_reload_in_between_changes_nothing_for_those_that_wait() -> None
         answers = await it.answers([*before, *after, *alone])
     assert all(is_whole(one, STATE) for one in answers)
     assert len(it.upstream.requests) == 2
-    assert it.merged == 2
+    assert merged(it) == 2
 
 
 async def test_requests_that_wait_for_one_send_cost_one_interval() -> None:
@@ -573,15 +459,32 @@ async def test_requests_that_wait_for_one_send_cost_one_interval() -> None:
     assert [one.status for one in answers] == [200] * 21
 
 
+ALONE = poll("Range: bytes=0-9")
+POST = poll(method="POST", body=b"{}")
+
+
 @pytest.mark.parametrize(
-    "step",
-    [STATE, ONE_EACH[0], ONE_EACH[2], ReadThenReset(), HalfBody(), Reply(429), Hang()],
-    ids=["shared", "large", "cookie", "lost", "half", "refused", "left"],
+    ("data", "step"),
+    [
+        pytest.param(poll(), STATE, id="shared"),
+        pytest.param(poll(), ONE_EACH[0], id="large"),
+        pytest.param(poll(), ONE_EACH[2], id="cookie"),
+        pytest.param(poll(), ReadThenReset(), id="lost"),
+        pytest.param(poll(), HalfBody(), id="half"),
+        pytest.param(poll(), Reply(429), id="refused"),
+        pytest.param(poll(), Hang(), id="left"),
+        pytest.param(ALONE, ReadThenReset(), id="alone-lost"),
+        pytest.param(ALONE, HalfBody(), id="alone-half"),
+        pytest.param(ALONE, Hang(), id="alone-left"),
+        pytest.param(POST, ReadThenReset(), id="post-lost"),
+        pytest.param(POST, HalfBody(), id="post-half"),
+        pytest.param(POST, Hang(), id="post-left"),
+    ],
 )
-async def test_nothing_is_left_of_a_group_that_is_over(step: Step) -> None:
+async def test_nothing_is_left_of_requests_that_are_over(data: bytes, step: Step) -> None:
     """Not even circles, which the rare collections of the service would find late."""
     async with scene([step]) as it:
-        waiting = await it.ask(*(poll() for _ in range(5)))
+        waiting = await it.ask(*(data for _ in range(5)))
         gc.collect()
         gc.disable()
         try:
@@ -593,7 +496,7 @@ async def test_nothing_is_left_of_a_group_that_is_over(step: Step) -> None:
                 it.close()
             await it.until_handled(0)
             await it.clock.advance(10_000)  # the clock keeps timers that were cancelled
-            left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, OF_A_GROUP)]
+            left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, OF_A_REQUEST)]
         finally:
             gc.enable()
     assert left == []
