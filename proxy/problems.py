@@ -169,6 +169,21 @@ class Problem(Exception):
         self.close = close
         self.fields = dict(fields or {})
 
+    def anew(self) -> "Problem":
+        """Return an equal one, which was never raised.
+
+        One that is kept and raised is a circle: its traceback refers to whoever keeps it.
+        """
+        return Problem(
+            self.name,
+            self.detail,
+            retry_after=self.retry_after,
+            status=self.status,
+            headers=self.headers,
+            close=self.close,
+            fields=self.fields,
+        )
+
     @property
     def type(self) -> str:
         """The URN by which the problem is told apart."""

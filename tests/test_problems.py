@@ -54,3 +54,14 @@ def test_what_may_have_been_done_never_asks_to_be_sent_again(name: Name) -> None
 def test_what_is_safe_to_send_again_says_when(name: Name) -> None:
     with pytest.raises(ValueError, match=name):
         Problem(name, "A sentence.")
+
+
+def test_a_problem_anew_says_all_that_the_first_one_does() -> None:
+    first = Problem(
+        "outcome-unknown", "A.", status=504, headers={"A": "b"}, close=True, fields={"c": 1}
+    )
+    again = first.anew()
+    assert again is not first
+    assert vars(again) == vars(first)
+    assert str(again) == "A."
+    assert Problem("queue-full", "A.", retry_after=2.5).anew().retry_after == 3

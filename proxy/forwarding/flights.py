@@ -176,7 +176,7 @@ class Flights:
                 answer = await read_or_keep(self._api, answer, MAX_ANSWER)
             flight.done.set_result(answer)
         except Problem as problem:
-            flight.done.set_result(problem)
+            flight.done.set_result(problem.anew())
         except Exception as bug:  # noqa: BLE001 -- raised again for each caller
             flight.done.set_exception(bug)
             flight.done.exception()  # there may be no caller left
@@ -261,5 +261,6 @@ def _ended(result: Answer | Response | Problem | None, *, is_delivered: bool) ->
 
 
 def _cancel(flight: Flight) -> None:
-    if flight.task is not None:
-        flight.task.cancel()
+    task, flight.task = flight.task, None  # how it was cancelled refers back to the flight
+    if task is not None:
+        task.cancel()

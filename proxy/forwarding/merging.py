@@ -40,21 +40,17 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class SharedSend:
-    """One send, and the requests that it is for: the first is the one that is sent.
+    """One send, and the requests that it is for: the first is the one that is sent."""
 
-    `done` has what became of it, or None after `fail`.
-    """
-
-    __slots__ = ("_fields", "_first", "_is_taken", "_members", "_problem", "done", "task")
+    __slots__ = ("_fields", "_first", "_is_taken", "_members", "done", "task")
 
     def __init__(self, first: Ticket, fields: list[Field]) -> None:
-        self.done: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Outcome | Problem] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._first = first
         self._fields = fields
         self._members = {first}
         self._is_taken = False
-        self._problem: Problem | None = None
 
     def __repr__(self) -> str:
         return f"<SharedSend: for {len(self._members)}>"
@@ -68,20 +64,15 @@ class SharedSend:
         """Let another request wait for the answer."""
         self._members.add(ticket)
 
-    def fail(self, problem: Problem) -> None:
-        """Note that there is no answer, which is a problem of the request that was sent."""
-        problem.__traceback__ = problem.__context__ = None  # they refer back to here
-        self._problem = problem
-        self.done.set_result(None)
-
     def leave(self, ticket: Ticket) -> None:
         """Let a request go; the answer is broken off if it was the last and nobody took it."""
         self._members.discard(ticket)
         if self._members:
             return
         if not self.done.done():
-            if self.task is not None:
-                self.task.cancel()
+            task, self.task = self.task, None  # how it was cancelled refers back to here
+            if task is not None:
+                task.cancel()
         elif not self._is_taken and not self.done.cancelled() and self.done.exception() is None:
             result = self.done.result()
             if isinstance(result, Response):
@@ -99,7 +90,7 @@ class SharedSend:
             self.leave(ticket)
 
     def _outcome_for(
-        self, ticket: Ticket, fields: list[Field], found: Outcome | None
+        self, ticket: Ticket, fields: list[Field], found: Outcome | Problem
     ) -> Outcome | None:
         is_first = ticket is self._first
         match found:
@@ -108,22 +99,14 @@ class SharedSend:
                     return None
                 self._is_taken = True
                 return found
-            case None:
+            case Problem():
                 if is_first:
-                    self._raise_problem()
+                    raise found.anew()
                 return None
             case Answer() if not is_first and not is_for_both(found.fields, self._fields, fields):
                 return None
             case _:
                 return found
-
-    def _raise_problem(self) -> None:
-        problem, self._problem = self._problem, None
-        try:
-            if problem is not None:
-                raise problem
-        finally:
-            del problem  # its traceback refers to this frame
 
 
 class Group:
@@ -204,7 +187,7 @@ class Group:
                     outcome = await self._whole(watched.outgoing.method, outcome)
             shared.done.set_result(outcome)
         except Problem as problem:
-            shared.fail(problem)
+            shared.done.set_result(problem.anew())
         except Exception as bug:  # noqa: BLE001 -- raised again for each caller
             shared.done.set_exception(bug)
             shared.done.exception()  # there may be no caller left

@@ -172,7 +172,7 @@ class Repeats:
             self._flights.forget(flight)
             return None
         if isinstance(result, Problem):
-            raise result
+            raise result.anew()
         if isinstance(result, Response):
             if flight.is_taken:
                 raise self._in_doubt(

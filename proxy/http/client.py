@@ -16,7 +16,7 @@ connection; no other request is ever sent twice here.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import HttpVersion11
 from aiohttp.http import HttpProcessingError, RawResponseMessage
@@ -85,11 +85,11 @@ class Client:
         pool = self._pool  # a reload while it connects is for later requests
         data = _wire_form(request, pool)
         connection = pool.take_idle() or await pool.take()
-        lost: OutcomeUnknown | None = None
+        lost: _Loss | None = None
         while True:
             if not may_leave():
                 pool.give_back(connection)
-                raise lost or Withheld
+                raise Withheld if lost is None else lost.unknown()
             is_used = not connection.is_fresh
             try:
                 connection.ask(data, has_body=request.method != "HEAD")
@@ -104,23 +104,24 @@ class Client:
                     raise
                 is_idle_end = is_used and not connection.has_received
                 lost = self._lost(error, may_repeat=is_idle_end and request.method in _SAFE)
+                error.__traceback__ = None  # the connection keeps it: it would refer back to here
             else:
                 return Response(message, content, partial(pool.give_back, connection))
             connection = await self._take_another(pool, lost, may_leave)
 
     async def _take_another(
-        self, pool: Pool, lost: OutcomeUnknown, may_leave: Callable[[], bool]
+        self, pool: Pool, lost: "_Loss", may_leave: Callable[[], bool]
     ) -> Connection:
-        """Return a new connection for a request that may be sent again; else raise `lost`."""
+        """Return a new connection for a request that may be sent again; else raise what is lost."""
         if not lost.may_repeat:
-            raise lost
+            raise lost.unknown()
         pool.drop_idle()  # the server may be closing them, too
         if not may_leave():
-            raise lost
+            raise lost.unknown()
         try:
             return await pool.take(is_new=True)
         except Unsent:
-            raise lost from None
+            raise lost.unknown() from None
 
     async def read(self, answer: Response, limit: int) -> Answer:
         """Read an answer whole; one longer than `limit` bytes raises `BadAnswer`.
@@ -156,12 +157,23 @@ class Client:
         except BaseException as error:
             answer.release()
             if isinstance(error, _BROKEN_OFF):
-                raise self._lost(error) from None
+                error.__traceback__ = None  # the answer keeps it, likewise
+                raise self._lost(error).unknown() from None
             raise
 
-    def _lost(self, error: BaseException, *, may_repeat: bool = False) -> OutcomeUnknown:
+    def _lost(self, error: BaseException, *, may_repeat: bool = False) -> "_Loss":
         timed_out = self._is_given_up or isinstance(error, TimeoutError)
-        return OutcomeUnknown(timed_out=timed_out, may_repeat=may_repeat and not timed_out)
+        return _Loss(timed_out=timed_out, may_repeat=may_repeat and not timed_out)
+
+
+class _Loss(NamedTuple):
+    """How an answer was lost, until it is raised: an exception kept meanwhile would be a circle."""
+
+    timed_out: bool
+    may_repeat: bool
+
+    def unknown(self) -> OutcomeUnknown:
+        return OutcomeUnknown(timed_out=self.timed_out, may_repeat=self.may_repeat)
 
 
 def _wire_form(request: Outgoing, pool: Pool) -> bytes:
