@@ -8,10 +8,11 @@ https://www.servicenow.com/docs/bundle/zurich-api-reference/page/integrate/inbou
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from proxy.incidents.calls import DeskClient, DeskDown, json_of
+from proxy.incidents.calls import DeskClient, DeskDown, DeskRefuses, json_of
 from proxy.incidents.credentials import CredentialsUnreadable, read_credentials
 from proxy.incidents.desk import Known
 from proxy.rules.episodes import Episode
@@ -48,12 +49,12 @@ class IncidentTable:
 
     async def find(self, incidents: Collection[str]) -> Mapping[str, Known]:
         """Return those of the incidents that have an active row."""
-        found = await self._look_up(f"active=true^correlation_idSTARTSWITH{ID_PREFIX}")
+        found = await self._look_up(f"correlation_idSTARTSWITH{ID_PREFIX}")
         return {name: known for name, known in found if name in incidents}
 
     async def find_one(self, incident: str) -> Known | None:
         """Return the active row of that incident."""
-        found = await self._look_up(f"active=true^correlation_id={incident}")
+        found = await self._look_up(f"correlation_id={incident}")
         return next((known for name, known in found if name == incident), None)
 
     async def open(self, episode: Episode) -> str:
@@ -94,13 +95,23 @@ class IncidentTable:
         }
         await self._call("PATCH", f"/{quote(episode.handle, safe='')}", row)
 
-    async def _look_up(self, query: str) -> list[tuple[str, Known]]:
+    async def _look_up(self, condition: str) -> list[tuple[str, Known]]:
+        """Return the open rows that meet a condition: active, and not closed as we close them.
+
+        Where rows are only resolved they stay active. An older API answers 404 where there is none.
+        """
+        query = f"active=true^state!={self._settings.close.state}^{condition}"
         wanted = "sys_id,correlation_id,correlation_display"
         target = (
             f"?sysparm_query={quote(query, safe='')}&sysparm_fields={quote(wanted, safe='')}"
             f"&sysparm_limit={_MOST_ROWS}"
         )
-        answer = json_of(await self._call("GET", target))
+        try:
+            answer = json_of(await self._call("GET", target))
+        except DeskRefuses as refusal:
+            if refusal.status != HTTPStatus.NOT_FOUND:
+                raise
+            return []
         if not isinstance(answer, dict) or not isinstance(answer.get("result"), list):
             raise DeskDown("the desk's answer is no list of rows")
         return [*_rows(answer["result"])]

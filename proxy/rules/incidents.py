@@ -98,7 +98,7 @@ class Trouble:
 _TITLES: Final[Mapping[TroubleKind, str]] = {
     "scope_missing": "new tokens lack a scope",
     "credentials_rejected": "the login server refuses the credentials",
-    "hold": "the API refuses requests",
+    "hold": "on hold, the API refuses requests",
     "unreachable": "the API cannot be reached",
     "in_doubt": "requests may have been carried out",
 }
@@ -169,7 +169,10 @@ def hold_detail(route: str | None, limit: str | None, ends: float) -> str:
     """Say what is held, and until when (wall time)."""
     what = "The proxy sends nothing" if route is None else f"The proxy sends nothing on {route}"
     name = f" (limit {limit})" if limit else ""
-    return f"The API answered 429{name}. {what} before {utc(ends)}, then one request as a probe."
+    return (
+        f"The API refused requests, or says that its quota is used up{name}. {what} before"
+        f" {utc(ends)}; then one request goes first, as a probe."
+    )
 
 
 def scope_detail(scopes: Iterable[str]) -> str:

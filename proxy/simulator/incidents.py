@@ -6,7 +6,8 @@ that is resolved or closed needs `close_code` and `close_notes`, as the data pol
 instance has it. Values come back as text, booleans too.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +33,12 @@ STANDARD_COLUMNS: Final = frozenset(
         "work_notes",
     }
 )
+_OPERATORS: Final[Mapping[str, Callable[[str, str], bool]]] = {
+    "=": str.__eq__,
+    "!=": str.__ne__,
+    "STARTSWITH": str.startswith,
+}
+_CONDITION: Final = re.compile(r"(?P<column>[a-z_]+)(?P<operator>!?=|STARTSWITH)(?P<value>.*)")
 _SET_BY_ITSELF: Final = frozenset({"number", "sys_id", "active"})
 _RESOLVED: Final = "6"
 _CLOSED: Final = "7"
@@ -75,18 +82,14 @@ class IncidentTable:
         return self._put(sys_id, {**self.rows[sys_id], **values})
 
     def find(self, query: str, *, limit: int) -> list[Row] | TableError:
-        """Return the rows that meet every condition: `column=value` or `columnSTARTSWITHvalue`."""
+        """Return the rows that meet every condition of an encoded query."""
         found = [*self.rows.values()]
         for condition in filter(None, query.split("^")):
-            column, is_start, value = condition.partition("STARTSWITH")
-            if not is_start:
-                column, _, value = condition.partition("=")
-            if column not in self._columns | _SET_BY_ITSELF:
-                return TableError(400, f"Invalid query: {column}")
-            if is_start:
-                found = [row for row in found if row.get(column, "").startswith(value)]
-            else:
-                found = [row for row in found if row.get(column, "") == value]
+            parts = _CONDITION.fullmatch(condition)
+            if parts is None or parts["column"] not in self._columns | _SET_BY_ITSELF:
+                return TableError(400, f"Invalid query: {condition}")
+            meets, value = _OPERATORS[parts["operator"]], parts["value"]
+            found = [row for row in found if meets(row.get(parts["column"], ""), value)]
         return found[:limit]
 
     def _put(self, sys_id: str, row: Row) -> Row | TableError:

@@ -37,3 +37,78 @@ def test_secret_of_the_environment_is_judged_alike(tmp_path: Path) -> None:
     result = CliRunner().invoke(_cli, ["check", "--config", str(config)])
     assert result.exit_code == 2
     assert "accounts[0].client_secret: must not hold a control character" in result.output
+
+
+INCIDENTS = """
+upstream: {{api_url: "https://api.example", login_url: "https://login.example"}}
+incidents: {{{keys}, credentials_file: "{file}"}}
+"""
+DESK = "url: https://desk.example"
+USER = '{"username": "u", "password": "p"}'
+
+
+def checked(folder: Path, keys: str, credentials: str | None) -> tuple[int, str]:
+    file, config = folder / "desk.json", folder / "proxy.yaml"
+    if credentials is not None:
+        file.write_text(credentials, encoding="utf-8")
+    config.write_text(INCIDENTS.format(keys=keys, file=file), encoding="utf-8")
+    result = CliRunner().invoke(_cli, ["check", "--config", str(config)])
+    return result.exit_code, result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ("url: http://desk.example", "incidents.url: must be https, unless"),
+        ("url: http://127.0.0.1.example", "incidents.url: must be https, unless"),
+        ("url: 'https://d.example/table?a=1'", "incidents.url: must have no query"),
+        ("url: 'https://user:secret@d.example'", "incidents.url: must be an http(s) URL"),
+        (f"{DESK}, format: jira", "incidents.format: "),
+        (f"{DESK}, fields: {{number: '1'}}", "incidents.fields.number: must not be given"),
+        (f"{DESK}, fields: {{u_a: '{{titles}}'}}", "incidents.fields.u_a: {titles} is no"),
+        (f"{DESK}, fields: {{u_a: 5}}", "incidents.fields.u_a: must be text"),
+        (f"{DESK}, fields: {{u_a: {{b: c}}}}", "incidents.fields.u_a: must be text"),
+        (f"{DESK}, fields: {{'U a': x}}", "incidents.fields.U a: must be a column"),
+        (f"{DESK}, close: {{state: ''}}", "incidents.close.state: must not be empty"),
+        (f"{DESK}, open_after: -1", "incidents.open_after: "),
+    ],
+    ids=range(12),
+)
+def test_incidents_that_could_not_be_told_are_refused(
+    keys: str, complaint: str, tmp_path: Path
+) -> None:
+    code, output = checked(tmp_path, keys, USER)
+    assert code == 2
+    assert complaint in output
+    assert "secret" not in output
+
+
+@pytest.mark.parametrize(
+    ("keys", "credentials", "code"),
+    [
+        (DESK, USER, 0),
+        (DESK, '{"bearer": "b"}', 0),
+        (DESK, None, 0),
+        (DESK, '{"hmac_key": "planted"}', 2),
+        (DESK, '{"username": "planted"}', 2),
+        (DESK, '{"bearer": "planted\\n"}', 2),
+        (DESK, '{"bearer": ""}', 2),
+        (DESK, '{"username": "a:planted", "password": "p"}', 2),
+        (DESK, "planted", 2),
+        (DESK, '["planted"]', 2),
+        (f"{DESK}, format: flat", '{"hmac_key": "k"}', 0),
+        (f"{DESK}, format: flat", '{"bearer": "planted"}', 2),
+        ("url: 'http://127.0.0.1:1/a?b=c', format: flat", '{"hmac_key": "k"}', 0),
+        ("url: 'http://[::1]:1'", USER, 0),
+        ("url: http://localhost", USER, 0),
+    ],
+    ids=range(15),
+)
+def test_credentials_of_the_service_desk_have_the_shape_of_its_format(
+    keys: str, credentials: str | None, code: int, tmp_path: Path
+) -> None:
+    """A file that is not there yet may still come; what is wrong is not shown."""
+    found, output = checked(tmp_path, keys, credentials)
+    assert found == code, output
+    assert ("incidents.credentials_file: " in output) is (code == 2)
+    assert "planted" not in output

@@ -9,19 +9,22 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.service.lifecycle import Running
+from proxy.clock import SystemClock
+from proxy.service.lifecycle import Running, running
+from proxy.settings import Settings
 from proxy.simulator import ClientSpec, Fault, SigningKey, Simulator, SimulatorSettings
 from proxy.simulator.settings import DIGITAL_SCOPE
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.desk import LOGIN
 from tests.kit.listener import HOST
 from tests.kit.process import until
-from tests.kit.proxy import has_token, proxy_for
+from tests.kit.proxy import accounts_of, has_token, proxy_for
 from tests.kit.redis import redis_server
 from tests.kit.upstream import RawUpstream, ReadThenReset, free_port
 
@@ -42,6 +45,7 @@ FIELDS = {
     "u_legal_hold": "{legal_hold}",
     "u_channel": "{channel}",
 }
+NUMBERS = count()
 SIGNING_KEY = SigningKey.generate()
 
 
@@ -111,6 +115,15 @@ async def has_rows(simulator: Simulator, count: int, *, active: int) -> list[dic
     return simulator.service_desk.rows
 
 
+async def expects_nothing(running: Running) -> None:
+    """Wait until it mints no further token in the hope for a scope."""
+
+    async def question() -> bool:
+        return bool((await accounts_of(running))["london"]["token"]["next_refresh_in"] > 100)
+
+    await until(question, within=60)
+
+
 async def several_looks() -> None:
     """As long as a proxy needs to look at its accounts three times."""
     await asyncio.sleep(3.5)
@@ -167,10 +180,10 @@ async def test_a_scope_granted_while_the_proxy_was_away_closes_the_incident(
 async def test_a_hold_that_lasts_is_an_incident_until_the_api_accepts(tmp_path: Path) -> None:
     async with an_api() as (simulator, url), a_proxy(url, incidents(url, tmp_path)) as running:
         await has_token(running)
-        simulator.eat_quota(CLIENT, 4)
+        simulator.eat_quota(CLIENT, 8)
         waiting = asyncio.ensure_future(export(running, channel="voice", legal_hold="yes"))
         (row,) = await has_rows(simulator, 1, active=1)
-        assert row["short_description"] == "london: the API refuses requests"
+        assert row["short_description"] == "london: on hold, the API refuses requests"
         assert (row["u_channel"], row["u_legal_hold"]) == ("voice", "yes")
         assert (await waiting).status == 202
         (row,) = await has_rows(simulator, 1, active=0)
@@ -222,7 +235,7 @@ async def test_an_unreachable_api_is_an_incident_until_it_answers(tmp_path: Path
             async with an_api(port) as (api, _):
                 token = api.mint(CLIENT)
                 assert (await call(running, token)).status == 202
-            assert (await call(running, token)).status == 503
+            await until(lambda: is_refused(running, token))
             (row,) = await has_rows(table, 1, active=1)
             assert row["short_description"] == "london: the API cannot be reached"
             async with an_api(port) as (api, _):
@@ -231,8 +244,12 @@ async def test_an_unreachable_api_is_an_incident_until_it_answers(tmp_path: Path
                 await has_rows(table, 1, active=0)
 
 
+async def is_refused(running: Running, token: str) -> bool:
+    return (await call(running, token)).status == 503
+
+
 async def call(running: Running, token: str) -> Response:
-    body = b'{"channel": "voice"}'
+    body = f'{{"channel": "voice", "number": {next(NUMBERS)}}}'.encode()
     head = (
         f"POST {EXPORTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -295,7 +312,7 @@ async def test_no_request_waits_for_the_desk_and_no_secret_is_told(
     """While the desk hangs, exports go on at their pace."""
     caplog.set_level(logging.DEBUG)
     async with an_api() as (simulator, url), an_api() as (table, desk_url):
-        table.service_desk.faults.append(Fault(status=500, hangs=8))
+        table.service_desk.faults.extend([Fault(status=500, hangs=60)] * 50)
         async with a_proxy(url, incidents(desk_url, tmp_path)) as running:
             await has_token(running)
             await export(running, channel="whatsapp")
@@ -328,6 +345,8 @@ async def test_two_replicas_that_see_the_same_open_one_incident(tmp_path: Path) 
                 await has_token(running)
             await asyncio.gather(*(export(running, channel="whatsapp") for running in pair))
             await has_rows(simulator, 1, active=1)
+            for running in pair:
+                await expects_nothing(running)
             await several_looks()
             await has_rows(simulator, 1, active=1)
             simulator.grant(CLIENT, DIGITAL_SCOPE, propagation=0)
@@ -338,3 +357,59 @@ async def test_two_replicas_that_see_the_same_open_one_incident(tmp_path: Path) 
             await has_rows(simulator, 1, active=0)
         methods = [call.method for call in simulator.service_desk.calls]
     assert methods.count("POST") == 1
+
+
+async def test_a_reload_switches_incidents_on_and_off_and_changes_their_columns(
+    tmp_path: Path,
+) -> None:
+    async with an_api() as (simulator, url):
+        desk = incidents(url, tmp_path)
+        on = Settings.model_validate({**base(url), "incidents": desk})
+        other = {**desk, "fields": {"short_description": "changed: {title}"}}
+        async with running(Settings.model_validate(base(url)), SystemClock()) as proxy:
+            await has_token(proxy)
+            await export(proxy, channel="whatsapp")
+            await several_looks()
+            assert simulator.service_desk.calls == []
+            proxy.proxy.apply(on)
+            await has_rows(simulator, 1, active=1)
+            proxy.proxy.apply(Settings.model_validate({**base(url), "incidents": other}))
+            simulator.eat_quota(CLIENT, 8)
+            held = asyncio.ensure_future(export(proxy, channel="voice"))
+            rows = await has_rows(simulator, 2, active=2)
+            assert rows[1]["short_description"].startswith("changed: london: on hold")
+            proxy.proxy.apply(Settings.model_validate(base(url)))
+            told = len(simulator.service_desk.calls)
+            assert (await held).status == 202
+            await several_looks()
+            assert len(simulator.service_desk.calls) == told
+            proxy.proxy.apply(on)
+            assert (await export(proxy, channel="voice", again=True)).status == 202
+            await has_rows(simulator, 2, active=1)
+
+
+def base(url: str) -> dict[str, Any]:
+    return {
+        "listen": {"port": 0},
+        "admin": {"port": 0},
+        "upstream": {"api_url": url, "login_url": url},
+        "identity": {"whoami": None},
+        "tokens": {"propagation_window": 0.5, "min_refresh_interval": 0.1},
+        "pacing": {"interval": 0.02},
+        "accounts": [dict(LONDON)],
+    }
+
+
+async def test_an_account_that_is_configured_no_longer_has_no_open_incident(
+    tmp_path: Path,
+) -> None:
+    async with an_api() as (simulator, url):
+        desk = incidents(url, tmp_path)
+        async with a_proxy(url, desk) as proxy:
+            await has_token(proxy)
+            await export(proxy, channel="whatsapp")
+            await has_rows(simulator, 1, active=1)
+            without = proxy.proxy.settings.model_copy(update={"accounts": ()})
+            proxy.proxy.apply(without)
+            (row,) = await has_rows(simulator, 1, active=0)
+    assert row["close_notes"].startswith("The account is configured no longer.")

@@ -21,7 +21,7 @@ async def test_trouble_is_opened_once_updated_and_closed(tmp_path: Path) -> None
         desk = simulator.service_desk
         await now.until(lambda: len(desk.rows) == 1)
         (row,) = desk.rows
-        assert row["short_description"] == "london: the API refuses requests"
+        assert row["short_description"] == "london: on hold, the API refuses requests"
         assert (row["correlation_id"], row["active"]) == (HOLD, "true")
         sight.verdicts = {HOLD: trouble(mark="news")}
         await now.until(lambda: "work_notes" in desk.rows[0])
@@ -44,6 +44,30 @@ async def test_trouble_that_comes_again_is_another_incident(tmp_path: Path) -> N
         sight.verdicts = {HOLD: trouble()}
         await now.until(lambda: len(desk.rows) == 2)
         assert [row["active"] for row in desk.rows] == ["false", "true"]
+
+
+async def test_where_incidents_are_resolved_the_next_one_is_another(tmp_path: Path) -> None:
+    """A resolved row stays active."""
+    sight = Sight({HOLD: trouble()})
+    async with a_table() as (simulator, url):
+        settings = desk_settings(url, tmp_path, close={"state": "6", "close_code": "ours"})
+        async with telling(settings, sight) as now:
+            desk = simulator.service_desk
+            await now.until(lambda: len(desk.rows) == 1)
+            sight.verdicts = {HOLD: Verdict.CLEAR}
+            await now.until(lambda: desk.rows[0]["state"] == "6")
+            assert (desk.rows[0]["active"], desk.rows[0]["close_code"]) == ("true", "ours")
+            sight.verdicts = {HOLD: trouble()}
+            await now.until(lambda: len(desk.rows) == 2)
+
+
+async def test_a_look_up_that_answers_404_has_found_none(tmp_path: Path) -> None:
+    sight = Sight({HOLD: trouble()})
+    async with a_table() as (simulator, url):
+        simulator.service_desk.faults.extend([Fault(status=404, body='{"error": {}}')] * 2)
+        async with telling(desk_settings(url, tmp_path), sight) as now:
+            await now.until(lambda: len(simulator.service_desk.rows) == 1)
+            assert now.count("hold", "failed") == 0
 
 
 async def test_news_that_comes_often_is_told_once_a_minute(tmp_path: Path) -> None:
@@ -167,7 +191,7 @@ async def test_a_refused_incident_delays_no_other(tmp_path: Path) -> None:
     async with RawUpstream(judge) as receiver:
         settings = desk_settings(f"{receiver.url}/", tmp_path, format="flat")
         async with telling(settings, sight) as now:
-            await now.until(lambda: now.count("scope_missing", "opened") == 1)
+            await now.until(lambda: now.count("scope_missing", "opened") == 1, step=0.01)
             assert now.clock.monotonic() < 30
             assert now.count("hold", "opened") == 0
 

@@ -141,7 +141,7 @@ def test_a_template_is_filled_once() -> None:
         "e": "{since} {route} {channel}",
     }
     assert columns(fields, TROUBLE) == {
-        "a": "london/hold: london: the API refuses requests {account}",
+        "a": "london/hold: london: on hold, the API refuses requests {account}",
         "b": True,
         "c": "held: true",
         "d": False,
