@@ -198,9 +198,8 @@ class Proxy:
             self.store.apply(settings.store)
         self.accounts.apply(settings)
         self.identity.apply(settings)
-        names = [account.name for account in settings.accounts]
-        self.metrics.keep(names)
-        self.refusals.keep(names)
+        self.metrics.apply(settings)
+        self.refusals.apply(settings)
         self.bodies.apply(settings.limits)
         self.listener.apply(write_timeout=settings.upstream.response_timeout)
         self.issuer.apply(settings)

@@ -8,7 +8,7 @@ What can be read from the live state (depths, holds, connections) is not counted
 """
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import aiohttp
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from proxy import __version__
 from proxy.rules.incidents import KINDS
 from proxy.rules.state import OTHER
+from proxy.settings import Settings
 from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
 from proxy.telemetry.history import History
 from proxy.telemetry.live import Live
@@ -207,9 +208,9 @@ class Metrics(Collector):
         """Describe nothing, so that registering does not collect."""
         return iter(())
 
-    def keep(self, accounts: Iterable[str]) -> None:
+    def apply(self, settings: Settings) -> None:
         """Forget the series of accounts that are configured no more."""
-        names = frozenset({OTHER, *accounts})
+        names = frozenset({OTHER, *(account.name for account in settings.accounts)})
         self.history.keep(names)
         self._waits.keep(names)
         self._would_wait.keep(names)

@@ -5,11 +5,12 @@ the next of that type begins a new group. Accounts are those that metrics tell a
 names, and `other` for everyone else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from proxy.problems import Problem
 from proxy.rules.state import OTHER, Refusal
+from proxy.settings import Settings
 
 _KEPT: Final = 8  # groups of an account
 _GROUP_SECONDS: Final = 600.0
@@ -34,9 +35,9 @@ class Refusals:
         if len(groups) > _KEPT:
             del groups[next(iter(groups))]
 
-    def keep(self, accounts: Iterable[str]) -> None:
+    def apply(self, settings: Settings) -> None:
         """Forget those of accounts that are configured no more."""
-        names = {OTHER, *accounts}
+        names = {OTHER, *(account.name for account in settings.accounts)}
         self._by_account = {
             account: groups for account, groups in self._by_account.items() if account in names
         }

@@ -20,7 +20,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
 from proxy.tokens.managed import ManagedTokens
 from tests.kit.clock import FakeClock
-from tests.kit.proxy import settings_for
+from tests.kit.proxy import settings_for, settings_of
 
 MANY = 3000
 
@@ -136,7 +136,7 @@ async def test_refusals_are_shown_with_their_account_and_those_of_nobody_with_al
     states = await b.snapshots.make(list)
     told = {state.name: [refusal.detail for refusal in state.refusals] for state in states}
     assert told == {"london": [], "paris": ["One."], "other": ["Three.", "Two."]}
-    b.refusals.keep(["london"])
+    b.refusals.apply(settings_of("london"))
     states = await b.snapshots.make(list)
     assert [len(state.refusals) for state in states] == [0, 0, 2]
     b.snapshots.close()

@@ -16,6 +16,13 @@ TOKEN = "not-a-jwt-and-nobody-knows-it"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
+def settings_of(*accounts: str) -> Settings:
+    """Settings of a proxy that knows these accounts."""
+    return settings_for(
+        "http://127.0.0.1:1", accounts=[{"name": one, "client_id": f"id-{one}"} for one in accounts]
+    )
+
+
 def settings_for(upstream_url: str, **sections: Mapping[str, Any] | list[Any] | None) -> Settings:
     """Settings of a proxy in front of that server, on free ports; `sections` override keys.
 

@@ -20,7 +20,7 @@ from proxy.telemetry.live import Snapshot
 from proxy.telemetry.metrics import Metrics, wait_bounds
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
-from tests.kit.proxy import proxy_for, settings_for
+from tests.kit.proxy import proxy_for, settings_for, settings_of
 from tests.kit.upstream import RawUpstream, Reply
 
 MANY = 10_000
@@ -184,7 +184,7 @@ def test_series_of_accounts_that_are_gone_are_forgotten(
     for name in ("london", "paris", "other"):
         count_everything(metrics, name)
     metrics.live.snapshot = Snapshot()
-    metrics.keep(["london"])
+    metrics.apply(settings_of("london"))
     for text in (metrics.text(is_open=False).decode(), generate_latest(registry).decode()):
         accounts = {
             sample.labels["account"]
@@ -213,7 +213,7 @@ def test_a_hostile_value_is_made_harmless(registry: CollectorRegistry, metrics: 
         names = {s.labels["account"] for f in families for s in f.samples if "account" in s.labels}
         assert names == {HOSTILE.encode("utf-8", "replace").decode()}
     assert read_open(metrics.text(is_open=True))
-    metrics.keep([])
+    metrics.apply(settings_of())
     assert b"holds_total{" not in metrics.text(is_open=False)
 
 
