@@ -192,7 +192,8 @@ class Flights:
         if isinstance(result, Response):
             result.release()
         if flight.is_sent or isinstance(result, Answer | Response):
-            ended = _ended(result, is_delivered=flight.is_delivered)
+            is_over = flight.is_delivered and flight.digests.key is None  # nothing is kept of it
+            ended = _ended(result, is_delivered=flight.is_delivered, keeps_answer=not is_over)
             rules = self._rules
             for name, state, seconds in kept_of(
                 ended, flight.digests, window=rules.window, keep=rules.keep
@@ -247,11 +248,13 @@ class Flights:
         flight.timer = self._clock.call_at(self._clock.monotonic() + seconds, callback)
 
 
-def _ended(result: Answer | Response | Problem | None, *, is_delivered: bool) -> Ended:
+def _ended(
+    result: Answer | Response | Problem | None, *, is_delivered: bool, keeps_answer: bool
+) -> Ended:
     match result:
         case Answer():
             kept = None
-            if len(result.body) <= MAX_ANSWER:
+            if keeps_answer and len(result.body) <= MAX_ANSWER:
                 kept = KeptAnswer.of(result.status, result.reason, result.fields, result.body)
             return Ended(status=result.status, answer=kept, is_delivered=is_delivered)
         case Response():

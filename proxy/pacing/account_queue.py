@@ -121,28 +121,31 @@ class AccountQueue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
-        if self.allowance.is_observed:
-            return -inf
+        return -inf if self.allowance.is_observed else self._opens_at(now)
+
+    def _opens_at(self, now: float) -> float:
         if not self.queue.paced:
             return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
-        interval = self.interval * self.allowance.spread
-        return self.leased.own_moment(self.queue.opens_at(now, interval))
+        interval = self.interval
+        opens = self.queue.opens_at(now, interval * self.allowance.spread)
+        return self.leased.own_moment(opens, interval)
 
     def paced_due(self, now: float) -> float:
         """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
-        if self.allowance.is_observed:
-            return -inf
+        return -inf if self.allowance.is_observed else self._paced_due(now)
+
+    def _paced_due(self, now: float) -> float:
         if self.joined and any(other.queue.sending is not None for other in self.joined):
             return inf
         if self.queue.paced and self.queue.sending is not None:
             return inf
-        return self.opens_at(now)
+        return self._opens_at(now)
 
     def due(self, now: float) -> float:
         """Return when the next slot of this route is due; the account may have to wait longer."""
         if self.allowance.is_observed:
             return -inf
-        return max(self.paced_due(now), self.holding.state.opens_at(now))
+        return max(self._paced_due(now), self.holding.state.opens_at(now))
 
     def due_since(self, now: float) -> float:
         """Return since when the next slot of this route has been due, or when it will be."""
@@ -158,7 +161,11 @@ class AccountQueue:
         """True if a newcomer could be sent at once, as far as is known without the store."""
         now = self._clock.monotonic()
         is_out = self.queue.sending is not None
-        due = self.paced_due(now) if is_out else self.leased.own_moment(self.pace_due())
+        due = (
+            self.paced_due(now)
+            if is_out
+            else self.leased.own_moment(self.pace_due(), self.interval)
+        )
         opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
         return not self.depth and max(opens, due) <= now
 

@@ -105,11 +105,11 @@ class LeasedQueue:
         else:
             self._leases.unused(self)
 
-    def own_moment(self, at: float) -> float:
-        """Return the first moment from then on that is this replica's."""
-        if not self.paced or at == inf:
+    def own_moment(self, at: float, interval: float) -> float:
+        """Return the first moment from then on that is this replica's, at that interval."""
+        if not self.queue.paced or at == inf:
             return at
-        return self._leases.next_moment(at, self.interval)
+        return self._leases.next_moment(at, interval)
 
     # What the store asks
 

@@ -43,7 +43,8 @@ def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
         return allowance.control.pause_left(now)
     interval, spread = queue.interval, allowance.spread
     held = max(queue.holds.named_left(), allowance.control.pause_left(now))
-    due = queue.leased.own_moment(max(inner.predicted_due(now, interval, spread), now + held))
+    soonest = max(inner.predicted_due(now, interval, spread), now + held)
+    due = queue.leased.own_moment(soonest, interval)
     by_pace = pace.predicted_wait(
         now=now,
         due=due,

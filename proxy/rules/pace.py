@@ -29,7 +29,10 @@ class Pace:
 
 def interval_of(general: float, *, account: float | None, route: float | None) -> float:
     """Return the interval of an account on a route: its own, the route's, or the longer of both."""
-    return max((one for one in (account, route) if one is not None), default=general)
+    if account is None or route is None:
+        own = route if account is None else account
+        return general if own is None else own
+    return max(account, route)
 
 
 def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float) -> float:
