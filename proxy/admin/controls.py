@@ -36,7 +36,7 @@ class Controls:
         except BadOrder as error:
             return OwnResponse(text=f"{error}\n", status=HTTPStatus.UNPROCESSABLE_ENTITY)
         now, allowance = self._accounts.context.clock.monotonic(), account.allowance
-        paused, slowed = allowance.pause_state(now), allowance.slowdown_state(now)
+        paused, slowed = allowance.control.pause_state(now), allowance.control.slowdown_state(now)
         answer = {
             "name": name,
             "paused": None if paused is None else asdict(paused),

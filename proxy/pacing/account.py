@@ -104,6 +104,6 @@ class Account:
             hold_limit=self.allowance.holding.limit,
             quota_remaining=self.allowance.quota_remaining(now),
             observed=self.allowance.is_observed,
-            paused=self.allowance.pause_state(now),
-            slowed=self.allowance.slowdown_state(now),
+            paused=self.allowance.control.pause_state(now),
+            slowed=self.allowance.control.slowdown_state(now),
         )

@@ -15,7 +15,6 @@ from proxy.rules.orders import FREE_HAND, Control
 from proxy.rules.pace import interval_of
 from proxy.rules.quota import Quota, QuotaLeft
 from proxy.rules.retry_budget import RetryBudget
-from proxy.rules.state import PauseState, SlowdownState
 
 Mode = Literal["enforce", "observe"]
 
@@ -171,23 +170,6 @@ class Allowance:
         held = self.control.held_seconds(now)
         uncounted, self._counted_pause = held - self._counted_pause, held
         return uncounted
-
-    def pause_state(self, now: float) -> PauseState | None:
-        """Return what is known of the pause, None if there is none."""
-        pause = self.control.orders.pause
-        if pause is None or not self.control.is_paused(now):
-            return None
-        left = None if pause.until == inf else pause.until - now
-        return PauseState(since=pause.since, remaining_seconds=left)
-
-    def slowdown_state(self, now: float) -> SlowdownState | None:
-        """Return what is known of the interval that an operator ordered, None if there is none."""
-        order = self.control.orders.slowdown
-        if order is None or order.until <= now:
-            return None
-        return SlowdownState(
-            since=order.since, remaining_seconds=order.until - now, interval=order.interval
-        )
 
     def quota_remaining(self, now: float) -> int | None:
         """Return what is left of the quota, until its window ends."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any, Final, Literal
 
+from proxy.rules.state import PauseState, SlowdownState
+
 LONGEST_SECONDS: Final = 86_400.0  # a day: an order nobody remembers ends by itself
 LONGEST_INTERVAL: Final = 3_600.0
 _RETURN_AFTER: Final = 30  # seconds: nobody knows when the pause ends, so ask now and then
@@ -136,6 +138,23 @@ class Control:
     def ends_at(self) -> float:
         """Return when the next order ends by itself; `inf` if none does."""
         return min((order.until for order in _each(self.orders)), default=inf)
+
+    def pause_state(self, now: float) -> PauseState | None:
+        """Return what is known of the pause, None if there is none."""
+        pause = self.orders.pause
+        if pause is None or not self.is_paused(now):
+            return None
+        left = None if pause.until == inf else pause.until - now
+        return PauseState(since=pause.since, remaining_seconds=left)
+
+    def slowdown_state(self, now: float) -> SlowdownState | None:
+        """Return what is known of the interval that an operator ordered, None if there is none."""
+        order = self.orders.slowdown
+        if order is None or order.until <= now:
+            return None
+        return SlowdownState(
+            since=order.since, remaining_seconds=order.until - now, interval=order.interval
+        )
 
     def obeying(self, orders: Orders, now: float) -> "Control":
         """Return what is obeyed after these orders came, in the place of all before them."""

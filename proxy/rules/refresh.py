@@ -92,6 +92,14 @@ class Schedule:
         """True if a token is being minted, or about to be."""
         return self._is_minting or self.next_mint()[0] <= now
 
+    def comes_before(self, deadline: float) -> bool:
+        """True if the next token is to be minted before then."""
+        return self.next_mint()[0] < deadline
+
+    def next_in(self, now: float) -> float:
+        """Return the seconds until the next token is to be minted."""
+        return max(0.0, self.next_mint()[0] - now)
+
     def want(self, missing: frozenset[str], now: float) -> None:
         """Note that a request needs scopes the token lacks.
 

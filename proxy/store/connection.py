@@ -14,7 +14,6 @@ the store goes down is answered once, with StoreDown.
 """
 
 import asyncio
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
@@ -22,44 +21,16 @@ from typing import Any, Final, Protocol, cast
 
 import structlog
 from redis.asyncio.client import PubSub
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.sentinel import MasterNotFoundError
 
 from proxy.clock import Clock
 from proxy.settings import Store
 from proxy.store.client import CONNECT_SECONDS, PREFIX, Client
-from proxy.store.wire import (
-    PASS_SECONDS,
-    PASSES,
-    Answered,
-    Reply,
-    StoreDown,
-    Wire,
-    Word,
-    answer_of,
-    why_failed,
-)
+from proxy.store.edge import edge
+from proxy.store.wire import Answered, Reply, StoreDown, Wire, Word, answer_of
 from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
-_REASONS: Final = (  # the first that fits; redis-py's own texts may name the server
-    (RedisTimeoutError, "no answer in time"),
-    (MasterNotFoundError, "no sentinel knows a master"),
-    (AuthenticationError | AuthorizationError, "the server refuses the credentials"),
-    (BusyLoadingError, "the server is still loading its data"),
-    (RedisConnectionError, "the connection was lost"),
-    (ResponseError, "the server refuses a command"),
-    (RedisError, "the answer is not usable"),
-)
 PROBE: Final = 1.0  # seconds
 _QUIET: Final = 0.5  # seconds without a message after which the server is asked for a sign of life
 _MARK: Final = PREFIX + "mark"
@@ -195,7 +166,7 @@ class Connection:
         channels = [channel for one in subscribers for channel in one.channels]
         wire: Wire | None = None
         try:
-            async with self._edge(CONNECT_SECONDS):
+            async with edge(CONNECT_SECONDS):
                 wire = await self._connect()
                 await subscription.subscribe(*channels)
                 for _ in channels:
@@ -245,11 +216,11 @@ class Connection:
                 look_at = since + PROBE
                 self._tell(self.heartbeats)
                 self._spawn(self._look_at_mark())
-            async with self._edge(self.settings.timeout + _QUIET):
+            async with edge(self.settings.timeout + _QUIET):
                 # It connects anew before it says that a read failed.
                 message = await subscription.get_message(timeout=_QUIET)
             if message is None:
-                async with self._edge(self.settings.timeout):
+                async with edge(self.settings.timeout):
                     await subscription.ping()
                     message = await subscription.get_message(timeout=None)
             if message is not None and message["type"] == "message":
@@ -269,63 +240,15 @@ class Connection:
             self._mark = mark
             self._tell(self.restorers)
 
-    @asynccontextmanager
-    async def _edge(self, seconds: float) -> AsyncIterator[None]:
-        """Bound what is inside, and turn whatever redis-py raises into StoreDown.
-
-        Its errors are not only its own: a connection that was reset is a RuntimeError of uvloop's,
-        an odd answer a ValueError. So nothing but calls of redis-py and the wire belongs in here.
-        """
-        try:
-            async with self._limit(seconds):
-                yield
-        except StoreDown:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the edge of a foreign library, as said above
-            # The error's text may name the server, and with some errors its password.
-            if not isinstance(error, RedisError | OSError | TimeoutError):
-                *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-                where = f"{frame.f_code.co_filename}:{line}"
-                _log.error("the store's client failed", kind=type(error).__name__, where=where)
-            raise StoreDown(_why(error)) from None
-
-    @asynccontextmanager
-    async def _limit(self, seconds: float) -> AsyncIterator[None]:
-        """Bound what is inside; then our own loop gets some passes to read what came meanwhile.
-
-        They take no time where the server is to blame, and as long as it takes where we are.
-        """
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
-        async with asyncio.timeout(None) as limit:
-
-            def look(passes_left: int) -> None:
-                nonlocal timer
-                if passes_left:
-                    timer = loop.call_later(PASS_SECONDS, look, passes_left - 1)
-                else:
-                    limit.reschedule(loop.time())
-
-            timer = loop.call_later(seconds, look, PASSES)
-            try:
-                yield
-            finally:
-                timer.cancel()
-
     async def _close(self, close: Callable[[], Awaitable[object]]) -> None:
         with suppress(StoreDown):  # then it is closed
-            async with self._edge(self.settings.timeout):
+            async with edge(self.settings.timeout):
                 await close()
 
     @staticmethod
     def _tell(listeners: list[Callable[[], None]]) -> None:
         for tell in listeners:
             tell()
-
-
-def _why(error: BaseException) -> str:
-    fitting = (words for kind, words in _REASONS if isinstance(error, kind))
-    return next(fitting, None) or why_failed(error)
 
 
 async def _read_mark(wire: Wire) -> Reply:

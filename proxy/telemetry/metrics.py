@@ -20,42 +20,13 @@ from proxy import __version__
 from proxy.rules.incidents import KINDS
 from proxy.rules.state import OTHER
 from proxy.settings import Settings
+from proxy.telemetry.buckets import DURATIONS, LATENESS, wait_bounds
 from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
 from proxy.telemetry.history import History
 from proxy.telemetry.live import Live
 from proxy.telemetry.process import ProcessMetrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-_WAITS: Final = (
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    12.0,
-    15.0,
-    20.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-    900.0,
-    3600.0,
-)
-_DURATIONS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, *_WAITS)
-_LATENESS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-
-
-def wait_bounds(interval: float, longest_wait: float) -> tuple[float, ...]:
-    """Return bounds for times in a queue: none, around one interval, then on to the longest wait.
-
-    Between five and fifteen seconds they are close: clients give up after such times.
-    """
-    longest = max(interval, longest_wait)
-    bounds = {0.005, interval / 2, interval, 2 * interval}
-    bounds |= {bound for bound in _WAITS if bound > 2 * interval}
-    return (*sorted({float(f"{bound:.2g}") for bound in bounds if bound < longest}), longest)
 
 
 class Metrics(Collector):
@@ -88,7 +59,7 @@ class Metrics(Collector):
             return made
 
         def histogram(
-            name: str, text: str, *labels: str, buckets: tuple[float, ...] = _DURATIONS
+            name: str, text: str, *labels: str, buckets: tuple[float, ...] = DURATIONS
         ) -> Histograms:
             family = Family(f"export_proxy_{name}", "histogram", text, labels)
             made = Histograms(family, buckets, wall)
@@ -134,7 +105,7 @@ class Metrics(Collector):
             "send_lateness_seconds",
             "Seconds from when a slot was due until its request left.",
             "route",
-            buckets=_LATENESS,
+            buckets=LATENESS,
         )
         self._early = counter(
             "early_sends", "Sends before their slot was due; must stay 0.", "account", "route"

@@ -13,7 +13,6 @@ Invariants:
 - nothing is minted before `Schedule.not_before`, not even for an operator.
 """
 
-import asyncio
 from collections.abc import Callable
 from math import inf
 
@@ -30,7 +29,7 @@ from proxy.tokens.credentials import Credentials
 from proxy.tokens.login_server import LoginServer
 from proxy.tokens.minting import Minter, NoToken
 from proxy.tokens.token import Token
-from proxy.tokens.waiting import MintWaiters
+from proxy.tokens.waiting import Alarm, MintWaiters
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +76,7 @@ class TokenKeeper:
         self._doubted: Token | None = None  # the API answered 401; another is on its way
         self._failure: NoToken | None = None  # of the last mint
         self._waiters = MintWaiters(clock)
-        self._woken = asyncio.Event()
+        self._alarm = Alarm(clock)
 
     def __repr__(self) -> str:
         return f"<TokenKeeper {self.name}: {'valid' if self.current() else 'none'}>"
@@ -103,7 +102,7 @@ class TokenKeeper:
         if is_other:
             self._notice_new_secret()
             self._schedule.order("operator")
-            self._woken.set()
+            self._alarm.ring()
         return is_other
 
     # For requests.
@@ -173,7 +172,7 @@ class TokenKeeper:
             expires_in=None if token is None else token.expires_at - now,
             scopes=None if token is None or token.scopes is None else sorted(token.scopes),
             missing=sorted(self._schedule.missing),
-            next_refresh_in=self._next_refresh_in(),
+            next_refresh_in=self._schedule.next_in(now),
             issued_at=None if token is None else token.issued_at,
             rejected=self.is_rejected,
         )
@@ -199,7 +198,9 @@ class TokenKeeper:
         """Wait for a token that is on its way; raises a Problem when none comes in time."""
         self._notice_new_secret()
         now = self._clock.monotonic()
-        if not self._schedule.is_due(now) and (self._failure or not self._comes_before(deadline)):
+        if not self._schedule.is_due(now) and (
+            self._failure or not self._schedule.comes_before(deadline)
+        ):
             raise self._problem()
         if not await self._waiters.wait(deadline) and self.current() is None:
             raise self._problem()
@@ -212,7 +213,7 @@ class TokenKeeper:
         now = self._clock.monotonic()
         self._notice_new_secret()
         self._schedule.want(token.lacks(needed), now)
-        self._woken.set()
+        self._alarm.ring()
         if self._schedule.is_due(now):
             await self._waiters.wait(deadline)
             if self.current() is not token:
@@ -220,24 +221,22 @@ class TokenKeeper:
         if self._rules.on_missing_scope == "forward":
             return False
         waits = self._rules.on_missing_scope == "wait" and self._schedule.is_window_open
-        if waits and self._comes_before(deadline) and await self._waiters.wait(deadline):
+        if waits and self._schedule.comes_before(deadline) and await self._waiters.wait(deadline):
             return True
-        next_in = self._next_refresh_in() if self._schedule.is_window_open else None
+        now, is_open = self._clock.monotonic(), self._schedule.is_window_open
+        next_in = self._schedule.next_in(now) if is_open else None
         raise token.missing_scope(needed, next_refresh_in=next_in)
 
     def _order_renewal(self, reason: Reason, now: float) -> bool:
         self._notice_new_secret()
-        self._woken.set()
+        self._alarm.ring()
         return self._schedule.order_renewal(reason, now)
-
-    def _comes_before(self, deadline: float) -> bool:
-        return self._schedule.next_mint()[0] < deadline
 
     def _notice_new_secret(self) -> None:
         """Allow a mint at once if the login server refused a secret and there is another now."""
         if self.is_rejected and self._minter.has_secret_changed():
             self._schedule.allow_now()
-            self._woken.set()
+            self._alarm.ring()
 
     # The task.
 
@@ -247,7 +246,7 @@ class TokenKeeper:
             while True:
                 at, reason = self._schedule.next_mint()
                 if at > self._clock.monotonic():
-                    await self._sleep_until(at)
+                    await self._alarm.sleep_until(at)
                 else:
                     await self._mint(reason)
                     self._end_mint(has_minted=True)
@@ -257,15 +256,6 @@ class TokenKeeper:
     def _end_mint(self, *, has_minted: bool) -> None:
         self._doubted = None
         self._waiters.wake(has_minted=has_minted)
-
-    async def _sleep_until(self, when: float) -> None:
-        """Sleep until then, or until something asks for a renewal."""
-        self._woken.clear()
-        timer = self._clock.call_at(when, self._woken.set)
-        try:
-            await self._woken.wait()
-        finally:
-            timer.cancel()
 
     async def _mint(self, reason: Reason) -> None:
         """Mint, and note the outcome."""
@@ -293,9 +283,6 @@ class TokenKeeper:
             )
 
     # What callers and operators are told.
-
-    def _next_refresh_in(self) -> float:
-        return max(0.0, self._schedule.next_mint()[0] - self._clock.monotonic())
 
     def _problem(self) -> Problem:
         wait = max(1.0, self._schedule.not_before - self._clock.monotonic())

@@ -1,9 +1,33 @@
-"""The requests that wait for the end of a mint; each leaves by itself when it is cancelled."""
+"""The waits around a mint: of its task for the next one, and of requests for its end.
+
+Each request leaves by itself when it is cancelled.
+"""
 
 import asyncio
 from math import inf
 
 from proxy.clock import Clock
+
+
+class Alarm:
+    """Wakes the task of a token when it is time, or earlier if something asks for it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake the task now."""
+        self._rung.set()
+
+    async def sleep_until(self, when: float) -> None:
+        """Sleep until then, or until the alarm rings."""
+        self._rung.clear()
+        timer = self._clock.call_at(when, self._rung.set)
+        try:
+            await self._rung.wait()
+        finally:
+            timer.cancel()
 
 
 class MintWaiters:

@@ -16,8 +16,9 @@ from prometheus_client.samples import Sample
 from proxy.clock import SystemClock
 from proxy.pacing.accounts import Accounts
 from proxy.rules.state import AccountState, QueueState, TokenState
+from proxy.telemetry.buckets import wait_bounds
 from proxy.telemetry.live import Snapshot
-from proxy.telemetry.metrics import Metrics, wait_bounds
+from proxy.telemetry.metrics import Metrics
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.proxy import proxy_for, settings_for, settings_of
