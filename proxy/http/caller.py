@@ -21,19 +21,19 @@ A connection is in one of these states:
 import asyncio
 import secrets
 import select
-import socket
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
+from proxy.http.admission import Place
 from proxy.http.deadline import Deadline
 from proxy.http.early import EarlyBytes
 from proxy.http.head_reader import HeadReader
 from proxy.http.incoming import IncomingBody
 from proxy.http.outflow import Outflow
 from proxy.http.request import Request
-from proxy.http.sockets import CLOSED, poll_of
+from proxy.http.sockets import CLOSED, VANISHED, bound_silence, keep_alive, poll_of
 from proxy.problems import Problem
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _LINGERING: Final = 2.0  # seconds in which what is sent after the last answer is discarded
-_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
 
 
 class _State(Enum):
@@ -54,7 +53,10 @@ class _State(Enum):
 
 
 class CallerConnection(asyncio.Protocol):
-    """The protocol of one connection; `listener` has the limits and the handler."""
+    """The protocol of one connection; `listener` has the limits and the handler.
+
+    `place` is given if the connection was counted already, before its TLS handshake.
+    """
 
     __slots__ = (
         "_deadline",
@@ -63,20 +65,24 @@ class CallerConnection(asyncio.Protocol):
         "_listener",
         "_loop",
         "_peer",
+        "_place",
         "_poll",
         "_request",
+        "_silence",
         "_state",
         "outflow",
         "task",
         "transport",
     )
 
-    def __init__(self, listener: "Listener") -> None:
+    def __init__(self, listener: "Listener", place: Place | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.task: asyncio.Task[None] | None = None
         self._listener = listener
+        self._place = place
         self._loop = asyncio.get_running_loop()
         self._poll: select.poll | None = None
+        self._silence = 0.0  # seconds in which the caller may acknowledge nothing
         self._state = _State.HEAD
         self._deadline = Deadline(self._loop)
         self._heads = HeadReader()
@@ -105,16 +111,29 @@ class CallerConnection(asyncio.Protocol):
         """Return the time, as a Date field has it."""
         return self._listener.date()
 
+    def begin_answer(self) -> int:
+        """Note that an answer leaves, and return for how long the connection stays open after it.
+
+        From now on the caller may not take nothing of it for more than `write_timeout` seconds.
+        """
+        self._bound_silence(self._listener.write_timeout)
+        return int(self._listener.limits.header_timeout)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast("asyncio.Transport", transport)
         self.outflow = Outflow(transport)
         self._peer = _address(transport)
         self._early = EarlyBytes(self._listener.room, self._peer)
-        if not self._listener.admit(self, self._peer):
+        if self._place is None:
+            descriptor = transport.get_extra_info("socket").fileno()
+            self._place = self._listener.admission.take(self._peer, descriptor)
+        if self._place is None:
             self._state = _State.CLOSED
             transport.abort()
             return
-        _set_options(transport, self._listener.write_timeout)
+        self._listener.admit(self)
+        keep_alive(transport)
+        self._bound_silence(VANISHED)
         self._await_head()
 
     def connection_lost(self, _: BaseException | None) -> None:
@@ -128,7 +147,9 @@ class CallerConnection(asyncio.Protocol):
             self._request.body.drop()
         self._request = None  # it refers to this connection, and nothing looks for such circles
         self.outflow.lose()
-        self._listener.forget(self, self._peer)
+        if self._place is not None:
+            self._place.give_back()
+        self._listener.forget(self)
 
     def data_received(self, data: bytes) -> None:
         match self._state:
@@ -167,6 +188,11 @@ class CallerConnection(asyncio.Protocol):
             message, behind = read
             self._serve(Request(message, self, self._peer), behind)
 
+    def _bound_silence(self, seconds: float) -> None:
+        if seconds != self._silence and self.transport is not None:
+            self._silence = seconds
+            bound_silence(self.transport, seconds)
+
     def _refuse(self, problem: Problem) -> None:
         """Answer a head that is no request, and read no other."""
         assert self.transport is not None  # noqa: S101 -- for the type checker
@@ -178,6 +204,7 @@ class CallerConnection(asyncio.Protocol):
     def _serve(self, request: Request, behind: bytes) -> None:
         self._state = _State.SERVING
         self._deadline.clear()
+        self._bound_silence(VANISHED)
         self._request = request
         headers = request.headers
         if "Transfer-Encoding" in headers:
@@ -258,16 +285,3 @@ class CallerConnection(asyncio.Protocol):
 def _address(transport: asyncio.BaseTransport) -> str:
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) and peer else ""
-
-
-def _set_options(transport: asyncio.BaseTransport, write_timeout: float) -> None:
-    """Find out that a caller vanished, or takes nothing of an answer for so many seconds.
-
-    The kernel ends the connection then, even if all is written and closed, and only the caller's
-    window is in the way.
-    """
-    connection = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if _TCP_USER_TIMEOUT is not None:
-        milliseconds = max(1, int(write_timeout * 1000))
-        connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)

@@ -1,9 +1,9 @@
 """How an answer to a caller is framed, and its head as bytes (RFC 9112 section 6).
 
 The body of an answer ends in one of four ways: there is none, it has a length, it is chunked, or
-the connection closes behind it. Nothing is invented but that, `Connection`, and a missing `Date`
-(RFC 9110 section 6.6.1). Fields are written in the encoding they were read in, so bytes beyond
-ASCII (obs-text, RFC 9110 section 5.5) pass as they came.
+the connection closes behind it. Nothing is invented but that, `Connection`, `Keep-Alive`, and a
+missing `Date` (RFC 9110 section 6.6.1). Fields are written in the encoding they were read in, so
+that bytes beyond ASCII (obs-text, RFC 9110 section 5.5) pass as they came.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ class Ending(Enum):
 class Asked(NamedTuple):
     """What the framing of an answer must know of its request.
 
-    `knows_chunks` is false for a caller of HTTP/1.0; `stays` is true if the connection may go on
-    after the answer, and `says_so` if the caller has to be told.
+    `knows_chunks` is false for a caller of HTTP/1.0. `stays` is true if the connection may go on
+    after the answer; it stays open without a request for `idle_seconds`, which the caller is told.
     """
 
     method: str
     knows_chunks: bool
     stays: bool
-    says_so: bool
+    idle_seconds: int
 
 
 class Head(NamedTuple):
@@ -75,8 +75,8 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
     closes = ending is Ending.CLOSE or not asked.stays
     if closes:
         added += "Connection: close\r\n"
-    elif asked.says_so:
-        added += "Connection: keep-alive\r\n"
+    else:  # RFC 9112 appendix C.2.2; Keep-Alive is a connection option, so Connection names it
+        added += f"Connection: keep-alive\r\nKeep-Alive: timeout={asked.idle_seconds}\r\n"
     head = f"HTTP/1.1 {status} {reason or _PHRASES.get(status, '')}\r\n{lines}{added}\r\n"
     ends = len(fields) + 2 + added.count("\n")
     if head.count("\n") != ends or head.count("\r") != ends:

@@ -1,15 +1,16 @@
 """The listen port: which connections are taken, and how they end.
 
-Connections are capped in all and for each peer; one too many is closed unanswered. What a
-connection may do is in `caller.py`, what all its callers' bytes may take in `room.py`.
+How many connections are taken, and from whom, is in `admission.py`; what a connection may do in
+`caller.py`; what all its callers' bytes may take in `room.py`.
 
 It is ours and not the HTTP library's server, which protects in these ways, each carried over:
 
 =========================  =====================================================================
 a slow head, idleness      closed unanswered at `header_timeout`; dripping does not prolong it
 a slow body                `body_timeout` in all, then 408 (`bodies.py`)
-a slow TLS handshake       `header_timeout`
+a slow TLS handshake       `header_timeout` (`handshakes.py`)
 a caller that takes nothing the kernel ends the connection after `write_timeout`
+a caller that vanished     the kernel probes it while it waits, and ends the connection in a minute
 keep-alive                 as the caller's version and `Connection` say; never behind an answer that
                            left before its request had come whole
 pipelining                 one request at a time, in order; bounded bytes behind it, then no reading
@@ -25,19 +26,20 @@ shutdown                   idle connections close at once; what is under way get
 
 import asyncio
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
 from proxy.clock import Clock
+from proxy.http.admission import Admission
 from proxy.http.caller import CallerConnection
 from proxy.http.framing import Asked, frame
+from proxy.http.handshakes import TlsServer
 from proxy.http.request import Request
 from proxy.http.responses import problem_answer
 from proxy.http.room import Room
-from proxy.http.sockets import open_port
+from proxy.http.sockets import open_port, open_sockets
 from proxy.problems import Problem
-from proxy.rules.shares import FEW_CONNECTIONS, has_room
+from proxy.rules.shares import Reason
 from proxy.settings import Limits
 
 Handle = Callable[[Request], Awaitable[None]]
@@ -46,11 +48,18 @@ Handle = Callable[[Request], Awaitable[None]]
 class Listener:
     """Takes connections, and hands each request to `handle`, which answers it.
 
-    `write_timeout` is for how many seconds a caller may take nothing of an answer.
+    `write_timeout` is for how many seconds a caller may take nothing of an answer; `on_refused` is
+    told why a connection is not taken.
     """
 
     def __init__(
-        self, handle: Handle, room: Room, *, clock: Clock, write_timeout: float = 60.0
+        self,
+        handle: Handle,
+        room: Room,
+        *,
+        clock: Clock,
+        write_timeout: float = 60.0,
+        on_refused: Callable[[Reason], None] = lambda _: None,
     ) -> None:
         self.handle = handle
         self.room = room
@@ -59,9 +68,10 @@ class Listener:
         self._clock = clock
         self._date = (0, "")
         self._connections: set[CallerConnection] = set()
-        self._peers: Counter[str] = Counter()
+        self.admission = Admission(lambda: room.limits, on_refused)
         self._all_gone = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsServer | None = None
+        self._handshakes: TlsServer | None = None
 
     def apply(self, *, write_timeout: float) -> None:
         """Obey it from the next connection on; limits are those of `room`."""
@@ -74,21 +84,25 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """How many connections there are."""
-        return len(self._connections)
+        """How many connections there are, those included whose handshake goes on."""
+        return self.admission.held
 
     async def listen(
         self, host: str, port: int, *, backlog: int, tls: ssl.SSLContext | None = None
     ) -> int:
         """Open the port, and return which one it is. Raises OSError."""
-        self._server = await open_port(
-            lambda: CallerConnection(self),
-            host,
-            port,
-            backlog=backlog,
-            tls=tls,
-            handshake_timeout=self.limits.header_timeout,
-        )
+        if tls is None:
+            self._server = await open_port(
+                lambda: CallerConnection(self), host, port, backlog=backlog
+            )
+        else:
+            self._server = self._handshakes = TlsServer(
+                await open_sockets(host, port, backlog=backlog),
+                tls,
+                self.admission,
+                protocol=lambda place: CallerConnection(self, place),
+                timeout=lambda: self.limits.header_timeout,
+            )
         return int(self._server.sockets[0].getsockname()[1])
 
     def stop_listening(self) -> None:
@@ -101,6 +115,8 @@ class Listener:
         """End all connections; what is under way has that long, and once more after it is told."""
         self.stop_listening()
         self.is_closing = True
+        if self._handshakes is not None:
+            await self._handshakes.give_up()
         for connection in tuple(self._connections):
             connection.close()
         await self._ended(seconds)
@@ -114,31 +130,16 @@ class Listener:
         if self._connections:
             await self._all_gone.wait()
 
-    def admit(self, connection: CallerConnection, peer: str) -> bool:
-        """Count a new connection; False if it is beyond the limits."""
-        limits = self.limits
-        held, bound = self._peers[peer], limits.max_connections_per_peer
-        if (bound is not None and held >= bound) or not has_room(
-            used=len(self._connections),
-            whole=limits.max_connections,
-            held=held,
-            little=FEW_CONNECTIONS,
-        ):
-            return False
+    def admit(self, connection: CallerConnection) -> None:
+        """Keep a connection that has been counted."""
         self._connections.add(connection)
         self._all_gone.clear()
-        self._peers[peer] += 1
-        return True
 
-    def forget(self, connection: CallerConnection, peer: str) -> None:
+    def forget(self, connection: CallerConnection) -> None:
         """Note that a connection is gone."""
-        if connection in self._connections:
-            self._connections.remove(connection)
-            if not self._connections:
-                self._all_gone.set()
-            self._peers[peer] -= 1
-            if not self._peers[peer]:
-                del self._peers[peer]
+        self._connections.discard(connection)
+        if not self._connections:
+            self._all_gone.set()
 
     def date(self) -> str:
         """Return the time, as a Date field has it."""
@@ -150,7 +151,7 @@ class Listener:
     def refusal(self, problem: Problem, request_id: str) -> bytes:
         """Return the last answer of a connection, to what is no request."""
         answer = problem_answer(problem, request_id)
-        asked = Asked("GET", knows_chunks=False, stays=False, says_so=False)
+        asked = Asked("GET", knows_chunks=False, stays=False, idle_seconds=0)
         fields = [*answer.fields, ("Content-Length", str(len(answer.body)))]
         head = frame(asked, answer.status, answer.reason, fields, self.date())
         return head.data + answer.body

@@ -42,6 +42,9 @@ class Caller(Protocol):
     def date(self) -> str:
         """Return the time, as a Date field has it."""
 
+    def begin_answer(self) -> int:
+        """Note that an answer leaves; return for how many seconds the connection stays open."""
+
 
 class Request:
     """One request: its head, and its body if it has one.
@@ -190,7 +193,9 @@ class Request:
         assert caller is not None  # noqa: S101 -- for the type checker
         self.stays = self.stays and not close and self.is_whole and caller.may_stay
         is_1_1 = self.version >= HttpVersion11
-        asked = Asked(self.method, knows_chunks=is_1_1, stays=self.stays, says_so=not is_1_1)
+        asked = Asked(
+            self.method, knows_chunks=is_1_1, stays=self.stays, idle_seconds=caller.begin_answer()
+        )
         head = frame(asked, status, reason, fields, caller.date())
         self.stays = not head.closes
         self._head = head

@@ -8,7 +8,6 @@ head or in taking an answer, is closed unanswered.
 
 import asyncio
 import secrets
-import socket
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from proxy.http.responses import problem_response
-from proxy.http.sockets import open_port
+from proxy.http.sockets import bound_silence, open_port
 from proxy.problems import Problem
 from proxy.settings import Limits
 
@@ -29,7 +28,6 @@ _log = structlog.get_logger(__name__)
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _LINGERING: Final = 2.0  # seconds in which a refused body is still read, so that the answer arrives
-_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
 
 
 class Server(web.Server):
@@ -94,7 +92,7 @@ class _Connection(web.RequestHandler):
         assert isinstance(self._manager, Server)  # noqa: S101 -- for the type checker
         self._server = self._manager
         self._head_size = 0
-        _bound_writes(transport, self._server.write_timeout)
+        bound_silence(transport, self._server.write_timeout)
         self._server.make_room()
         super().connection_made(transport)
 
@@ -167,16 +165,4 @@ class Site(web.TCPSite):
             self._host or "",
             self._port,
             backlog=self._backlog,
-            handshake_timeout=server.limits.header_timeout,
         )
-
-
-def _bound_writes(transport: asyncio.BaseTransport, seconds: float) -> None:
-    """Make the kernel end the connection of a peer that takes nothing for so long.
-
-    So it also ends when all is written and closed, and only the peer's window is in the way.
-    """
-    if _TCP_USER_TIMEOUT is not None:
-        connection = transport.get_extra_info("socket")
-        milliseconds = max(1, int(seconds * 1000))
-        connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)

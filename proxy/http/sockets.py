@@ -1,23 +1,40 @@
-"""Sockets: opening a port for incoming connections, and looking at one that is connected."""
+"""Sockets: opening a port for incoming connections, and what the kernel knows of one.
+
+The kernel probes a caller that waits, bounds how long one takes nothing, and tells who hung up.
+"""
 
 import asyncio
+import os
 import select
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final
 
 CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+# A caller may wait for an hour, and NAT forgets a connection without traffic after some minutes.
+# The probes keep it known; a caller that vanished is noticed within a minute.
+KEEPALIVE_IDLE: Final = 30  # seconds without a byte until the first probe
+KEEPALIVE_INTERVAL: Final = 10
+KEEPALIVE_TRIES: Final = 3
+VANISHED: Final = float(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_TRIES)  # seconds
+
+# tcp(7); other systems call the first one otherwise, or know fewer of them.
+_IDLE: Final = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_PROBES: Final = (
+    (_IDLE, KEEPALIVE_IDLE),
+    (getattr(socket, "TCP_KEEPINTVL", None), KEEPALIVE_INTERVAL),
+    (getattr(socket, "TCP_KEEPCNT", None), KEEPALIVE_TRIES),
+)
+_TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; tcp(7)
 
 
-async def open_port(  # noqa: PLR0913 -- as a loop's create_server
+async def open_port(
     protocol: Callable[[], asyncio.BaseProtocol],
     host: str,
     port: int,
     *,
     backlog: int,
-    tls: ssl.SSLContext | None = None,
-    handshake_timeout: float,
+    is_serving: bool = True,
 ) -> asyncio.Server:
     """Listen there; each connection gets a protocol. Raises OSError.
 
@@ -25,17 +42,46 @@ async def open_port(  # noqa: PLR0913 -- as a loop's create_server
     would limit it to IPv6.
     """
     loop = asyncio.get_running_loop()
-    seconds = None if tls is None else handshake_timeout
     if host == "::" and socket.has_dualstack_ipv6():
         both = socket.create_server(
             (host, port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
         )
         return await loop.create_server(
-            protocol, sock=both, backlog=backlog, ssl=tls, ssl_handshake_timeout=seconds
+            protocol, sock=both, backlog=backlog, start_serving=is_serving
         )
-    return await loop.create_server(
-        protocol, host, port, backlog=backlog, ssl=tls, ssl_handshake_timeout=seconds
-    )
+    return await loop.create_server(protocol, host, port, backlog=backlog, start_serving=is_serving)
+
+
+async def open_sockets(host: str, port: int, *, backlog: int) -> list[socket.socket]:
+    """Return the listening sockets of a port whose connections the caller accepts itself."""
+    server = await open_port(asyncio.Protocol, host, port, backlog=backlog, is_serving=False)
+    opened = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+    server.close()
+    for one in opened:
+        one.settimeout(0)
+        one.listen(backlog)
+    return opened
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel probe the peer while nothing is sent, and end the connection without it."""
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBES:
+        if option is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def bound_silence(transport: asyncio.BaseTransport, seconds: float) -> None:
+    """Make the kernel end the connection of a peer that acknowledges nothing for so long.
+
+    So it also ends when all is written and closed, and only the peer's window is in the way. The
+    time counts for keepalive probes, too, in place of their number (tcp(7)).
+    """
+    if _TCP_USER_TIMEOUT is not None:
+        connection = transport.get_extra_info("socket")
+        milliseconds = max(1, int(seconds * 1000))
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
 
 
 def poll_of(transport: asyncio.BaseTransport, events: int) -> select.poll:

@@ -4,7 +4,11 @@ One peer may take most of it while nobody else wants it. The last tenth is kept 
 little: so a newcomer finds room, whatever one address does.
 """
 
-from typing import Final
+from typing import Final, Literal
+
+# Why a connection is not taken: there are too many, its peer has too many, its TLS handshake
+# failed, or the process has hardly a descriptor left.
+Reason = Literal["limit", "peer", "handshake", "descriptor"]
 
 _KEPT: Final = 0.1  # of the whole
 FEW_CONNECTIONS: Final = 100  # that a peer may hold and still have room in what is kept
@@ -18,3 +22,17 @@ def has_room(*, used: float, whole: float, held: float, little: float, wanted: f
     if used + wanted > whole:
         return False
     return used + wanted <= whole * (1 - _KEPT) or held + wanted <= little
+
+
+def why_refused(
+    *, used: float, whole: float, held: float, bound: float | None, little: float
+) -> Literal["limit", "peer"] | None:
+    """Return why a peer that holds `held` of the `used` may not have one more; None if it may.
+
+    `bound` is what each peer may hold, if there is such a bound.
+    """
+    if bound is not None and held >= bound:
+        return "peer"
+    if has_room(used=used, whole=whole, held=held, little=little):
+        return None
+    return "limit" if used >= whole else "peer"

@@ -5,22 +5,23 @@ import pytest
 from proxy.http.framing import Asked, Ending, frame
 from proxy.rules.headers import Field
 
-GET = Asked("GET", knows_chunks=True, stays=True, says_so=False)
-HEAD = Asked("HEAD", knows_chunks=True, stays=True, says_so=False)
-OLD = Asked("GET", knows_chunks=False, stays=True, says_so=True)
+GET = Asked("GET", knows_chunks=True, stays=True, idle_seconds=9)
+HEAD = Asked("HEAD", knows_chunks=True, stays=True, idle_seconds=9)
+OLD = Asked("GET", knows_chunks=False, stays=True, idle_seconds=9)
 LENGTH = ("Content-Length", "3")
+STAYS = b"Connection: keep-alive\r\nKeep-Alive: timeout=9\r\n"
 
 
 @pytest.mark.parametrize(
     ("asked", "status", "fields", "ending", "added"),
     [
-        (GET, 200, [LENGTH], Ending.LENGTH, b""),
-        (GET, 200, [], Ending.LAST_CHUNK, b"Transfer-Encoding: chunked\r\n"),
-        (GET, 204, [LENGTH], Ending.NOTHING, b""),
-        (GET, 304, [LENGTH], Ending.NOTHING, b""),
-        (HEAD, 200, [LENGTH], Ending.NOTHING, b""),
-        (HEAD, 200, [], Ending.NOTHING, b""),
-        (OLD, 200, [LENGTH], Ending.LENGTH, b"Connection: keep-alive\r\n"),
+        (GET, 200, [LENGTH], Ending.LENGTH, STAYS),
+        (GET, 200, [], Ending.LAST_CHUNK, b"Transfer-Encoding: chunked\r\n" + STAYS),
+        (GET, 204, [LENGTH], Ending.NOTHING, STAYS),
+        (GET, 304, [LENGTH], Ending.NOTHING, STAYS),
+        (HEAD, 200, [LENGTH], Ending.NOTHING, STAYS),
+        (HEAD, 200, [], Ending.NOTHING, STAYS),
+        (OLD, 200, [LENGTH], Ending.LENGTH, STAYS),
         (OLD, 200, [], Ending.CLOSE, b"Connection: close\r\n"),
     ],
 )

@@ -29,9 +29,16 @@ CHUNKED = b"POST /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r
 class Served:
     """A listener whose handler answers with the target, each request when it may."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, *, write_timeout: float = 60.0, **limits: Any) -> None:
         self.bodies = Bodies(Limits(**{"max_header": MAX_HEADER, **limits}))
-        self.listener = Listener(self._handle, self.bodies.room, clock=SystemClock())
+        self.refused: list[str] = []
+        self.listener = Listener(
+            self._handle,
+            self.bodies.room,
+            clock=SystemClock(),
+            write_timeout=write_timeout,
+            on_refused=self.refused.append,
+        )
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.reads = True

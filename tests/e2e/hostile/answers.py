@@ -169,7 +169,7 @@ FIELDS = {
             body=b"ok",
         ),
         (b"X-Kept", b"1"),
-        dropped=[b"X-Hop", b"Keep-Alive", b"Upgrade", b"Proxy-Connection"],
+        dropped=[b"X-Hop", b"Upgrade", b"Proxy-Connection"],
     ),
     "a redirect is for the caller": Row(
         answer(
