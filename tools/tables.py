@@ -129,6 +129,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.held("a", 1)
     metrics.token_refreshed("a", "startup", "ok")
     metrics.nested_field("r", "legal_hold")
+    metrics.connection_refused("limit")
     metrics.clock_skew("api", 0)
     metrics.store_is(up=True)
     metrics.store_bypassed()

@@ -21,10 +21,12 @@ from proxy.http.client import Client
 from proxy.http.responses import OwnResponse, problem_response
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
+from proxy.rules.advice import notes_on_connections
 from proxy.rules.claims import read_claims
 from proxy.rules.retry_after import delay_seconds
 from proxy.rules.state import AccountState
 from proxy.settings import ConfigError, Settings
+from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.exposition import OPEN_METRICS, TEXT
 from proxy.telemetry.live import Snapshot
 from proxy.telemetry.metrics import Metrics
@@ -47,6 +49,8 @@ class Admin:
         api: Client,
         metrics: Metrics,
         clock: Clock,
+        connections: Callable[[], int],
+        refused_connections: RefusedConnections,
         is_serving: Callable[[], bool],
         reload: Callable[[], None] | None,
     ) -> None:
@@ -57,6 +61,8 @@ class Admin:
         self._api = api
         self._metrics = metrics
         self._clock = clock
+        self._connections = connections
+        self._refused_connections = refused_connections
         self._is_serving = is_serving
         self._reload = reload
         self._routes = settings.routes
@@ -135,6 +141,8 @@ class Admin:
             store_up=self._metrics.is_store_up,
             clock_skew=dict(self._metrics.skews),
             observed=self._accounts.observed(),
+            connections=self._connections(),
+            notes=notes_on_connections(self._refused_connections.recent()),
         )
         body = await self._snapshots.make(lambda states: status_page.document(status, states))
         return OwnResponse(

@@ -19,7 +19,7 @@ from aiohttp import web
 from proxy import __version__
 from proxy.admin.snapshot import Past
 from proxy.http.responses import OwnResponse
-from proxy.rules.advice import level_of, notes_on
+from proxy.rules.advice import Note, level_of, notes_on
 from proxy.rules.state import AccountState
 from proxy.telemetry.history import SPAN, WINDOW
 
@@ -31,12 +31,15 @@ class ProxyStatus:
     """The proxy as a whole; `at` is wall time, skews are their clock minus ours, in seconds.
 
     `observed` are the accounts of which neither the pace nor holds are kept.
+    `connections` are those of callers; `notes` are on the proxy and not on an account.
     """
 
     at: float
     state: Literal["serving", "stalled", "not serving"]
     store_up: bool
     clock_skew: dict[str, float]
+    connections: int
+    notes: tuple[Note, ...] = ()
     observed: Sequence[str] = ()
 
 

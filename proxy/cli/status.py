@@ -116,7 +116,7 @@ def picture(status: Status, screen: Screen = Screen()) -> Group:
         accounts = sorted(status["accounts"], key=lambda one: _GRAVITY[one["level"]])
         resting = [one for one in accounts if len(accounts) > _FEW and _is_idle(one)]
         shown = [account for account in accounts if account not in resting]
-        top = [_headline(status), *_advice(shown)]
+        top = [_headline(status), *_advice([_proxy(status), *shown])]
         left = screen.height
         if left is not None:
             left -= sum(screen.lines(line) for line in top) + bool(resting)
@@ -145,6 +145,11 @@ def _headline(status: Status) -> Text:
     for server, skew in status["clock_skew"].items():
         line.append(f", {server} clock {round(skew, 1) + 0.0:+.1f} s")  # never -0.0
     return line
+
+
+def _proxy(status: Status) -> Account:
+    """Return what is noted of the proxy, as an account's notes are."""
+    return {"name": "proxy", "notes": status.get("notes", ())}
 
 
 def _advice(accounts: Sequence[Account]) -> list[Text]:

@@ -4,12 +4,13 @@ The texts are for people who never saw the code. They contain names from the con
 scopes, and nothing that a caller sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
 from proxy.rules.pace import in_words
+from proxy.rules.shares import Reason
 from proxy.rules.state import AccountState
 
 Level = Literal["ok", "busy", "attention", "trouble"]
@@ -24,6 +25,13 @@ _FATE: Final = {
 _PROBES: Final = {
     True: "The wait it named is long, so one request probes now and then; nothing else is sent.",
     False: "The proxy sends nothing until the hold ends; then one request goes first.",
+}
+_REFUSED: Final[Mapping[Reason, str]] = {
+    "limit": "there are as many as limits.max_connections allows, or the descriptor limit.",
+    "peer": "one address holds many of them (limits.max_connections_per_peer, or the last tenth).",
+    "handshake": "their TLS handshake failed, or took longer than limits.header_timeout. Do callers"
+    " speak TLS, and trust the certificate?",
+    "descriptor": "hardly a file descriptor is left. Raise the process's limit of open files.",
 }
 _WAITING: Final = "Requests wait to be sent at the pace. This is normal."
 _WAITING_PAUSED: Final = "Requests wait until the pause ends."
@@ -49,6 +57,14 @@ def notes_on(state: AccountState, now: float) -> tuple[Note, ...]:
 def level_of(notes: tuple[Note, ...]) -> Level:
     """Return the gravest level."""
     return notes[0].level if notes else "ok"
+
+
+def notes_on_connections(refused: Mapping[Reason, int]) -> tuple[Note, ...]:
+    """Return the notes on connections that were refused of late, by the reason."""
+    return tuple(
+        Note("attention", "connections refused", f"{count:,} of late: {_REFUSED[reason]}")
+        for reason, count in refused.items()
+    )
 
 
 def _notes(state: AccountState, now: float) -> Iterator[Note]:

@@ -57,7 +57,7 @@ class Hold:
 
     def kept(self, now: float) -> float:
         """Return the seconds kept so far, without the wait for the probe and its answer."""
-        return min(now, self.until) - self.since
+        return max(0.0, min(now, self.until) - self.since)  # the sums may round
 
 
 def hold_after(  # noqa: PLR0913 -- the parts of a hold, by name

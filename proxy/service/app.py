@@ -47,6 +47,7 @@ from proxy.store.issued_tokens import SharedTokens
 from proxy.store.leases import SharedLeases
 from proxy.store.orders import SharedOrders
 from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
+from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.process import ProcessMetrics
@@ -157,11 +158,13 @@ class Proxy:
             settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
         )
         self.handler = self._make_handler()
+        refused_connections = RefusedConnections(self.metrics, clock=clock)
         self.listener = Listener(
             self._handle,
             self.bodies.room,
             clock=clock,
             write_timeout=settings.upstream.response_timeout,
+            on_refused=refused_connections.note,
         )
         self.tls = None if settings.listen.tls is None else tls_context(settings.listen.tls)
         self.snapshots = Snapshots(self.accounts, self._tokens, self.refusals, clock=clock)
@@ -173,6 +176,8 @@ class Proxy:
             api=self.api,
             metrics=self.metrics,
             clock=clock,
+            connections=lambda: self.listener.connections,
+            refused_connections=refused_connections,
             is_serving=lambda: self.is_listening and not self.drain.is_announced,
             reload=reload,
         )

@@ -9,7 +9,7 @@ What can be read from the live state (depths, holds, connections) is not counted
 
 import platform
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, get_args
 
 import aiohttp
 from prometheus_client import CollectorRegistry
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.rules.incidents import KINDS
+from proxy.rules.shares import Reason
 from proxy.rules.state import OTHER
 from proxy.settings import Settings
 from proxy.telemetry.buckets import DURATIONS, LATENESS, wait_bounds
@@ -145,6 +146,13 @@ class Metrics(Collector):
         self._unattributed = counter(
             "unattributed_logins", "Tokens issued through the proxy whose client is not known."
         )
+        self._connections_refused = counter(
+            "connections_refused",
+            "Connections of callers that were not taken: limit, peer, handshake or descriptor.",
+            "reason",
+        )
+        for reason in get_args(Reason):  # the first one must be an increase
+            self._connections_refused[(reason,)] += 0
         self._nested = counter(
             "nested_fields",
             "Bodies in which a field that should be flat is nested.",
@@ -288,6 +296,10 @@ class Metrics(Collector):
     def unattributed_login(self) -> None:
         """Count a token that was issued through the proxy to nobody it can name."""
         self._unattributed[()] += 1
+
+    def connection_refused(self, reason: Reason) -> None:
+        """Count a connection of a caller that was not taken."""
+        self._connections_refused[(reason,)] += 1
 
     def nested_field(self, route: str, field: str) -> None:
         """Count a body in which that configured field is nested."""

@@ -46,6 +46,12 @@ def answer_of(*accounts: object, **others: object) -> dict[str, Any]:
     return {**answer, "clock_skew": {}, "accounts": list(accounts), **others}
 
 
+def test_what_is_noted_of_the_proxy_comes_before_the_accounts() -> None:
+    note = note_of("attention", "connections refused")
+    lines = shown(answer_of(account_of("london"), notes=[note])).splitlines()
+    assert lines[1].strip() == f"proxy: {note['title']} - {note['advice']}"
+
+
 def note_of(level: str, title: str) -> dict[str, str]:
     return {"level": level, "title": title, "advice": f"What to do about {title}."}
 

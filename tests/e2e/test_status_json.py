@@ -10,7 +10,7 @@ from typing import Any
 
 from proxy import __version__
 from proxy.service.lifecycle import Running
-from tests.kit.client import Response, exchange, parse_response, port_of
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.listener import HOST
 from tests.kit.process import document_for, serving
 from tests.kit.proxy import proxy_for
@@ -60,6 +60,7 @@ async def test_the_proxy_says_how_it_is() -> None:
     assert (said["version"], said["state"], said["store_up"]) == (__version__, "serving", True)
     assert before <= said["at"] <= time.time()
     assert said["clock_skew"] == {}
+    assert (said["connections"], said["notes"]) == (0, [])
     (london,) = said["accounts"]
     token = london.pop("token")
     assert london == {
@@ -195,3 +196,21 @@ async def test_the_trace_context_passes_and_is_logged(tmp_path: Path) -> None:
     (line,) = process.logged("request")
     assert line["traceparent"] == TRACEPARENT
     assert line["tracestate"] == f"{TRACESTATE},third=2"
+
+
+async def test_refused_connections_are_counted_and_noted() -> None:
+    limits = {"max_connections": 1}
+    async with api() as upstream, proxy_for(upstream.url, limits=limits) as proxy:
+        port = port_of(proxy.url)
+        async with await RawConnection.open(HOST, port) as held:
+            await held.send(b"GET /none HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await held.read_response()).status == 404
+            async with await RawConnection.open(HOST, port) as refused:
+                assert await refused.read_to_close() == b""
+            said = await status(proxy)
+        metrics = (await admin(proxy, "/metrics")).body
+    assert b'export_proxy_connections_refused_total{reason="limit"} 1.0\n' in metrics
+    assert said["connections"] == 1
+    (note,) = said["notes"]
+    assert (note["level"], note["title"]) == ("attention", "connections refused")
+    assert "limits.max_connections" in note["advice"]

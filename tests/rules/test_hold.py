@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.rules.hold import Hold, HoldState, hold_after
@@ -58,6 +58,7 @@ def test_time_between_two_holds_counts_for_neither() -> None:
 
 
 @given(st.lists(st.tuples(MOMENTS, MOMENTS, st.integers(0, 9)), min_size=1, max_size=20))
+@example([(1.123634244024288, 0.0, 0), (524289.666116034, 0.0, 0)])
 def test_any_refusals_only_ever_prolong_a_hold(refusals: list[tuple[float, float, int]]) -> None:
     hold: Hold | None = None
     for now, until, count in sorted(refusals):
