@@ -12,7 +12,9 @@ from proxy.forwarding.exchange import Exchange
 from proxy.http.request import Request
 from proxy.incidents.watch import Watch
 from proxy.problems import Problem
+from proxy.rules.line_budget import Owner
 from proxy.rules.repeats import SAFE_METHODS
+from proxy.rules.state import OTHER
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
 
@@ -33,7 +35,7 @@ class Journal:
         metrics: Metrics,
         refusals: Refusals,
         watch: Watch,
-        may_log: Callable[[], bool],
+        may_log: Callable[[Owner], bool],
         log: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self._clock = clock
@@ -76,7 +78,7 @@ class Journal:
         )
         if self._watch.is_on:
             self._tell_watch(exchange)
-        if self._may_log():
+        if self._may_log(_owner(exchange)):
             self._log("request", exchange.facts(code=code, seconds=seconds))
 
     def _tell_watch(self, exchange: Exchange) -> None:
@@ -88,6 +90,15 @@ class Journal:
         is_safe = exchange.request.method in SAFE_METHODS
         if trouble is not None and not (trouble == "in_doubt" and is_safe):
             self._watch.troubled(account, trouble, exchange.subject, exchange.id)
+
+
+def _owner(exchange: Exchange) -> Owner:
+    """Return whose line in the log it is: the account's, or the address's before one is known."""
+    account = exchange.account
+    if account is None:
+        return Owner(exchange.request.peer, is_configured=False)
+    is_configured = account.label != OTHER
+    return Owner(account.label if is_configured else account.key, is_configured)
 
 
 def _request_id(request: Request) -> str:

@@ -34,6 +34,11 @@ class Account:
         """The account's name for people."""
         return self.allowance.label
 
+    @property
+    def key(self) -> str:
+        """What tells it from every other account; it holds no secret."""
+        return self.allowance.key
+
     def rename(self, label: str, *, interval: float | None, mode: Mode | None = None) -> None:
         """Obey another name, and another interval and mode of its own."""
         self.allowance.label = label

@@ -39,6 +39,7 @@ from proxy.incidents.watch import Watch
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.leases import Alone, Leases
 from proxy.problems import PROXY_NAME
+from proxy.rules.line_budget import Owner
 from proxy.service.reload import check_reload, check_start
 from proxy.settings import Settings, Store
 from proxy.store.connection import Connection
@@ -74,7 +75,7 @@ class Proxy:
         check_start(settings)
         self.settings = settings
         self.clock = clock
-        self._may_log = _always if sink is None else sink.has_room
+        self._may_log = _always if sink is None else sink.take_room
         self._log = _log_info if sink is None else sink.info
         self._forever: list[asyncio.Task[None]] = []
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are of no use here
@@ -326,7 +327,7 @@ def _log_info(event: str, facts: Mapping[str, object]) -> None:
     structlog.get_logger(__name__).info(event, **facts)
 
 
-def _always() -> bool:
+def _always(_: Owner) -> bool:
     return True
 
 

@@ -547,7 +547,8 @@ class Log(Section):
     format: Literal["json", "console"] = "json"
     """One JSON object a line, or lines for people."""
     max_lines_per_second: Count = 200
-    """Lines per second; the proxy drops and counts further ones."""
+    """Lines per second. The proxy drops and counts further ones; but an account, or an address
+    whose account is not known, has half as many in any case."""
 
 
 def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:

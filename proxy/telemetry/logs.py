@@ -2,8 +2,9 @@
 
 The code that logs puts an event into a queue and goes on. A thread renders and writes the events, a
 few times a second: waking it for each line would cost more than the line. A full pipe blocks only
-that thread; events that do not fit are dropped and counted. The lines of a second are limited, in
-all (`max_lines_per_second`) and per message of a library, which may repeat itself in a loop.
+that thread; events that do not fit are dropped and counted. The lines of a second are limited
+(`max_lines_per_second`), so that one account's flood costs no other account a line
+(`rules/line_budget.py`), and so is each message of a library, which may repeat itself in a loop.
 
 No line may contain a secret: paths are logged without their query; no header that could hold one is
 logged, nor the `repr` of an HTTP client's error. Libraries log warnings and errors only.
@@ -23,6 +24,8 @@ from typing import Any, Final, Literal
 import structlog
 
 from proxy.clock import Clock
+from proxy.rules.line_budget import PROXY, LineBudget, Owner
+from proxy.rules.state import OTHER
 from proxy.settings import Log
 
 _WAITING_LINES: Final = 10_000
@@ -52,8 +55,7 @@ class Sink:
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._lock = threading.Lock()
-        self._second = 0
-        self._lines = 0
+        self._budget = LineBudget()
         self._untold = 0
         self._repeats: dict[str, int] = {}
 
@@ -70,16 +72,16 @@ class Sink:
             return
         self._thread.join(within)
 
-    def has_room(self) -> bool:
-        """Return True if an info line would be written now; else count it as dropped.
+    def take_room(self, owner: Owner) -> bool:
+        """Count an info line of that owner; False if it is one too many, which counts as dropped.
 
-        A caller asks this before it builds a line that would be dropped.
+        A caller asks this before it builds a line, and then gives it to `info`.
         """
         if self.settings.level not in _INFORMATIVE:
             return False
         with self._lock:
             self._begin_second()
-            if self._lines < self.settings.max_lines_per_second:
+            if self._budget.take(owner, self.settings.max_lines_per_second):
                 return True
             self._drop()
             return False
@@ -87,13 +89,19 @@ class Sink:
     def info(self, event: str, facts: Mapping[str, object]) -> None:
         """Take an event for which there is room; most of all lines come this way."""
         now = timestamp(self.clock.wall())
-        self.put({"time": now, "level": "info", "event": event, **facts})
+        with self._lock:
+            self._queue({"time": now, "level": "info", "event": event, **facts})
 
     def put(self, event: Event) -> None:
-        """Take an event, or count it as dropped."""
+        """Take an event, or count it as dropped.
+
+        One that names a configured account is a line of that account, any other of the proxy.
+        """
+        account = event.get("account", OTHER)
+        owner = PROXY if account == OTHER else Owner(f"{account}", is_configured=True)
         with self._lock:
             self._begin_second()
-            self._take(event)
+            self._take(event, owner)
 
     def put_repeated(self, event: Event, message: str) -> None:
         """Take an event of a kind that may come in a flood."""
@@ -107,20 +115,21 @@ class Sink:
 
     def _begin_second(self) -> None:
         second = int(self.clock.monotonic())
-        if second == self._second:
+        if not self._budget.begin(second):
             return
-        self._second, self._lines = second, 0
         self._repeats.clear()
         if self._untold:
             untold, self._untold = self._untold, 0
             notice = {"event": "log lines dropped", "count": untold}
             self._take({"time": timestamp(self.clock.wall()), "level": "warning", **notice})
 
-    def _take(self, event: Event) -> None:
-        if self._lines >= self.settings.max_lines_per_second:
+    def _take(self, event: Event, owner: Owner = PROXY) -> None:
+        if self._budget.take(owner, self.settings.max_lines_per_second):
+            self._queue(event)
+        else:
             self._drop()
-            return
-        self._lines += 1
+
+    def _queue(self, event: Event) -> None:
         try:
             self._events.put_nowait((event, self.settings.format))
         except queue.Full:

@@ -19,7 +19,7 @@ import structlog
 
 from proxy.settings import Log
 from proxy.telemetry.logs import Sink, logging_to, obey, timestamp
-from tests.kit.client import exchange
+from tests.kit.client import RawConnection, exchange
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
 from tests.kit.process import Process, document_for, launch, serving, until
@@ -419,3 +419,47 @@ async def test_the_log_level_is_reloaded(tmp_path: Path) -> None:
     assert sum('"event": "request"' in line for line in lines) == 1
     assert sum(" info    request request_id=" in line for line in lines) == 1
     assert lines[-1].endswith(" info    stopped")
+
+
+async def test_a_crowd_that_is_refused_costs_no_other_account_a_line(tmp_path: Path) -> None:
+    """5,000 refused callers of one account, and a quiet one; neither is configured."""
+    export = b"POST /api/v2/recordings/exports HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n"
+    crowd = export + b"Authorization: Bearer crowd\r\nPrefer: wait=0\r\n\r\n"
+    quiet = export + b"Authorization: Bearer quiet\r\nX-Request-Id: quiet-%d\r\n\r\n"
+    async with RawUpstream(default=Reply()) as upstream:
+        document = document_for(
+            upstream.url,
+            pacing={"interval": 0.5},
+            identity={"whoami": None},
+            log={"max_lines_per_second": 20},
+        )
+        async with serving(tmp_path, document) as process:
+
+            async def press() -> None:
+                async with await RawConnection.open(HOST, process.port) as caller:
+                    for _ in range(100):
+                        await caller.send(crowd)
+                        await caller.read_response("POST")
+
+            async def come_quietly() -> None:
+                async with await RawConnection.open(HOST, process.port) as caller:
+                    for number in range(5):
+                        await caller.send(quiet % number)
+                        assert (await caller.read_response("POST")).status == 200
+
+            async with asyncio.TaskGroup() as callers:
+                callers.create_task(come_quietly())
+                for _ in range(50):
+                    callers.create_task(press())
+
+            async def is_written() -> bool:
+                return "quiet-4" in process.stderr
+
+            await until(is_written)
+            text = (await process.ask("/metrics")).body.decode()
+            dropped = re.findall(
+                r"^export_proxy_log_lines_dropped_total (\S+)$", text, re.MULTILINE
+            )
+            assert float(dropped[0]) > 1000
+    told = [line["request_id"] for line in process.logged("request")]
+    assert [one for one in told if one.startswith("quiet-")] == [f"quiet-{n}" for n in range(5)]
