@@ -17,10 +17,11 @@ from proxy.cli import controls, explain, status
 from proxy.cli.admin_client import ADMIN_URL, NoAnswer
 from proxy.clock import SystemClock
 from proxy.http.sockets import authority
+from proxy.service.doubts import doubts_about
 from proxy.service.lifecycle import CannotListen
-from proxy.service.process import Service
-from proxy.service.reload import check_secrets
-from proxy.settings import ConfigError, Settings, load, schema
+from proxy.service.process import RESERVED_FILES, Service, hard_limit
+from proxy.service.reload import check_whole, missing_files
+from proxy.settings import ConfigError, Settings, load, schema, written_secrets
 from proxy.simulator import VOICE_SCOPE, ClientSpec, SimulatorSettings
 from proxy.simulator import run as run_simulator
 
@@ -56,10 +57,20 @@ def serve(config: _Config) -> None:
 
 @_cli.command()
 def check(config: _Config) -> None:
-    """Check a configuration; exit 2 with one line per problem."""
+    """Check a configuration; exit 2 with one line per problem. A warning is no problem."""
     settings = _load(config)
+    doubts = [
+        *missing_files(settings),
+        *doubts_about(settings, descriptors=hard_limit(), reserved=RESERVED_FILES),
+        *(
+            f"{key}: the secret stands in the file itself: write ${{NAME}}, or name a file of it"
+            for key in written_secrets(config, os.environ)
+        ),
+    ]
+    for doubt in doubts:
+        typer.echo(f"warning: {doubt}")
     try:
-        check_secrets(settings)
+        check_whole(settings)
     except ConfigError as error:
         raise _refused(error) from None
     typer.echo(f"{config}: ok")
@@ -84,7 +95,9 @@ def run_demo() -> None:
 
 @_cli.command()
 def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's options
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any.")],
+    port: Annotated[
+        int, typer.Option(help="The port to listen on; 0 takes any.", max=65535, min=0)
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     interval: Annotated[
         float, typer.Option(help="Seconds the API wants between exports of one account.")
@@ -110,8 +123,10 @@ def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's opti
     ] = 0.0,
 ) -> None:
     """Simulate the export API and its login server; any client may log in."""
-    if not all(map(isfinite, (hold, slow))):
-        raise typer.BadParameter("--hold and --slow take a number of seconds")
+    if not all(map(isfinite, (interval, hold, slow))) or interval <= 0:
+        raise typer.BadParameter(
+            "--interval, --hold and --slow take a number of seconds, the first one above 0"
+        )
     spec = ClientSpec(
         secret=secret, scopes=frozenset(scopes.replace(",", " ").split()), opaque=opaque
     )

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ import structlog
 
 from proxy.clock import Clock, Timer
 from proxy.service.app import Proxy
+from proxy.service.doubts import doubts_about
 from proxy.service.lifecycle import running
 from proxy.service.systemd import Notifier, watchdog_pause
 from proxy.settings import ConfigError, Settings, load
@@ -26,7 +28,7 @@ from proxy.telemetry.logs import Sink, logging_to, obey
 
 _log = structlog.get_logger(__name__)
 
-_RESERVED_FILES: Final = 64  # descriptors for the admin port, files, and the loop itself
+RESERVED_FILES: Final = 64  # descriptors for the admin port, files, and the loop itself
 _KILLED_BY: Final = 128  # plus the signal's number: the exit status a shell gives
 _LAST_WORDS: Final = 0.1  # seconds for the log when there is no time left
 
@@ -55,6 +57,7 @@ class Service:
                 self._notifier.ready()
                 _log.info("serving", listen=now.url, admin=now.admin_url)
                 warn_of_plain_http(settings)
+                warn_of_doubts(settings)
                 warn_of_observing(settings)
                 await self._stop.wait()
                 self._notifier.stopping()
@@ -132,7 +135,7 @@ def _settle_collector() -> None:
 def fit_descriptors(settings: Settings) -> Settings:
     """Raise the soft limit of open files to what is configured, or shrink the configuration."""
     limits, upstream = settings.limits, settings.upstream
-    wanted = limits.max_connections + upstream.max_connections + _RESERVED_FILES
+    wanted = limits.max_connections + upstream.max_connections + RESERVED_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft != unlimited and soft < wanted:
@@ -140,7 +143,7 @@ def fit_descriptors(settings: Settings) -> Settings:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == unlimited or soft >= wanted:
         return settings
-    share = max(1, (soft - min(_RESERVED_FILES, soft // 2)) // 3)
+    share = max(1, (soft - min(RESERVED_FILES, soft // 2)) // 3)
     callers = min(limits.max_connections, 2 * share)
     upstreams = min(upstream.max_connections, share)
     _log.warning(
@@ -167,6 +170,18 @@ def warn_of_observing(settings: Settings) -> None:
             accounts=observed,
             others=mode == "observe",
         )
+
+
+def hard_limit() -> float:
+    """Return how many descriptors the process may have at most."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return inf if hard == resource.RLIM_INFINITY else hard
+
+
+def warn_of_doubts(settings: Settings) -> None:
+    """Log what is doubtful in the configuration; `check` says it in the same words."""
+    for doubt in doubts_about(settings, descriptors=inf, reserved=RESERVED_FILES):
+        _log.warning("the configuration is doubtful", doubt=doubt)
 
 
 def warn_of_plain_http(settings: Settings) -> None:

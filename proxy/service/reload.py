@@ -4,8 +4,11 @@ A reload is all or nothing: if the new file asks for what only a restart can cha
 that cannot be used, the proxy keeps the old configuration.
 """
 
+import ipaddress
+import socket
 import ssl
 from collections.abc import Iterator
+from typing import Final
 
 from proxy.http.tls import tls_context, verifying_context
 from proxy.incidents.credentials import (
@@ -13,8 +16,12 @@ from proxy.incidents.credentials import (
     CredentialsUnreadable,
     read_credentials,
 )
+from proxy.service.doubts import loops
 from proxy.settings import ConfigError, Settings
+from proxy.settings.files import read_small_file
 from proxy.tokens.credentials import BadSecretError, Credentials, SecretUnreadableError
+
+_IPV6: Final = 6
 
 
 def check_start(settings: Settings) -> None:
@@ -22,9 +29,9 @@ def check_start(settings: Settings) -> None:
     _refuse([*_unusable(settings)])
 
 
-def check_secrets(settings: Settings) -> None:
-    """Raise ConfigError if a file holds what no secret, or no credentials, are."""
-    _refuse([*_bad_secrets(settings)])
+def check_whole(settings: Settings) -> None:
+    """Raise ConfigError for what keeps a proxy from starting, or from being of any use."""
+    _refuse([*_unusable(settings), *loops(settings, is_here)])
 
 
 def check_reload(old: Settings, new: Settings) -> None:
@@ -79,6 +86,47 @@ def _bad_secrets(settings: Settings) -> Iterator[str]:
             except SecretUnreadableError:
                 continue
     yield from _bad_desk_credentials(settings)
+
+
+def missing_files(settings: Settings) -> Iterator[str]:
+    """Yield a line for each file of a secret that cannot be read; it may still come."""
+    for index, account in enumerate(settings.accounts):
+        if account.client_secret_file is not None:
+            try:
+                Credentials.of(account).read_secret()
+            except BadSecretError:
+                continue
+            except SecretUnreadableError as error:
+                yield f"accounts[{index}].client_secret_file: {error}"
+    if settings.incidents is not None:
+        try:
+            read_credentials(settings.incidents.credentials_file, settings.incidents.format)
+        except BadCredentials:
+            pass
+        except CredentialsUnreadable as error:
+            yield f"incidents.credentials_file: {error}"
+    if settings.admin.token_file is not None:
+        try:
+            read_small_file(settings.admin.token_file)
+        except OSError as error:
+            yield f"admin.token_file: cannot be read: {error.strerror}"
+        except UnicodeDecodeError:
+            yield "admin.token_file: is not text in UTF-8"
+
+
+def is_here(host: str) -> bool:
+    """True if that is an address, or the name, of this machine; nobody is asked for it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == socket.gethostname().lower()
+    family = socket.AF_INET6 if address.version == _IPV6 else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _bad_desk_credentials(settings: Settings) -> Iterator[str]:

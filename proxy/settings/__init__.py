@@ -9,7 +9,7 @@ Reading a secret's file does not belong here: the user of a secret reads it agai
 rotates. The environment is an argument, never `os.environ`.
 """
 
-from proxy.settings.loading import ConfigError, load
+from proxy.settings.loading import ConfigError, load, written_secrets
 from proxy.settings.schema import schema
 from proxy.settings.sections import (
     DEFAULT_ROUTES,
@@ -60,4 +60,5 @@ __all__ = [
     "Upstream",
     "load",
     "schema",
+    "written_secrets",
 ]

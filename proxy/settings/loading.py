@@ -28,6 +28,10 @@ _PREFIX = "EXPORT_PROXY__"
 _DELIMITER = "__"
 _ALIKE = 0.75  # of 1: how much a name resembles a known one, for it to be suggested
 
+# Keys that may hold a secret, and what one looks like there.
+_PASSWORD: Final = re.compile(r"//[^/@]*:[^/@]+@")
+_SECRETS: Final = {"client_secret": re.compile("."), "url": _PASSWORD, "proxy_url": _PASSWORD}
+
 # What is at fault, mostly a key, and what is wrong with it.
 _Problem = tuple[str, str]
 
@@ -59,6 +63,28 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         # Raised outside the except clause: a chained error would carry the values along.
         raise ConfigError(_lines(problems))
     return settings
+
+
+def written_secrets(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the keys whose value is a secret that stands in the file itself, as plain text.
+
+    For a file that `load` has read.
+    """
+    document, _ = _read_file(path, environ)
+    return tuple(_written(document, ()))
+
+
+def _written(value: object, loc: Loc) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _written(inner, (*loc, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _written(inner, (*loc, index))
+    elif isinstance(value, str) and not isinstance(value, EnvironmentText):
+        pattern = _SECRETS.get(str(loc[-1])) if loc else None
+        if pattern is not None and pattern.search(value):
+            yield dotted(loc)
 
 
 def _lines(problems: list[_Problem]) -> tuple[str, ...]:

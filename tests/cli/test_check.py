@@ -112,3 +112,97 @@ def test_credentials_of_the_service_desk_have_the_shape_of_its_format(
     assert found == code, output
     assert ("incidents.credentials_file: " in output) is (code == 2)
     assert "planted" not in output
+
+
+PLAIN = """
+upstream: {api_url: "https://api.example", login_url: "https://login.example"}
+"""
+
+
+def check_of(tmp_path: Path, text: str, **environ: str) -> tuple[int, str]:
+    config = tmp_path / "proxy.yaml"
+    config.write_text(text, encoding="utf-8")
+    result = CliRunner(env=environ).invoke(_cli, ["check", "--config", str(config)])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("section", "start", "expected"),
+    [
+        (
+            'accounts: [{name: a, client_id: b, client_secret_file: "{}"}]',
+            "warning: accounts[0].client_secret_file: ",
+            0,
+        ),
+        ('admin: {token_file: "{}"}', "warning: admin.token_file: ", 0),
+        ('listen: {tls: {cert_file: "{}", key_file: "{}"}}', "listen.tls: ", 2),
+    ],
+    ids=["secret", "token", "certificate"],
+)
+def test_a_file_that_is_missing_is_named(
+    tmp_path: Path, section: str, start: str, expected: int
+) -> None:
+    """A secret may still come; without a certificate the proxy cannot start."""
+    missing = tmp_path / "missing"
+    code, said = check_of(tmp_path, PLAIN + section.replace("{}", str(missing)))
+    assert (code, said.startswith(start)) == (expected, True)
+    assert "No such file or directory" in said.splitlines()[0]
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    pem = tmp_path / "pem"
+    pem.write_text("no certificate", encoding="utf-8")
+    code, said = check_of(tmp_path, f"{PLAIN}listen: {{tls: {{cert_file: {pem}, key_file: {pem}}}}}")
+    assert (code, said.partition(": ")[0]) == (2, "listen.tls")
+
+
+def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:
+    pem = tmp_path / "pem"
+    pem.write_text("no certificate", encoding="utf-8")
+    text = PLAIN.replace("upstream: {", f"upstream: {{ca_file: {pem}, ")
+    code, said = check_of(tmp_path, text)
+    assert (code, said.partition(": ")[0]) == (2, "upstream.ca_file")
+
+
+def test_an_upstream_that_is_the_proxy_itself_is_refused(tmp_path: Path) -> None:
+    code, said = check_of(tmp_path, PLAIN.replace("https://api.example", "http://127.0.0.1:8080"))
+    assert (code, said.partition(": ")[0]) == (2, "upstream.api_url")
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (
+            'accounts: [{name: a, client_id: b, client_secret: "SECRET"}]',
+            "accounts[0].client_secret",
+        ),
+        ('store: {url: "redis://:SECRET@h:1/0"}', "store.url"),
+    ],
+)
+def test_a_secret_in_the_file_itself_is_a_warning(tmp_path: Path, section: str, key: str) -> None:
+    code, said = check_of(tmp_path, PLAIN + section)
+    assert code == 0
+    (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(f"warning: {key}: the secret stands in the file itself")
+    assert "SECRET" not in said
+    code, said = check_of(tmp_path, PLAIN + section.replace("SECRET", "${PASS}"), PASS="x")
+    assert (code, "warning" in said) == (0, False)
+
+
+def test_keys_that_undo_each_other_are_a_warning(tmp_path: Path) -> None:
+    code, said = check_of(tmp_path, PLAIN + "pacing: {max_queue: 10}")
+    assert (code, said.startswith("warning: pacing.max_queue: ")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--port", port] for port in ("99999", "-1", "65536")),
+        *(["--port", "0", "--interval", seconds] for seconds in ("0", "-1", "nan", "inf")),
+        *(["--port", "0", name, "nan"] for name in ("--slow", "--hold")),
+    ],
+    ids=" ".join,
+)
+def test_simulate_refuses_numbers_that_make_no_sense_at_once(option: list[str]) -> None:
+    result = CliRunner().invoke(_cli, ["simulate", *option])
+    assert (result.exit_code, option[-2] in result.output) == (2, True)

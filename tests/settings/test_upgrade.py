@@ -13,6 +13,7 @@ from proxy.cli.commands import _cli
 from proxy.clock import SystemClock
 from proxy.service.lifecycle import running
 from proxy.settings import CallerKey, load
+from tests.kit.certificates import Authority
 from tests.kit.client import exchange, parse_response, port_of
 from tests.kit.listener import HOST
 
@@ -69,6 +70,14 @@ def test_check_accepts_a_file_of_0_1(file: Path, tmp_path: Path) -> None:
     for account in document.get("accounts") or ():
         if "client_secret_file" in account:
             account["client_secret_file"] = str(tmp_path / "secret")
+    if document.get("admin", {}).get("token_file"):
+        document["admin"]["token_file"] = str(tmp_path / "secret")
+    if document.get("listen", {}).get("tls"):
+        pair = Authority(tmp_path).issue("proxy")
+        document["listen"]["tls"] = {
+            "cert_file": f"{pair.cert_file}",
+            "key_file": f"{pair.key_file}",
+        }
     (tmp_path / "secret").write_text("secret", encoding="utf-8")
     here = tmp_path / file.name
     here.write_text(yaml.safe_dump(document), encoding="utf-8")
