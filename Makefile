@@ -6,6 +6,7 @@ PYTEST_ARGS ?=
 BENCH ?=
 JMETER ?= jmeter
 SECONDS ?= 600
+REPLICAS ?= 1
 CLUSTER ?=
 
 BIN := .venv/bin
@@ -39,8 +40,8 @@ bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH=
 check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage
 	$(MAKE) --no-print-directory test COVER="--cov --cov-report=term-missing:skip-covered"
 
-soak: $(INSTALLED) ## run the program under load and random faults for SECONDS, 600 by default
-	$(BIN)/python -m bench.soak --seconds $(SECONDS)
+soak: $(INSTALLED) ## run the program under load and random faults for SECONDS; REPLICAS=2 adds a Redis that dies
+	$(BIN)/python -m bench.soak --seconds $(SECONDS) --replicas $(REPLICAS)
 
 cluster: $(INSTALLED) ## run two replicas on one Redis behind a load balancer; CLUSTER=--check for a test
 	$(BIN)/python -m bench.cluster $(CLUSTER)

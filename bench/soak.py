@@ -4,7 +4,10 @@ Callers of 50 accounts come at 80 % of the pace, through the program itself, to 
 unreliable_api.py. At the end every caller's answer is held against what the API saw, and what the
 program used against what it used before.
 
-    python -m bench.soak --seconds 600
+With several replicas there is a Redis between them, which is killed now and then and comes back
+empty a moment later; callers come to each replica at random.
+
+    python -m bench.soak --seconds 600 --replicas 2
 """
 
 import argparse
@@ -19,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from math import inf
@@ -31,6 +35,7 @@ from tests.kit.answers import CUT_SHORT, LEFT, told, unexplained
 from tests.kit.client import RawConnection, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import SERVE, Process, document_for, launch, until
+from tests.kit.redis import RedisServer
 from tests.kit.upstream import free_port
 
 ACCOUNTS = 50
@@ -43,7 +48,10 @@ SAMPLE_SECONDS = 2.0
 REST_SECONDS = 12.0  # longer than any connection stays open unused
 GROWTH = 0.05
 LEAVERS = 0.02
-BODY = b'{"mediaType": "voice"}'
+OUTAGES_EVERY = (8, 25)  # seconds, at random
+OUTAGE_SECONDS = (0.5, 4)
+SHARED_AGAIN_SECONDS = 3.0  # after the store is back: two, and one for a busy machine
+MOST_EARLY = 2  # sends of an account ahead of the pace in an outage: at its begin and at its end
 FORBIDDEN = ("never retrieved", "never awaited", "Traceback", "was destroyed")
 
 # The program, which also tells how many tasks it has.
@@ -65,14 +73,18 @@ Answers = dict[str, str]  # what each caller was told, by the key of its request
 
 
 async def call(port: int, token: str, key: str, answers: Answers) -> None:
-    """Ask for one export on a connection of its own; a few do not wait for the answer."""
+    """Ask for one export on a connection of its own; a few do not wait for the answer.
+
+    No two bodies are equal, or the proxy would take one for a repeat of another.
+    """
+    body = json.dumps({"mediaType": "voice", "name": key}).encode()
     head = (
         "POST /api/v2/recordings/exports HTTP/1.1\r\nHost: h\r\n"
         f"Authorization: Bearer {token}\r\nX-Export-Key: {key}\r\n"
-        f"Content-Length: {len(BODY)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
     async with await RawConnection.open(HOST, port) as connection:
-        await connection.send(head.encode() + BODY)
+        await connection.send(head.encode() + body)
         if random.random() < LEAVERS:
             await asyncio.sleep(random.uniform(0, 1))
             answers[key] = LEFT
@@ -81,13 +93,14 @@ async def call(port: int, token: str, key: str, answers: Answers) -> None:
             answers[key] = told(parse_response(raw, "POST")) if raw else CUT_SHORT
 
 
-async def keep_calling(port: int, token: str, end: float, answers: Answers) -> None:
+async def keep_calling(ports: Sequence[int], token: str, end: float, answers: Answers) -> None:
     """Come at random, at the chosen share of the pace on average."""
     number = 0
     async with asyncio.TaskGroup() as calls:
         while time.monotonic() < end:
             await asyncio.sleep(random.expovariate(LOAD / INTERVAL))
             number += 1
+            port = random.choice(ports)
             calls.create_task(call(port, token, f"{token}/{number}", answers))
 
 
@@ -160,17 +173,68 @@ class Outcome:
     arrivals: dict[str, list[tuple[float, float]]]
     fates: dict[str, list[str]]
     logins: int
+    programs: Sequence["Program"]
+    outages: Sequence[tuple[float, float]]
+
+    @property
+    def ahead(self) -> dict[str, list[tuple[float, float]]]:
+        """By account: when an arrival was surely ahead of the pace, and by how much."""
+        return {name: list(all_ahead(stamps)) for name, stamps in self.arrivals.items()}
+
+    def report(self) -> Iterator[str]:
+        yield f"{len(self.answers)} requests of {ACCOUNTS} accounts; callers were told"
+        yield from counted(self.answers.values())
+        yield f"{sum(map(len, self.arrivals.values()))} arrivals, which the API meant to"
+        yield from counted(fate for fates in self.fates.values() for fate in fates)
+        yield f"tokens asked for: {self.logins}"
+        if self.outages:
+            yield f"outages of the store: {len(self.outages)}"
+        worst = max((by for early in self.ahead.values() for _, by in early), default=0.0)
+        early = sum(len(early) for early in self.ahead.values())
+        yield f"worst arrival: {1000 * worst:.1f} ms ahead of the pace, {early} ahead at all"
+        for program in self.programs:
+            yield from program.report()
+
+    def wrong(self) -> Iterator[str]:
+        """Yield a line for everything that is not as promised."""
+        applied = {
+            key: sum(fate != "refuse" for fate in fates) for key, fates in self.fates.items()
+        }
+        yield from unexplained(self.answers, applied)
+        if len(self.arrivals) != ACCOUNTS:
+            yield f"only {len(self.arrivals)} accounts were heard of"
+        for name, early in self.ahead.items():
+            late = [(at, by) for at, by in early if by > TOLERANCE]
+            in_outages = Counter(self._outage_at(at) for at, _ in late)
+            yield from (
+                f"{name}: {by:.3f} s ahead of the pace"
+                for at, by in late
+                if self._outage_at(at) is None
+            )
+            del in_outages[None]
+            if any(count > MOST_EARLY for count in in_outages.values()):
+                yield f"{name}: {max(in_outages.values())} ahead of the pace in one outage"
+        for program in self.programs:
+            yield from program.wrong()
+
+    def _outage_at(self, at: float) -> int | None:
+        """Return which outage of the store that moment belongs to."""
+        for index, (begun, ended) in enumerate(self.outages):
+            if begun - TOLERANCE <= at <= ended + SHARED_AGAIN_SECONDS:
+                return index
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What one replica used, and how it ended."""
+
     before: Usage
     samples: list[Usage]
     after: Usage
     early_sends: float
     exit_code: int
     stderr: str
-
-    @property
-    def ahead(self) -> dict[str, float]:
-        """By account: how far its worst arrival was surely ahead of the pace."""
-        return {name: furthest_ahead(stamps) for name, stamps in self.arrivals.items()}
 
     @property
     def steady(self) -> tuple[Usage, Usage]:
@@ -186,12 +250,6 @@ class Outcome:
 
     def report(self) -> Iterator[str]:
         first, last = self.steady
-        yield f"{len(self.answers)} requests of {ACCOUNTS} accounts; callers were told"
-        yield from counted(self.answers.values())
-        yield f"{sum(map(len, self.arrivals.values()))} arrivals, which the API meant to"
-        yield from counted(fate for fates in self.fates.values() for fate in fates)
-        yield f"tokens asked for: {self.logins}"
-        yield f"worst arrival: {1000 * max(self.ahead.values()):.1f} ms ahead of the pace"
         yield f"at rest before:    {self.before}"
         yield f"after the warm-up: {first}"
         yield f"at the end:        {last}"
@@ -199,16 +257,6 @@ class Outcome:
         yield f"memory: {100 * self.growth:+.1f} % from warm-up to end"
 
     def wrong(self) -> Iterator[str]:
-        """Yield a line for everything that is not as promised."""
-        applied = {
-            key: sum(fate != "refuse" for fate in fates) for key, fates in self.fates.items()
-        }
-        yield from unexplained(self.answers, applied)
-        if len(self.arrivals) != ACCOUNTS:
-            yield f"only {len(self.arrivals)} accounts were heard of"
-        for name, seconds in self.ahead.items():
-            if seconds > TOLERANCE:
-                yield f"{name}: {seconds:.3f} s ahead of the pace"
         if self.early_sends:
             yield f"it counts {self.early_sends} early sends itself"
         if self.exit_code:
@@ -227,16 +275,16 @@ class Outcome:
                 yield f"{name} are left over"
 
 
-def furthest_ahead(stamps: Iterable[tuple[float, float]]) -> float:
-    """Compare each arrival with all earlier ones at once, by the time it would be due.
+def all_ahead(stamps: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Yield each arrival that came before it was due by all earlier ones, and by how much.
 
-    The earlier one counts from when it may have been there already.
+    An earlier one counts from when it may have been there already.
     """
-    due = ahead = -inf
+    due = -inf
     for at, late in stamps:
-        ahead = max(ahead, due - at)
+        if at < due:
+            yield at, due - at
         due = max(due, at - late) + INTERVAL
-    return ahead
 
 
 def counted(words: Iterable[str]) -> Iterator[str]:
@@ -246,7 +294,9 @@ def counted(words: Iterable[str]) -> Iterator[str]:
 # The run
 
 
-def configuration(port: int) -> tuple[dict[str, Any], list[str]]:
+def configuration(
+    port: int, store: RedisServer | None, replicas: int
+) -> tuple[dict[str, Any], list[str]]:
     """The configuration, and a credential of each account."""
     keys = [f"key-of-{number}-k" for number in range(MANAGED)]
     accounts = [
@@ -264,62 +314,103 @@ def configuration(port: int) -> tuple[dict[str, Any], list[str]]:
         pacing={"interval": INTERVAL},
         upstream={"response_timeout": 3, "connect_timeout": 2},
         log={"max_lines_per_second": 200},
+        store={"replicas": replicas, **({} if store is None else {"url": store.url})},
     )
     return document, keys + [f"token-{number}-t" for number in range(ACCOUNTS - MANAGED)]
 
 
-async def soak(seconds: float, folder: Path) -> Outcome:
+async def soak(seconds: float, replicas: int, folder: Path) -> Outcome:
     spawn = multiprocessing.get_context("spawn")
     announced: multiprocessing.Queue[int] = spawn.Queue()
     api_port = free_port()
     api = spawn.Process(target=serve_api, args=(api_port, announced.put), daemon=True)
     api.start()
     try:
-        port = await asyncio.to_thread(announced.get, timeout=30)
-        document, tokens = configuration(port)
-        process = await launch(
-            folder / "proxy.yaml",
-            document,
-            environ={"TASKS_FILE": str(folder / "tasks")},
-            command=(sys.executable, "-c", PROGRAM, *SERVE[3:]),
-        )
-        try:
-            await process.has_started()
-            gauge = Gauge(process, folder / "tasks")
-            return await drive(process, gauge, tokens, seconds=seconds, api_port=api_port)
-        finally:
-            await process.kill()
+        async with AsyncExitStack() as stack:
+            port = await asyncio.to_thread(announced.get, timeout=30)
+            store = None
+            if replicas > 1:
+                store = RedisServer(folder)
+                await store.start()
+                stack.push_async_callback(store.stop)
+            document, tokens = configuration(port, store, replicas)
+            running = [await start(stack, folder, document, number) for number in range(replicas)]
+            return await drive(running, tokens, store, seconds=seconds, api_port=api_port)
     finally:
         api.kill()
         api.join()
 
 
+async def start(
+    stack: AsyncExitStack, folder: Path, document: Mapping[str, Any], number: int
+) -> tuple[Process, Gauge]:
+    tasks_file = folder / f"tasks-{number}"
+    process = await launch(
+        folder / f"proxy-{number}.yaml",
+        document,
+        environ={"TASKS_FILE": str(tasks_file)},
+        command=(sys.executable, "-c", PROGRAM, *SERVE[3:]),
+    )
+    stack.push_async_callback(process.kill)
+    await process.has_started()
+    return process, Gauge(process, tasks_file)
+
+
+async def keep_breaking(store: RedisServer, outages: list[tuple[float, float]]) -> None:
+    """Kill the store now and then; it comes back, empty."""
+    while True:
+        await asyncio.sleep(random.uniform(*OUTAGES_EVERY))
+        begun = time.monotonic()
+        outages.append((begun, inf))
+        await store.kill()
+        await asyncio.sleep(random.uniform(*OUTAGE_SECONDS))
+        await store.start()
+        outages[-1] = (begun, time.monotonic())
+
+
 async def drive(
-    process: Process, gauge: Gauge, tokens: Sequence[str], *, seconds: float, api_port: int
+    running: Sequence[tuple[Process, Gauge]],
+    tokens: Sequence[str],
+    store: RedisServer | None,
+    *,
+    seconds: float,
+    api_port: int,
 ) -> Outcome:
-    before = await gauge.read_at_rest()
+    gauges = [gauge for _, gauge in running]
+    ports = [process.port for process, _ in running]
+    before = await asyncio.gather(*(gauge.read_at_rest() for gauge in gauges))
     answers: Answers = {}
+    outages: list[tuple[float, float]] = []
     end = time.monotonic() + seconds
-    reading = asyncio.get_running_loop().create_task(gauge.keep_reading())
+    loop = asyncio.get_running_loop()
+    beside = [loop.create_task(gauge.keep_reading()) for gauge in gauges]
+    if store is not None:
+        beside.append(loop.create_task(keep_breaking(store, outages)))
     async with asyncio.TaskGroup() as callers:
         for token in tokens:
-            callers.create_task(keep_calling(process.port, token, end, answers))
-    reading.cancel()
-    after = await gauge.read_at_rest()
-    early_sends = await process.early_sends()
-    process.signal(signal.SIGTERM)
-    exit_code = await process.ended(within=30)
+            callers.create_task(keep_calling(ports, token, end, answers))
+    for task in beside:
+        task.cancel()
+    after = await asyncio.gather(*(gauge.read_at_rest() for gauge in gauges))
+    programs = [
+        await end_of(process, gauge, begun, ended)
+        for (process, gauge), begun, ended in zip(running, before, after, strict=True)
+    ]
     async with await RawConnection.open(HOST, api_port) as connection:
         await connection.send(b"GET /report HTTP/1.1\r\nHost: h\r\n\r\n")
         seen = json.loads((await connection.read_response(timeout=60)).body)
-    return Outcome(
-        answers=answers,
-        **seen,
+    return Outcome(answers=answers, **seen, programs=programs, outages=outages)
+
+
+async def end_of(process: Process, gauge: Gauge, before: Usage, after: Usage) -> Program:
+    early_sends = await process.early_sends()
+    process.signal(signal.SIGTERM)
+    return Program(
         before=before,
         samples=gauge.samples,
         after=after,
         early_sends=early_sends,
-        exit_code=exit_code,
+        exit_code=await process.ended(within=30),
         stderr=process.stderr,
     )
 
@@ -327,9 +418,10 @@ async def drive(
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the program under load and random faults.")
     parser.add_argument("--seconds", type=float, default=600)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--replicas", type=int, default=1)
+    chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = asyncio.run(soak(seconds, Path(folder)))
+        outcome = asyncio.run(soak(chosen.seconds, chosen.replicas, Path(folder)))
     for line in outcome.report():
         print(line)
     wrong = list(outcome.wrong())
