@@ -8,6 +8,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from proxy.http.tls import tls_context, verifying_context
@@ -92,26 +93,20 @@ def missing_files(settings: Settings) -> Iterator[str]:
     """Yield a line for each file of a secret that cannot be read; it may still come."""
     for index, account in enumerate(settings.accounts):
         if account.client_secret_file is not None:
-            try:
-                Credentials.of(account).read_secret()
-            except BadSecretError:
-                continue
-            except SecretUnreadableError as error:
-                yield f"accounts[{index}].client_secret_file: {error}"
+            yield from _missing(f"accounts[{index}].client_secret_file", account.client_secret_file)
     if settings.incidents is not None:
-        try:
-            read_credentials(settings.incidents.credentials_file, settings.incidents.format)
-        except BadCredentials:
-            pass
-        except CredentialsUnreadable as error:
-            yield f"incidents.credentials_file: {error}"
+        yield from _missing("incidents.credentials_file", settings.incidents.credentials_file)
     if settings.admin.token_file is not None:
-        try:
-            read_small_file(settings.admin.token_file)
-        except OSError as error:
-            yield f"admin.token_file: cannot be read: {error.strerror}"
-        except UnicodeDecodeError:
-            yield "admin.token_file: is not text in UTF-8"
+        yield from _missing("admin.token_file", settings.admin.token_file)
+
+
+def _missing(key: str, path: Path) -> Iterator[str]:
+    try:
+        read_small_file(path)
+    except OSError as error:
+        yield f"{key}: cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        yield f"{key}: is not text in UTF-8"
 
 
 def is_here(host: str) -> bool:
