@@ -72,7 +72,7 @@ async def unpaced(rounds: int = _ROUNDS, seconds: int = _SECONDS) -> Sequence[Fi
                 costs.append(
                     await cost_of(server, *load, seconds=seconds, connections=_CONNECTIONS)
                 )
-    return [_against_bare("unpaced", "CPU per request / bare proxy's", ours, theirs, target=1.10)]
+    return [_against_bare("unpaced", "CPU per request / bare proxy's", ours, theirs, target=1.0)]
 
 
 async def paced(rounds: int = _ROUNDS, seconds: float = _SECONDS) -> Sequence[Finding]:
@@ -95,7 +95,7 @@ async def paced(rounds: int = _ROUNDS, seconds: float = _SECONDS) -> Sequence[Fi
             [(copier, apis[0]), (measured, apis[1])], rounds=rounds, seconds=seconds
         )
     what = "CPU per request with 1,000 accounts / bare proxy's"
-    return [_against_bare("paced", what, ours, theirs, target=1.25)]
+    return [_against_bare("paced", what, ours, theirs, target=1.0)]
 
 
 async def growth(rounds: int = 7, seconds: int = 2) -> Sequence[Finding]:
@@ -129,7 +129,7 @@ async def _growth_of_accounts(rounds: int, seconds: int) -> Finding:
         scenario="growth",
         what="CPU per request at 10,000 accounts / at 10",
         value=ratio(many, few),
-        target=1.10,
+        target=1.05,
         details={"microseconds": rounded(many), "at 10": rounded(few)},
     )
 
@@ -157,7 +157,7 @@ async def _growth_of_queue(rounds: int, seconds: int) -> Finding:
         scenario="growth",
         what="CPU per request with a queue of 1,000 / with an empty one",
         value=ratio(full, empty),
-        target=1.10,
+        target=1.05,
         details={"microseconds": rounded(full), "empty": rounded(empty)},
     )
 

@@ -83,7 +83,7 @@ async def _second_replica(rounds: int) -> Finding:
         scenario="redis",
         what="forwarded by 2 replicas / by 1",
         value=ratio(two, one),
-        target=1.6,
+        target=1.7,
         at_least=True,
         details={
             "one": one,

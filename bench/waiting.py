@@ -119,7 +119,7 @@ async def _lateness_beside(callers: int, seconds: float = 15) -> Finding:
         scenario="memory",
         what="lateness p99 beside 10,000 waiting callers, ms",
         value=1000 * _quantile(late, 0.99),
-        target=20,
+        target=10,
         details={"late": {str(bound): count for bound, count in late.items()}},
     )
 

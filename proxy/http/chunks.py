@@ -21,11 +21,17 @@ _TRAILER: Final = re.compile(
 _LARGEST: Final = 2**64 - 1
 
 
-class BadChunks(Exception):
+class _Fault(Exception):
+    """What ends a body early; `before` are the bytes of the body that came just before it."""
+
+    before = b""
+
+
+class BadChunks(_Fault):
     """The body is not in the chunked coding."""
 
 
-class TrailerTooLong(Exception):
+class TrailerTooLong(_Fault):
     """The trailer section has more bytes than it may."""
 
 
@@ -85,6 +91,15 @@ class Chunks:
         Raises BadChunks or TrailerTooLong.
         """
         pieces: list[bytes] = []
+        try:
+            position = self._read(data, pieces)
+        except _Fault as fault:
+            fault.before = b"".join(pieces)
+            raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[position:]
+
+    def _read(self, data: bytes, pieces: list[bytes]) -> int:
+        """Add the body's bytes to `pieces`; return where what stands behind the body begins."""
         position, end = 0, len(data)
         while position < end:
             match self._state:
@@ -103,7 +118,7 @@ class Chunks:
                     position = self._read_chunk(data, chunk, pieces)
                 case _:
                     position = self._read_line(data, position)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[position:]
+        return position
 
     def _read_chunk(self, data: bytes, first_line: re.Match[bytes], pieces: list[bytes]) -> int:
         """Read a plain chunk, of which there may be very many, as far as it is there."""

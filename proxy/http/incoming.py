@@ -76,12 +76,10 @@ class IncomingBody:
             return behind
         try:
             data, behind = self._chunks.feed(data)
-        except BadChunks:
-            self._fail(Problem("bad-request", "The body's framing is broken.", close=True))
-            return b""
-        except TrailerTooLong:
-            detail = f"A trailer section may have {self._room.limits.max_header} bytes at most."
-            self._fail(Problem("too-large", detail, status=431, close=True))
+        except (BadChunks, TrailerTooLong) as fault:
+            self._keep(fault.before)  # which may be too large already
+            if self._failure is None:
+                self._fail(self._problem_of(fault))
             return b""
         self._keep(data)
         if self._chunks.is_complete:
@@ -105,6 +103,12 @@ class IncomingBody:
         if self._data:
             self._room.give_back(self._peer, len(self._data))
             self._data = b""
+
+    def _problem_of(self, fault: BadChunks | TrailerTooLong) -> Problem:
+        if isinstance(fault, BadChunks):
+            return Problem("bad-request", "The body's framing is broken.", close=True)
+        detail = f"A trailer section may have {self._room.limits.max_header} bytes at most."
+        return Problem("too-large", detail, status=431, close=True)
 
     def _keep(self, data: bytes) -> None:
         if not data:
