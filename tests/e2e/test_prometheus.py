@@ -39,7 +39,7 @@ CHAT = b'{"channel": "webchat"}'
 NESTED = b'{"mediaType": "voice", "options": {"legal_hold": true}}'
 ACCOUNTS = ("london", "paris")
 HOLD_SECONDS = 200.0
-INTERVAL = 0.1
+INTERVAL = 0.3  # so long that even a busy machine sends at the pace of several queues
 SCRAPES = 6  # one a second: a scrape has as long as it is to the next
 
 clock = SystemClock()

@@ -230,6 +230,7 @@ async def test_what_was_before_the_page_was_opened_is_on_it(tmp_path: Path) -> N
         await page.look_like(width=800, height=900, scheme="light")
         await page.open(f"{it.proxy.admin_url}/status")
         await page.until(f"{card('rome-archive')}?.querySelector('figcaption')?.innerText")
+        await page.until("document.getElementById('idle-names').children.length === 1")
         told = await text(page, f"{card('rome-archive')}.querySelector('figcaption')")
         found = re.search(r": 4 sent; the smallest gap is ([\d.]+) s", told)
         assert found is not None, told
