@@ -1,7 +1,7 @@
 """The API of the measurements: answers at once, and stamps what arrives if it is asked to.
 
 A bare protocol, so that it is never what is measured. It answers every request alike, except while
-somebody else eats the quota: then with 429 and the whole seconds that are left of it.
+another client uses up the quota: then with 429 and the whole seconds that are left of it.
 
     /control/count                            how many requests came so far
     /control/stamp                            note from now on when whose requests come

@@ -1,4 +1,4 @@
-"""One log line for each request that would change something, whatever became of it.
+"""One log line for each request that would change something, also for a refused one.
 
 The line names the peer, the action, the configured account and the outcome; nothing else that the
 peer sent is logged.

@@ -124,9 +124,9 @@ class Pool:
         self._permits.give_back()
 
     def discard(self, connection: Connection) -> None:
-        """Break off a connection whose answer was no good."""
+        """Break off a connection whose answer was unusable."""
         self._active.remove(connection)
-        connection.abort(ConnectionAbortedError("its answer was no good"))
+        connection.abort(ConnectionAbortedError("its answer was unusable"))
         self._permits.give_back()
 
     def drop_idle(self) -> None:

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.pacing.context import PacingContext
-from proxy.pacing.holding import HoldOrder
+from proxy.pacing.holding import HoldSpan
 from proxy.pacing.leases import Alone, Leases
 from proxy.pacing.operators import Operators
 from proxy.pacing.slot import Ending
@@ -153,12 +153,12 @@ class Accounts:
         return any(account.scheduler.offers_at() < late for account in self.accounts())
 
     def _hold_organization(
-        self, organization: str, order: HoldOrder, route: tuple[str, bool] | None
+        self, organization: str, span: HoldSpan, route: tuple[str, bool] | None
     ) -> None:
         for account in self._configured.values():
             if account.allowance.organization == organization:
                 queue = None if route is None else account.queue(route[0], paced=route[1])
-                account.scheduler.hold(order, queue, "refused")
+                account.scheduler.hold(span, queue, "refused")
 
     def states(self) -> tuple[AccountState, ...]:
         """Return what is known of the accounts now; those not configured are shown as one."""

@@ -9,7 +9,7 @@ from math import inf
 from typing import Literal
 
 from proxy.pacing.context import PacingContext
-from proxy.pacing.holding import Holding, HoldOrder
+from proxy.pacing.holding import Holding, HoldSpan
 from proxy.pacing.slot import Refused, Slot
 from proxy.rules.orders import FREE_HAND, Control
 from proxy.rules.pace import interval_of
@@ -128,23 +128,21 @@ class Allowance:
         share = self.context.retry_rules.settings.budget
         return self._budget.take(self.context.clock.monotonic(), share)
 
-    def note_quota(self, quota: Quota, now: float) -> HoldOrder | None:
+    def note_quota(self, quota: Quota, now: float) -> HoldSpan | None:
         """Obey what the API announced; return the hold if the next request would be refused."""
         room = quota.remaining - self.context.reserve
         self.quota = quota
         self._quota_left = QuotaLeft(room, now + quota.reset)
         return None if room > 0 else self.clamped(now, quota.reset)
 
-    def clamped(self, now: float, named: float, limit: str | None = None) -> HoldOrder:
+    def clamped(self, now: float, named: float, limit: str | None = None) -> HoldSpan:
         """Return the hold for a wait that the API named."""
         clamp = self.context.retry_rules.settings.max_retry_after
-        return HoldOrder(
-            at=now, until=now + min(named, clamp), named_until=now + named, limit=limit
-        )
+        return HoldSpan(at=now, until=now + min(named, clamp), named_until=now + named, limit=limit)
 
-    def order_of(
+    def span_of(
         self, slot: Slot, refused: Refused, holding: Holding, now: float, *, interval: float
-    ) -> HoldOrder:
+    ) -> HoldSpan:
         """Return the hold that a refusal asks for, on a route with that interval.
 
         Without a usable time it grows with the refusals in a row; a time that was named before
@@ -161,7 +159,7 @@ class Allowance:
             return replace(self.clamped(now, refused.seconds, limit), refusals=refusals)
         else:
             until = slot.sent_at + slot.cost * interval  # the normal pace
-        return HoldOrder(at=now, until=until, refusals=refusals, limit=limit)
+        return HoldSpan(at=now, until=until, refusals=refusals, limit=limit)
 
     # What can be seen
 

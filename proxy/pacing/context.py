@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from proxy.clock import Clock
-from proxy.pacing.holding import HoldOrder
+from proxy.pacing.holding import HoldSpan
 from proxy.pacing.leases import Alone, Leases
 from proxy.retries import RetryRules
 from proxy.rules.limits import HoldRule
@@ -14,7 +14,7 @@ from proxy.settings import Pacing
 from proxy.telemetry.metrics import Metrics
 
 # Holds the accounts of an organization, on all routes (None) or one: its name, if it is paced.
-HoldOrganization = Callable[[str, HoldOrder, tuple[str, bool] | None], None]
+HoldOrganization = Callable[[str, HoldSpan, tuple[str, bool] | None], None]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from proxy.rules.hold import Hold, HoldState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HoldOrder:
+class HoldSpan:
     """What the API, or another replica, asked for; monotonic seconds.
 
     `at` is when. `named_until` is what the API named, `until` that as far as the proxy obeys
@@ -81,7 +81,7 @@ class Holding:
         hold = other.hold
         if hold is not None:
             self.prolong(
-                HoldOrder(
+                HoldSpan(
                     at=hold.since,
                     until=hold.until,
                     named_until=hold.named_until,
@@ -90,15 +90,15 @@ class Holding:
                 )
             )
 
-    def prolong(self, order: HoldOrder) -> bool:
+    def prolong(self, span: HoldSpan) -> bool:
         """Begin or prolong the hold; True if it begins."""
         begins = self.state.hold is None
         self.state = self.state.held(
-            now=order.at,
-            until=order.until,
-            named_until=order.named_until,
-            refusals=order.refusals,
-            limit=order.limit,
+            now=span.at,
+            until=span.until,
+            named_until=span.named_until,
+            refusals=span.refusals,
+            limit=span.limit,
         )
         return begins
 

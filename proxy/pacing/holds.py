@@ -13,7 +13,7 @@ from typing import Literal
 
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.allowance import Allowance
-from proxy.pacing.holding import Holding, HoldOrder
+from proxy.pacing.holding import Holding, HoldSpan
 from proxy.pacing.leased_queue import LeasedQueue
 from proxy.pacing.leases import HoldLeft
 from proxy.pacing.slot import Ending, Refused, Slot
@@ -38,19 +38,19 @@ class Holds:
     def __repr__(self) -> str:
         return f"<Holds of {self._allowance.label}>"
 
-    def begin(self, order: HoldOrder, queue: LeasedQueue | None, reason: HoldReason) -> None:
+    def begin(self, span: HoldSpan, queue: LeasedQueue | None, reason: HoldReason) -> None:
         """Hold one queue, or the whole account (None), and tell the other replicas."""
-        self._prolong(order, queue, reason)
+        self._prolong(span, queue, reason)
         now, name = self._context.clock.monotonic(), "" if queue is None else queue.lease_name
-        left = HoldLeft(order.until - now, max(order.until, order.named_until) - now)
+        left = HoldLeft(span.until - now, max(span.until, span.named_until) - now)
         self._context.leases.held(self._allowance.key, name, left)
 
     def obey(self, left: HoldLeft, queue: LeasedQueue | None) -> None:
         """Hold one queue or the whole account (None), as another replica was told to."""
         now = self._context.clock.monotonic()
         until = now + min(left.seconds, self._context.retry_rules.settings.max_retry_after)
-        order = HoldOrder(at=now, until=until, named_until=now + left.named)
-        self._prolong(order, queue, "refused")
+        span = HoldSpan(at=now, until=until, named_until=now + left.named)
+        self._prolong(span, queue, "refused")
 
     def obey_end(self, queue: LeasedQueue | None) -> bool:
         """End a hold that is over, as another replica has seen; True if there was one."""
@@ -74,7 +74,7 @@ class Holds:
         reach = reach_of(refused.limit, rule, named=named, maximum=clamp)
         held = queue.leased if reach.is_route else None
         holding = self._holding(held)
-        order = self._allowance.order_of(
+        span = self._allowance.span_of(
             slot,
             Refused(named, refused.limit),
             holding,
@@ -82,16 +82,16 @@ class Holds:
             interval=self._allowance.interval_on(queue.route),
         )
         holding.refused(slot)
-        self.begin(order, held, "refused")
+        self.begin(span, held, "refused")
         if reach.is_organization and self._allowance.organization is not None:
             route = None if held is None else (held.route, held.paced)
-            self._context.hold_organization(self._allowance.organization, order, route)
+            self._context.hold_organization(self._allowance.organization, span, route)
 
     def note_quota(self, quota: Quota) -> None:
         """Obey what the API announced, with a hold if the next request would be refused."""
-        order = self._allowance.note_quota(quota, self._context.clock.monotonic())
-        if order is not None:
-            self.begin(order, None, "quota")
+        span = self._allowance.note_quota(quota, self._context.clock.monotonic())
+        if span is not None:
+            self.begin(span, None, "quota")
 
     def ended(self, queue: AccountQueue, slot: Slot, *, accepted: bool) -> None:
         """Note that a slot is over; if it was a probe, that may end a hold."""
@@ -126,12 +126,12 @@ class Holds:
             if hold is not None and hold.named_until > now:
                 self._context.leases.hold_over(self._allowance.key, name)
 
-    def _prolong(self, order: HoldOrder, queue: LeasedQueue | None, reason: HoldReason) -> None:
+    def _prolong(self, span: HoldSpan, queue: LeasedQueue | None, reason: HoldReason) -> None:
         holding = self._holding(queue)
-        if holding.prolong(order):
+        if holding.prolong(span):
             self._context.metrics.hold_begun(self._allowance.label, reason)
         route, label = None if queue is None else queue.route, self._allowance.label
-        self._context.metrics.history.held(label, route, begun=order.at, until=order.until)
+        self._context.metrics.history.held(label, route, begun=span.at, until=span.until)
         if holding.hold is not None and holding.hold.named_until > holding.hold.until:
             queues = [one.leased for one in self._queues] if queue is None else [queue]
             _end_hopeless(queues, holding.hold)

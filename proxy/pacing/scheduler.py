@@ -20,7 +20,7 @@ from typing import assert_never
 from proxy.clock import Timer
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.allowance import Allowance
-from proxy.pacing.holding import HoldOrder
+from proxy.pacing.holding import HoldSpan
 from proxy.pacing.holds import HoldReason, Holds
 from proxy.pacing.leased_queue import LeasedQueue
 from proxy.pacing.leases import HoldLeft
@@ -203,9 +203,9 @@ class AccountScheduler:
 
     # Holds, which other replicas or other accounts know of
 
-    def hold(self, order: HoldOrder, queue: AccountQueue | None, reason: HoldReason) -> None:
+    def hold(self, span: HoldSpan, queue: AccountQueue | None, reason: HoldReason) -> None:
         """Hold one queue, or the whole account (None), and tell the other replicas."""
-        self.holds.begin(order, None if queue is None else queue.leased, reason)
+        self.holds.begin(span, None if queue is None else queue.leased, reason)
         self.pump()
 
     def obey_hold(self, left: HoldLeft, queue: LeasedQueue | None) -> None:

@@ -38,7 +38,7 @@ class Claims:
         return float(value) if abs(value) < _FAR else None  # which NaN is not
 
     def scopes(self) -> frozenset[str] | None:
-        """Return the scopes it carries; None if it does not speak of scopes at all."""
+        """Return the scopes it carries; None if it has no claim about scopes."""
         present = [self.payload[name] for name in _SCOPE_CLAIMS if name in self.payload]
         if not present:
             return None

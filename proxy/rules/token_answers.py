@@ -21,7 +21,7 @@ class Grant:
     """A token that was issued.
 
     `lifetime` is in seconds, None if the answer names no usable one; `scope` is None if the answer
-    does not speak of scopes.
+    says nothing about scopes.
     """
 
     token: str = field(repr=False)

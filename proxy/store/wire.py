@@ -6,7 +6,7 @@ without a task, and the answer is handed on in the step that reads it.
 
 Theory of operation: commands are pipelined. At most `WINDOW` are under way and the others wait
 here, so that the time of a command counts from when it was written. Only the oldest one is timed,
-since answers come in order. Before the server is blamed, our own loop gets some passes to read what
+since answers come in order. Before a timeout counts, our own loop gets some passes to read what
 may have come while it was busy.
 
 Invariants: each command is answered exactly once, by its reply or by `StoreDown`; after the first
@@ -69,7 +69,7 @@ class Incomplete(Exception):
 
 
 class Wire(asyncio.Protocol):
-    """A connection that runs commands; `lost` is told once when it is of no use any more."""
+    """A connection that runs commands; `lost` is called once, when it can run no more."""
 
     def __init__(self, *, timeout: Callable[[], float], lost: Callable[[StoreDown], None]) -> None:
         self._timeout = timeout

@@ -100,7 +100,7 @@ class Minter:
         return await self._login_server.fetch(self.credentials)
 
     def _token_of(self, answer: TokenAnswer) -> Token:
-        """Return the token of an answer; raises `Troubled` for one that is of no use."""
+        """Return the token of an answer; raises `Troubled` for one that is unusable."""
         self._note_skew(answer)
         now = self._clock.monotonic()
         token = Token.of(answer, now)
