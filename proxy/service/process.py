@@ -24,6 +24,7 @@ from proxy.service.doubts import doubts_about
 from proxy.service.lifecycle import running
 from proxy.service.systemd import Notifier, watchdog_pause
 from proxy.settings import ConfigError, Settings, load
+from proxy.settings.files import check_regular_file
 from proxy.telemetry.logs import Sink, logging_to, obey
 
 _log = structlog.get_logger(__name__)
@@ -88,8 +89,10 @@ class Service:
             raise ConfigError(("the proxy is starting or shutting down; it does not reload now",))
         self._notifier.reloading(self._clock.monotonic())
         try:
-            if not self._config.is_file():  # a pipe has been read already, or would be waited for
-                raise ConfigError((f"{self._config}: is not a regular file",))
+            try:
+                check_regular_file(self._config)
+            except OSError as error:
+                raise ConfigError((f"{self._config}: cannot be read: {error.strerror}",)) from None
             settings = load(self._config, self._environ)
             self._proxy.apply(fit_descriptors(settings))
             obey(settings.log, self._sink)

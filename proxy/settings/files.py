@@ -1,14 +1,22 @@
 """Reading the small files that the configuration names: secrets, tokens, certificates, keys.
 
 A FIFO or a device would make the process wait for a writer, for ever; so only regular files are
-read, and no more of them than fits a secret or a certificate chain.
+read, and no more of them than fits a secret or a certificate chain. A network file system that does
+not answer makes a read wait, too; so each read has a thread of its own and two seconds. While a
+read hangs, further reads of that file fail at once: the process waits once and not for ever.
 """
 
 import errno
 import os
 import stat
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
+_SECONDS: Final = 2.0  # for one read; a file on a disk takes a thousandth of one
+_hanging: dict[Path, threading.Thread] = {}  # of the process: so are its file systems
 
 MAX_BYTES: Final = 1_048_576  # a bundle of every public authority has 250 kB
 
@@ -18,6 +26,36 @@ def read_small_file(path: Path) -> str:
 
     Raises OSError, whose `strerror` is a phrase for people, or UnicodeDecodeError.
     """
+    return in_time(path, lambda: _read(path))
+
+
+def in_time(path: Path, read: Callable[[], _T], *, seconds: float = _SECONDS) -> _T:
+    """Return what `read` returns or raise what it raises; OSError if it takes too long."""
+    hanging = _hanging.get(path)
+    if hanging is not None and hanging.is_alive():
+        raise OSError(errno.ETIMEDOUT, "its file system does not answer")
+    _hanging.pop(path, None)
+    results: list[_T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(read())
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="file", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        _hanging[path] = thread
+        raise OSError(errno.ETIMEDOUT, "its file system does not answer")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _read(path: Path) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(os.fstat(descriptor).st_mode)
@@ -32,7 +70,12 @@ def read_small_file(path: Path) -> str:
 
 def check_regular_file(path: Path) -> None:
     """Raise OSError if a library that is given this path would have to wait for its bytes."""
-    _check(path.stat().st_mode)
+
+    def read() -> None:
+        _check(path.stat().st_mode)
+        path.read_bytes()
+
+    in_time(path, read)
 
 
 def _check(mode: int) -> None:

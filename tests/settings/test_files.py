@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from proxy.settings.files import MAX_BYTES, check_regular_file, read_small_file
+from proxy.settings.files import MAX_BYTES, check_regular_file, in_time, read_small_file
 
 
 def fifo(folder: Path) -> Path:
@@ -58,3 +59,22 @@ def test_what_no_library_may_read(
 ) -> None:
     with pytest.raises(OSError, match=reason):
         check_regular_file(make(tmp_path))
+
+
+def test_a_file_system_that_does_not_answer_is_waited_for_once(tmp_path: Path) -> None:
+    """Network file systems do that; until it answers, further reads of the file fail at once."""
+    path, answers = tmp_path / "file", threading.Event()
+
+    def hang() -> str:
+        answers.wait()
+        return "late"
+
+    with pytest.raises(OSError, match="does not answer"):
+        in_time(path, hang, seconds=0.05)
+    with pytest.raises(OSError, match="does not answer"):
+        in_time(path, lambda: "not asked", seconds=60)
+    assert in_time(tmp_path / "another", lambda: "read") == "read"
+    answers.set()
+    (reading,) = [thread for thread in threading.enumerate() if thread.name == "file"]
+    reading.join()
+    assert in_time(path, lambda: "read again") == "read again"
