@@ -105,7 +105,7 @@ _TITLES: Final[Mapping[TroubleKind, str]] = {
 _OVER: Final[Mapping[TroubleKind, str]] = {
     "scope_missing": "The account's token has the scopes that were missing.",
     "credentials_rejected": "The login server accepts the credentials again.",
-    "hold": "The API no longer asks for silence.",
+    "hold": "The hold is over.",
     "unreachable": "The API answers again.",
     "in_doubt": "No further answer was lost for 15 minutes.",
 }

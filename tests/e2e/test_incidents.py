@@ -187,7 +187,7 @@ async def test_a_hold_that_lasts_is_an_incident_until_the_api_accepts(tmp_path: 
         assert (row["u_channel"], row["u_legal_hold"]) == ("voice", "yes")
         assert (await waiting).status == 202
         (row,) = await has_rows(simulator, 1, active=0)
-    assert row["close_notes"].startswith("The API no longer asks for silence.")
+    assert row["close_notes"].startswith("The hold is over.")
 
 
 async def test_a_short_hold_is_no_incident(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ async def test_trouble_is_opened_once_updated_and_closed(tmp_path: Path) -> None
         await now.until(lambda: desk.rows[0]["active"] == "false")
         (row,) = desk.rows
     assert (row["state"], row["close_code"]) == ("7", "Resolved by caller")
-    assert row["close_notes"].startswith("The API no longer asks for silence. It was over at 20")
+    assert row["close_notes"].startswith("The hold is over. It was over at 20")
     assert [now.count("hold", one) for one in ("opened", "updated", "closed")] == [1, 1, 1]
 
 
@@ -279,3 +279,18 @@ async def test_a_refusal_of_the_receiver_is_told_again(tmp_path: Path) -> None:
             await now.until(lambda: len(receiver.requests) == 2)
             assert now.clock.monotonic() >= 60
     assert told(receiver) == [("begin", HOLD)] * 2
+
+
+async def test_what_comes_after_a_postponed_begin_waits_for_it(tmp_path: Path) -> None:
+    """Begin and end of one incident come in their order, also where the first begin was refused."""
+    sight = Sight({HOLD: trouble()})
+    async with RawUpstream([Reply(400)]) as receiver:
+        settings = desk_settings(f"{receiver.url}/", tmp_path, format="flat")
+        async with telling(settings, sight) as now:
+            await now.until(lambda: now.count("hold", "failed") == 1, step=0.1)
+            sight.verdicts = {HOLD: Verdict.CLEAR}
+            await now.settle(3)
+            sight.verdicts = {HOLD: trouble()}
+            await now.until(lambda: len(receiver.requests) == 4)
+            await now.settle(60)
+    assert [event for event, _ in told(receiver)] == ["begin", "begin", "end", "begin"]

@@ -41,7 +41,7 @@ def test_what_is_new_keeps_when_it_began() -> None:
 def test_it_is_over_when_that_is_clear() -> None:
     judged = OPEN.judged(Verdict.CLEAR, now=30.0, wall=1030.0)
     assert (judged.ended, judged.over_at) == (30.0, 1030.0)
-    assert judged.notes == "The API no longer asks for silence."
+    assert judged.notes == "The hold is over."
 
 
 def test_what_nobody_can_tell_changes_nothing() -> None:
