@@ -20,7 +20,7 @@ from bench.findings import Finding, as_json, table
 from bench.processes import CORES
 from bench.replicas import redis
 from bench.rival import nginx
-from bench.waiting import exactness, memory
+from bench.waiting import crowd, exactness, memory
 
 SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
     "unpaced": unpaced,
@@ -28,6 +28,7 @@ SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
     "exactness": exactness,
     "growth": growth,
     "memory": memory,
+    "crowd": crowd,
     "nginx": nginx,
     "redis": redis,
 }

@@ -1,6 +1,7 @@
 """How exact the pace is under load, and the cost of waiting callers."""
 
 import asyncio
+import json
 import re
 import tempfile
 from collections import defaultdict
@@ -65,6 +66,38 @@ async def exactness(accounts: int = 500, seconds: float = 30) -> Sequence[Findin
         finding("lateness p50, ms", 1000 * _quantile(late, 0.5), 1),
         finding("lateness p99, ms", 1000 * _quantile(late, 0.99), 10),
         finding("goodput / pace", sent / paced, 0.995, at_least=True),
+    ]
+
+
+async def crowd(callers: int = 2000, interval: float = 0.02) -> Sequence[Finding]:
+    """Let 2,000 exports of one account come at once: how long all of them take."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        upstream = await stack.enter_async_context(api())
+        server = await stack.enter_async_context(
+            proxy(folder, upstream, pacing={"interval": interval})
+        )
+        await ask(upstream, "/control/stamp")
+        before = server.memory()
+        callers_at_work = await stack.enter_async_context(
+            calling(server, "burst", accounts=1, callers=callers, seconds=4 * callers * interval)
+        )
+        await asyncio.sleep(2)
+        (state,) = json.loads((await server.process.ask("/status.json")).body)["accounts"]
+        waiting = sum(route["queue_depth"] for route in state["routes"])
+        each = (server.memory() - before) / waiting
+        statuses = (await callers_at_work.result())["statuses"]
+        (stamps,) = (await ask(upstream, "/control/report")).values()
+        early = _early(await server.metrics())
+    details = {"statuses": statuses, "waiting": waiting}
+    return [
+        Finding(scenario="crowd", what=what, value=value, target=target, details=details)
+        for what, value, target in (
+            ("refused of 2,000 at once", callers - statuses.get("200", 0), 0),
+            ("early sends", early, 0),
+            ("time for all / ideal", (stamps[-1] - stamps[0]) / interval / (callers - 1), 1.03),
+            ("kB of a waiting caller", each / 1024, 32),
+        )
     ]
 
 

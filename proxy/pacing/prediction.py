@@ -23,9 +23,15 @@ def predicted_wait(queue: AccountQueue, ticket: Ticket, now: float) -> float:
 def pushes_out(queue: AccountQueue, ticket: Ticket, now: float) -> bool:
     """True if a waiter that would be sent in time would not be if this newcomer were admitted.
 
-    With one caller, newcomers come last and delay nobody.
+    With one caller, newcomers come last and delay nobody. To look at each waiter for each newcomer
+    takes long in a crowd; it is needed only if the last one could miss the first deadline.
     """
-    return any(
+    waiters = queue.waiters
+    last = _wait_behind(queue, waiters.cost + ticket.cost, now)
+    if fits(last, waiters.earliest - now):
+        return False
+    waiters.find_earliest()
+    return not fits(last, waiters.earliest - now) and any(
         fits(_wait_behind(queue, cost, now), deadline - now)
         and not fits(_wait_behind(queue, cost + ticket.cost, now), deadline - now)
         for deadline, cost in queue.waiters.cost_at_deadlines(ticket)

@@ -112,7 +112,16 @@ class _CallerTickets:
 class Waiters:
     """Tickets in order; a ticket waits while it has an offer."""
 
-    __slots__ = ("_by_caller", "_finishes", "_ready", "_returned", "_virtual", "cost", "depth")
+    __slots__ = (
+        "_by_caller",
+        "_finishes",
+        "_ready",
+        "_returned",
+        "_virtual",
+        "cost",
+        "depth",
+        "earliest",
+    )
 
     def __init__(self) -> None:
         self._returned = _CallerTickets(-inf)
@@ -122,6 +131,7 @@ class Waiters:
         self._virtual = 0.0
         self.cost = 0.0  # of all that wait, in intervals
         self.depth = 0  # how many wait
+        self.earliest = inf  # no deadline of one that waits is earlier
 
     def __repr__(self) -> str:
         return f"<Waiters: {self.depth} of {len(self._by_caller)} callers>"
@@ -156,6 +166,7 @@ class Waiters:
         is_new = tickets is None
         if tickets is None:
             tickets = self._by_caller[ticket.caller] = _CallerTickets(self._start_of(ticket.caller))
+        self.earliest = min(self.earliest, ticket.deadline)
         before = tickets.cost
         tickets.add(ticket)
         self.cost += tickets.cost - before
@@ -176,6 +187,7 @@ class Waiters:
             del self._by_caller[ticket.caller]
         if self.depth == 0:
             self.cost = self._virtual = 0.0
+            self.earliest = inf
             self._ready.clear()
             self._finishes.clear()
 
@@ -203,6 +215,10 @@ class Waiters:
 
     # What a newcomer would meet
 
+    def find_earliest(self) -> None:
+        """Let `earliest` be the deadline of one that waits."""
+        self.earliest = min((ticket.deadline for ticket in self), default=inf)
+
     def cost_before(self, ticket: Ticket) -> float:
         """Return the cost of all that go before a ticket that is not in the queue."""
         if ticket.had_slot:
@@ -226,11 +242,13 @@ class Waiters:
         virtual = self._virtual_start(ticket, 0.0 if own is None else own.cost)
         order: list[tuple[float, int, Ticket]] = []
         for tickets in self._by_caller.values():
+            if tickets is own:
+                continue  # they go before it
             start = tickets.start
             for other in tickets.to_send():
-                order.append((start if tickets is not own else -inf, other.number, other))
+                order.append((start, other.number, other))
                 start = round(start + other.cost / tickets.weight, _DIGITS)
-        cost = self._returned.cost
+        cost = self._returned.cost + (0.0 if own is None else own.cost)
         for start, _, other in sorted(order):
             if start > virtual:
                 yield other.deadline, cost

@@ -235,10 +235,12 @@ class Process:
         except ConnectionRefusedError:
             return False
 
-    async def has_a_crowd(self) -> bool:
+    async def waiting(self) -> int:
         accounts = json.loads((await get(self.admin_port, "/status.json")).body)["accounts"]
-        waiting = sum(line["queue_depth"] for account in accounts for line in account["routes"])
-        return bool(waiting >= CROWD_ACCOUNTS * CROWD_CALLERS / 2)
+        return sum(line["queue_depth"] for account in accounts for line in account["routes"])
+
+    async def has_a_crowd(self) -> bool:
+        return await self.waiting() >= CROWD_ACCOUNTS * CROWD_CALLERS / 2
 
     async def is_left_alone(self) -> bool:
         return len(os.listdir(f"/proc/{self.pid}/fd")) < GONE  # noqa: PTH208 -- only counted
@@ -420,3 +422,40 @@ async def test_a_crowd_is_paced_delays_nobody_else_and_is_forgotten(tmp_path: Pa
     assert early == [0]
     first, second = resident
     assert second - first <= 0.05 * first
+
+
+MANY, MANY_INTERVAL = 2000, 0.02
+MOST_OF_A_CALLER = 32  # kibibytes of the proxy's memory
+
+
+@pytest.mark.usefixtures("_descriptors")
+async def test_two_thousand_exports_of_one_account_are_accepted_at_the_pace(tmp_path: Path) -> None:
+    """Fired at once: none is early or refused, and none takes much memory while it waits.
+
+    How long all of them take is measured by `make bench`, on cores of their own.
+    """
+    async with (
+        noting_stalls() as stalls,
+        api_process() as api_port,
+        proxy_process(f"http://{HOST}:{api_port}", tmp_path, interval=MANY_INTERVAL) as process,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        await call(process.port, IDLE, within=10)
+        before = process.resident()
+        connections = [
+            await stack.enter_async_context(await RawConnection.open(HOST, process.port))
+            for _ in range(MANY)
+        ]
+        for connection in connections:
+            await connection.send(export("crowd"))
+        await until(process.has_a_crowd)
+        each = (process.resident() - before) / await process.waiting()
+        answers = await asyncio.gather(
+            *(connection.read_response("POST", timeout=180) for connection in connections)
+        )
+        times = sorted(json.loads((await get(api_port, "/arrivals")).body)["crowd"])
+        early = await early_sends(process.admin_port)
+    assert [answer.status for answer in answers] == [202] * MANY
+    assert early == [0]
+    assert is_paced(times, MANY_INTERVAL, stalled=stalls.longest)
+    assert each <= MOST_OF_A_CALLER

@@ -1,0 +1,39 @@
+"""Whom a newcomer would push out of time."""
+
+import random
+
+import pytest
+
+from proxy.pacing.prediction import predicted_wait, pushes_out
+from proxy.rules.pace import fits
+from proxy.settings import Pacing
+from tests.kit.pacing import bench
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_newcomer_pushes_out_those_whom_its_cost_makes_late(seed: int) -> None:
+    """Whatever some that left wanted; each waiter is looked at only if one could be late."""
+    chance = random.Random(seed)  # noqa: S311 -- no secret
+    async with bench(Pacing(interval=1.0)) as b:
+        queue = b.queue()
+        waiting = [
+            b.join(queue, limit=chance.uniform(5.0, 40.0), caller=chance.choice("abc"))
+            for _ in range(15)
+        ]
+        await b.clock.advance(0)
+        b.use(waiting.pop(0))
+        for one in chance.sample(waiting, 5):
+            one.cancel()
+        await b.clock.advance(0)
+        for caller in "abcd":
+            newcomer = b.ticket(caller=caller)
+            now, waiters = b.now, queue.waiters
+            due = predicted_wait(queue, newcomer, now) - waiters.cost_before(newcomer)
+            late = [
+                deadline
+                for deadline, cost in waiters.cost_at_deadlines(newcomer)
+                if fits(due + cost, deadline - now) and not fits(due + cost + 1, deadline - now)
+            ]
+            assert pushes_out(queue, newcomer, now) is bool(late)
+        for one in waiting:
+            one.cancel()
