@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 
 from proxy import __version__, demo
-from proxy.cli import controls, explain, status
+from proxy.cli import controls, denials, explain, status
 from proxy.cli.admin_client import ADMIN_URL, NoAnswer
 from proxy.clock import SystemClock
 from proxy.http.sockets import authority
+from proxy.rules.denials import MissingHere, read_denial
 from proxy.service.doubts import doubts_about
 from proxy.service.lifecycle import CannotListen
 from proxy.service.process import RESERVED_FILES, Service, hard_limit
@@ -32,6 +33,7 @@ _cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold secrets
 )
+_LONGEST_RESPONSE: Final = 1_048_576  # characters of a saved answer
 _CANNOT_LISTEN: Final = 3  # an exit code of its own: starting again later may help
 _T = TypeVar("_T")
 _Config = Annotated[Path, typer.Option("--config", help="The configuration file.", metavar="FILE")]
@@ -141,7 +143,7 @@ def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's opti
 
 
 @_cli.command("explain")
-def run_explain(
+def run_explain(  # noqa: PLR0913, PLR0917 -- one parameter an option
     stdin: Annotated[
         str | None, typer.Argument(metavar="[-]", help="- reads a token from standard input.")
     ] = None,
@@ -153,19 +155,31 @@ def run_explain(
     token_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="The token's file; - is standard input.")
     ] = None,
+    response_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A 403 of the API, as saved by curl -i; - is standard input."
+        ),
+    ] = None,
 ) -> None:
     """Compare a token's scopes with those each route needs; the token is never printed.
 
-    Exit 0 if nothing is missing, 1 if a scope or a valid token is, 2 if there is no answer.
+    With --response-file also, or only, say what a 403 of the API names as missing. Exit 0 if
+    nothing is missing, 1 if a scope, a permission or a valid token is, 2 if there is no answer.
     """
     source, now = token_file or stdin, SystemClock().wall()
+    is_denied = False
+    if response_file is not None:
+        is_denied = _show_denial(response_file, source)
+        if account is None and config is None and source is None:
+            raise typer.Exit(int(is_denied))
     try:
         if account is not None and config is None and source is None:
             subject, routes = _run(lambda: explain.ask(url, account, now))
         elif account is None and config is not None and source is not None:
             if (token_file and stdin) or (stdin not in {None, "-"}):
                 raise typer.BadParameter("give the token once: --token-file FILE, or -")
-            subject = explain.Subject.of_token(_read_token(source), now)
+            subject = explain.Subject.of_token(_read_input(source, "token"), now)
             routes = _load(config).routes
         else:
             raise typer.BadParameter("give --account, or --config with --token-file FILE or -")
@@ -174,7 +188,27 @@ def run_explain(
         raise typer.Exit(2) from None
     rows = explain.rows_of(routes, subject.held)
     explain.show(subject, rows, now, Console(highlight=False))
-    raise typer.Exit(int(explain.is_lacking(subject, rows, now)))
+    raise typer.Exit(int(explain.is_lacking(subject, rows, now) or is_denied))
+
+
+def _show_denial(response_file: str, token_source: str | None) -> bool:
+    """Print what a saved 403 names as missing; True if it names anything."""
+    if response_file == token_source == "-":
+        raise typer.BadParameter("only one of token and response can be standard input")
+    try:
+        found = _read_denial(response_file)
+    except explain.CannotExplain as error:
+        typer.echo(f"{error}", err=True)
+        raise typer.Exit(2) from None
+    denials.show(found, Console(highlight=False))
+    return denials.is_lacking(found)
+
+
+def _read_denial(response_file: str) -> MissingHere:
+    found = read_denial(_read_input(response_file, "response", most=_LONGEST_RESPONSE))
+    if found is None:
+        raise explain.CannotExplain("the response is empty")
+    return found
 
 
 @_cli.command("status")
@@ -269,14 +303,17 @@ def _order(
         raise typer.Exit(2) from None
 
 
-def _read_token(source: str) -> str:
-    """Read a token from a file, or from standard input (`-`)."""
+def _read_input(source: str, what: str, *, most: int = -1) -> str:
+    """Read so many characters of a file, or of standard input (`-`)."""
     try:
-        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        if source == "-":
+            return sys.stdin.read(most)
+        with Path(source).open(encoding="utf-8") as file:
+            return file.read(most)
     except OSError as error:
-        raise explain.CannotExplain(f"the token cannot be read: {error.strerror}") from None
+        raise explain.CannotExplain(f"the {what} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise explain.CannotExplain("the token cannot be read: it is not UTF-8 text") from None
+        raise explain.CannotExplain(f"the {what} cannot be read: it is not UTF-8 text") from None
 
 
 @_cli.callback(invoke_without_command=True)

@@ -187,5 +187,6 @@ def _ago(at: float, now: float) -> str:
 
 
 def _span(seconds: float) -> str:
+    seconds = max(0.0, seconds)  # never "-0 s"
     size, unit = next((pair for pair in _UNITS if seconds >= pair[0]), _UNITS[-1])
     return f"{seconds / size:.0f} {unit}"
