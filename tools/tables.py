@@ -114,6 +114,7 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.request(
         account="a", route="r", method="GET", code=200, origin="proxy", seconds=1, request_id=""
     )
+    metrics.caller_request("a", "c", 200)
     metrics.waited("a", "r", "sent", 1)
     metrics.would_have("a", "r", 1, is_refused=False)
     metrics.would_have("a", "r", 1, is_refused=True)

@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 from proxy.clock import Clock
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
-from proxy.rules.state import OTHER, AccountState, merged
+from proxy.rules.state import OTHER, AccountState, Refusal, merged
+from proxy.telemetry.callers import NOBODY, Callers, TopCallers
 from proxy.telemetry.history import Held, History, Sends
 from proxy.telemetry.refusals import Refusals
 from proxy.tokens.managed import ManagedTokens
@@ -39,11 +40,18 @@ class Snapshots:
     """Takes snapshots of the accounts, one at a time."""
 
     def __init__(
-        self, accounts: Accounts, tokens: ManagedTokens, refusals: Refusals, *, clock: Clock
+        self,
+        accounts: Accounts,
+        tokens: ManagedTokens,
+        refusals: Refusals,
+        callers: Callers,
+        *,
+        clock: Clock,
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
         self._refusals = refusals
+        self._callers = callers
         self._clock = clock
         self._lock = asyncio.Lock()
         # An operator may leave; then the thread finishes, and the next answer waits for it.
@@ -57,6 +65,7 @@ class Snapshots:
         async with self._lock:
             states = await self._read()
             refusals = self._refusals.all()
+            callers = self._callers.all(self._clock.monotonic())
 
             def in_thread() -> _T:
                 known = merged(states)
@@ -67,7 +76,12 @@ class Snapshots:
                     known = (*known, others)
                 with _frequent_switches():
                     return text(
-                        [replace(state, refusals=refusals.get(state.name, ())) for state in known]
+                        [
+                            _with(
+                                state, refusals.get(state.name, ()), callers.get(state.name, NOBODY)
+                            )
+                            for state in known
+                        ]
                     )
 
             return await asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
@@ -106,6 +120,15 @@ class Snapshots:
         state = account.state(now)
         token = self._tokens.by_name.get(state.name)
         return state if token is None else replace(state, token=token.state())
+
+
+def _with(state: AccountState, refusals: Sequence[Refusal], callers: TopCallers) -> AccountState:
+    return replace(
+        state,
+        refusals=refusals,
+        callers_waiting=callers.waiting,
+        callers_refused=callers.refused,
+    )
 
 
 @contextmanager

@@ -271,6 +271,13 @@ def _remarks(account: Account, now: float) -> list[Text]:
         refresh = "none planned" if wait is None else f"in {span(wait)}"
         facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
         remarks.append(Text.assemble(name, f": {facts}"))
+    for what, callers in (
+        ("most waiting", account["callers_waiting"]),
+        ("most refused", account["callers_refused"]),
+    ):
+        if callers:
+            named = [f"{printable(one['caller'])} ({one['count']:,})" for one in callers]
+            remarks.append(Text.assemble(name, f": {what}: {', '.join(named)}"))
     for refusal in account["refusals"][:_REFUSALS]:
         kind = printable(refusal["type"]).rpartition(":")[2]
         ago, count = span(max(0.0, now - refusal["at"])), refusal["count"]

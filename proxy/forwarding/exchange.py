@@ -13,6 +13,7 @@ from proxy.http.request import Request
 from proxy.pacing.account import Account
 from proxy.rules.incidents import Subject, TroubleKind
 from proxy.rules.state import OTHER
+from proxy.telemetry.callers import anonymous
 
 _LONGEST_METHOD: Final = 32
 _LONGEST_PATH: Final = 512
@@ -38,7 +39,7 @@ class Exchange:
     way to the caller, `is_merged` that it is the answer to an equal request. `correlation_id` is
     the API's name for it, `problem` that of our refusal, `lacks` what the API's last 403 says is
     missing. `subject` is what an incident tells of it, `trouble` the kind of incident it is a sign
-    of.
+    of. `key_name` is the name of the key that the caller presented, if that has one.
     """
 
     request: Request
@@ -47,6 +48,7 @@ class Exchange:
     arrived: float = field(init=False)
     first_sent: float | None = None
     account: Account | None = None
+    key_name: str | None = None
     path: str = ""
     route: str = "none"
     limit: float = 0.0
@@ -70,6 +72,13 @@ class Exchange:
     def account_label(self) -> str:
         """Whose request it is, as ops see it; all callers without a proof are one."""
         return self.account.label if self.account else OTHER
+
+    @property
+    def caller_label(self) -> str:
+        """Who calls, as ops see it: the name of its key, or its address and agent."""
+        if self.key_name is not None:
+            return self.key_name
+        return anonymous(self.request.peer, self.request.headers.get("User-Agent") or "")
 
     @property
     def waited(self) -> float:

@@ -78,6 +78,7 @@ class Handler:
         if isinstance(found, Denied):
             return await self._deny(exchange, found.answer)
         account = exchange.account = found.account
+        exchange.key_name = found.key_name
         body = await self.intake.body(request)
         paced = route.settings.paced
         try:

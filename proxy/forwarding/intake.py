@@ -30,12 +30,14 @@ from proxy.tokens.account_token import TokenKeeper
 class Identified(NamedTuple):
     """Whose request it is, and as whom it takes turns.
 
-    `managed` is the account's own token, if the request is sent on with that one.
+    `managed` is the account's own token, if the request is sent on with that one. `key_name` is the
+    name of the key that the caller presented, if that has one.
     """
 
     account: Account
     managed: TokenKeeper | None
     caller: QueueCaller
+    key_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,9 @@ class Intake:
                 account.allowance.may_be_another = not sure
             case _:
                 assert_never(caller)
-        return Identified(account, managed, self._turn_of(caller, authorization[0], request.peer))
+        key = caller.key if isinstance(caller, Configured) else None
+        turn = self._turn_of(caller, authorization[0], request.peer)
+        return Identified(account, managed, turn, None if key is None else key.name)
 
     def _turn_of(self, caller: Caller, credential: str, address: str) -> QueueCaller:
         """Return as whom a request takes turns: its key, else its credential and address."""

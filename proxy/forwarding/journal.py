@@ -15,6 +15,7 @@ from proxy.problems import Problem
 from proxy.rules.line_budget import Owner
 from proxy.rules.repeats import SAFE_METHODS
 from proxy.rules.state import OTHER
+from proxy.telemetry.callers import Callers
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
 
@@ -34,6 +35,7 @@ class Journal:
         clock: Clock,
         metrics: Metrics,
         refusals: Refusals,
+        callers: Callers,
         watch: Watch,
         may_log: Callable[[Owner], bool],
         log: Callable[[str, Mapping[str, object]], None],
@@ -41,6 +43,7 @@ class Journal:
         self._clock = clock
         self._metrics = metrics
         self._refusals = refusals
+        self._callers = callers
         self._watch = watch
         self._may_log = may_log
         self._log = log
@@ -58,7 +61,9 @@ class Journal:
         """Note an answer of our own."""
         exchange.ended_here(problem.name)
         exchange.trouble = problem.kind.trouble
-        self._refusals.note(exchange.account_label, problem, at=self._clock.wall())
+        account = exchange.account_label
+        self._refusals.note(account, problem, at=self._clock.wall())
+        self._callers.refused(account, exchange.caller_label, self._clock.monotonic())
 
     def failed(self, exchange: Exchange) -> None:
         """Log the exception that is being handled, which is a bug."""
@@ -78,6 +83,8 @@ class Journal:
         )
         if self._watch.is_on:
             self._tell_watch(exchange)
+        if exchange.key_name is not None:
+            self._metrics.caller_request(exchange.account_label, exchange.key_name, code)
         if self._may_log(_owner(exchange)):
             self._log("request", exchange.facts(code=code, seconds=seconds))
 

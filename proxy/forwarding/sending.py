@@ -29,6 +29,7 @@ from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.refresh import Reason
 from proxy.settings import Settings
+from proxy.telemetry.callers import Callers
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.token import Token
@@ -43,6 +44,7 @@ class Sender:
         *,
         clock: Clock,
         metrics: Metrics,
+        callers: Callers,
         accounts: Accounts,
         drain: Drain,
         attempts: Attempts,
@@ -51,6 +53,7 @@ class Sender:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
+        self._callers = callers
         self._accounts = accounts
         self._drain = drain
         self._attempts = attempts
@@ -168,7 +171,10 @@ class Sender:
             waiting.admit(queue, ticket, wait)
         held, begun = queue.held_seconds(), self._clock.monotonic()
         try:
-            with exchange.spending("queue"):
+            with (
+                exchange.spending("queue"),
+                self._callers.waiting(exchange.account_label, exchange.caller_label),
+            ):
                 return await waiting.slot(queue, ticket, wait)
         except Problem:
             if "no answer" in exchange.attempts:

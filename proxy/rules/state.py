@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from proxy.rules.tally import CallerCount
+
 OTHER = "other"  # the name under which all unconfigured accounts are shown
 
 
@@ -97,6 +99,8 @@ class AccountState:
     slowed: SlowdownState | None = None
     token: TokenState | None = None
     refusals: Sequence[Refusal] = ()
+    callers_waiting: Sequence[CallerCount] = ()
+    callers_refused: Sequence[CallerCount] = ()
 
 
 def merged(states: Iterable[AccountState]) -> tuple[AccountState, ...]:

@@ -48,6 +48,7 @@ from proxy.store.issued_tokens import SharedTokens
 from proxy.store.leases import SharedLeases
 from proxy.store.orders import SharedOrders
 from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
+from proxy.telemetry.callers import Callers
 from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.logs import Sink
 from proxy.telemetry.metrics import Metrics
@@ -89,6 +90,7 @@ class Proxy:
             process=ProcessMetrics(),
         )
         self.refusals = Refusals()
+        self.callers = Callers()
         shared_store = self._connect_store(settings.store, tasks)
         self.store: Connection | None = None
         leases: Leases = Alone()
@@ -168,7 +170,9 @@ class Proxy:
             on_refused=refused_connections.note,
         )
         self.tls = None if settings.listen.tls is None else tls_context(settings.listen.tls)
-        self.snapshots = Snapshots(self.accounts, self._tokens, self.refusals, clock=clock)
+        self.snapshots = Snapshots(
+            self.accounts, self._tokens, self.refusals, self.callers, clock=clock
+        )
         self.admin = Admin(
             settings,
             tokens=self._tokens,
@@ -206,6 +210,7 @@ class Proxy:
         self.identity.apply(settings)
         self.metrics.apply(settings)
         self.refusals.apply(settings)
+        self.callers.apply(settings)
         self.bodies.apply(settings.limits)
         self.listener.apply(write_timeout=settings.upstream.response_timeout)
         self.issuer.apply(settings)
@@ -299,6 +304,7 @@ class Proxy:
                 self.settings,
                 clock=self.clock,
                 metrics=self.metrics,
+                callers=self.callers,
                 accounts=self.accounts,
                 drain=self.drain,
                 attempts=Attempts(
@@ -316,6 +322,7 @@ class Proxy:
                 clock=self.clock,
                 metrics=self.metrics,
                 refusals=self.refusals,
+                callers=self.callers,
                 watch=self.incidents.watch,
                 may_log=self._may_log,
                 log=self._log,

@@ -75,6 +75,13 @@ class Metrics(Collector):
         self._requests = counter(
             "requests", "Requests answered.", "account", "route", "method", "code", "origin"
         )
+        self._caller_requests = counter(
+            "caller_requests",
+            "Requests answered to callers with a named key, by class of status.",
+            "account",
+            "caller",
+            "code_class",
+        )
         self._durations = histogram(
             "request_duration_seconds",
             "From a request's arrival to the end of its answer.",
@@ -195,6 +202,7 @@ class Metrics(Collector):
         self._would_wait.keep(names)
         for series in (
             self._requests,
+            self._caller_requests,
             self._would_refuse,
             self._early,
             self._answers,
@@ -221,6 +229,10 @@ class Metrics(Collector):
         known = method if method in METHODS else "other"
         self._requests[account, route, known, str(code), origin] += 1
         self._durations[route, origin].observe(seconds, request_id)
+
+    def caller_request(self, account: str, caller: str, code: int) -> None:
+        """Count an answer to a caller with a named key."""
+        self._caller_requests[account, caller, f"{code // 100}xx"] += 1
 
     def waited(
         self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""

@@ -16,6 +16,7 @@ from proxy.pacing.accounts import Accounts
 from proxy.pacing.slot import OnlyIfFree, Refused, Sent, Ticket
 from proxy.problems import Problem
 from proxy.rules.state import AccountState
+from proxy.telemetry.callers import Callers
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
 from proxy.tokens.managed import ManagedTokens
@@ -40,7 +41,7 @@ class Bench:
             settings, clock=clock, metrics=Metrics(self.registry), random=lambda: 0.0
         )
         tokens = Mock(spec=ManagedTokens, by_name={})
-        self.snapshots = Snapshots(self.accounts, tokens, self.refusals, clock=clock)
+        self.snapshots = Snapshots(self.accounts, tokens, self.refusals, Callers(), clock=clock)
 
     async def names(self) -> list[str]:
         return await self.snapshots.make(lambda states: [state.name for state in states])

@@ -37,6 +37,7 @@ def token_of(**others: object) -> dict[str, object]:
 def account_of(name: str, **others: object) -> dict[str, object]:
     account: dict[str, object] = {"name": name, "routes": [line_of()], "in_flight": 0}
     account |= {"hold_remaining_seconds": 0.0, "token": None, "refusals": []}
+    account |= {"callers_waiting": [], "callers_refused": []}
     return {**account, "level": "ok", "notes": [], **others}
 
 

@@ -75,6 +75,8 @@ async def test_the_proxy_says_how_it_is() -> None:
         "paused": None,
         "slowed": None,
         "refusals": [],
+        "callers_waiting": [],
+        "callers_refused": [],
         "level": "trouble" if token["expires_in"] is None else "ok",
         "notes": london["notes"],
     }

@@ -21,6 +21,7 @@ from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.rules.needs import Needs
 from proxy.settings import Retry, Settings
+from proxy.telemetry.callers import Callers
 from proxy.telemetry.metrics import Metrics
 from tests.kit.clock import FakeClock
 from tests.kit.proxy import settings_for
@@ -81,6 +82,7 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
         chosen,
         clock=clock,
         metrics=metrics,
+        callers=Callers(),
         accounts=accounts,
         drain=Drain(),
         attempts=Attempts(cast("Client", api), clock=clock, metrics=metrics, quota=None),

@@ -1,0 +1,86 @@
+"""Which names come most often, in bounded memory.
+
+Theory of operation. A full tally gives up the name with the smallest count for a new one, which
+takes over that count: the space-saving algorithm (Metwally, Agrawal and El Abbadi, ICDT 2005). So a
+name that came more often than all names together divided by the number of places is always there,
+and a count may be too high, never too low.
+"""
+
+import heapq
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True, slots=True)
+class CallerCount:
+    """A caller, and how many of its requests are meant."""
+
+    caller: str
+    count: int
+
+
+class Tally:
+    """Counts names; `places` of them at most."""
+
+    __slots__ = ("_counts", "_places")
+
+    def __init__(self, places: int) -> None:
+        self._counts: dict[str, int] = {}
+        self._places = places
+
+    def __repr__(self) -> str:
+        return f"<Tally of {len(self._counts)} names>"
+
+    def add(self, name: str) -> None:
+        """Count a name once more."""
+        counts = self._counts
+        if name not in counts and len(counts) >= self._places:
+            least = min(counts, key=counts.__getitem__)
+            counts[name] = counts.pop(least)
+        counts[name] = counts.get(name, 0) + 1
+
+    def counts(self) -> dict[str, int]:
+        """Return the names with their counts."""
+        return dict(self._counts)
+
+
+class RecentTally:
+    """Counts names of late: of a whole span of seconds at least, and of two at most."""
+
+    __slots__ = ("_last", "_places", "_present", "_seconds", "_since")
+
+    def __init__(self, places: int, seconds: float) -> None:
+        self._places = places
+        self._seconds = seconds
+        self._since = -inf
+        self._last = self._present = Tally(places)
+
+    def __repr__(self) -> str:
+        return f"<RecentTally: {self._present}>"
+
+    def add(self, name: str, now: float) -> None:
+        """Count a name once more, at that monotonic time."""
+        self._turn(now)
+        self._present.add(name)
+
+    def top(self, most: int, now: float) -> tuple[CallerCount, ...]:
+        """Return the names that came most often, the first one first."""
+        self._turn(now)
+        counts = self._present.counts()
+        for name, count in self._last.counts().items():
+            counts[name] = counts.get(name, 0) + count
+        return top(counts, most)
+
+    def _turn(self, now: float) -> None:
+        if now < self._since + self._seconds:
+            return
+        is_next = now < self._since + 2 * self._seconds
+        self._last = self._present if is_next else Tally(self._places)
+        self._present = Tally(self._places)
+        self._since = self._since + self._seconds if is_next else now
+
+
+def top(counts: dict[str, int], most: int) -> tuple[CallerCount, ...]:
+    """Return the largest counts, the first one first; of equal ones the first name."""
+    first = heapq.nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(CallerCount(name, count) for name, count in first)

@@ -1,0 +1,81 @@
+"""Who uses each account: the callers with most requests in the queue, and with most refusals.
+
+A caller is shown by the name of the key it presented, else by its address and User-Agent. Accounts
+are those that metrics tell apart: configured names, and `other` for everyone else. What is kept is
+bounded: waiting callers by the queues, refused ones by a tally of each account.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.rules.state import OTHER
+from proxy.rules.tally import CallerCount, RecentTally, top
+from proxy.settings import Settings
+
+_SHOWN: Final = 5
+_PLACES: Final = 100  # callers of an account whose refusals are counted
+_SPAN: Final = 300.0  # seconds: refusals of the last five to ten minutes are shown
+_LONGEST_AGENT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TopCallers:
+    """The callers of an account with most requests in the queue, and refused of late."""
+
+    waiting: tuple[CallerCount, ...] = ()
+    refused: tuple[CallerCount, ...] = ()
+
+
+NOBODY: Final = TopCallers()
+
+
+class Callers:
+    """Counts the callers of each account that wait, and those that were refused."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[str, int]] = {}
+        self._refused: dict[str, RecentTally] = {}
+
+    @contextmanager
+    def waiting(self, account: str, caller: str) -> Iterator[None]:
+        """Count a request as waiting for as long as the block takes."""
+        counts = self._waiting.setdefault(account, {})
+        counts[caller] = counts.get(caller, 0) + 1
+        try:
+            yield
+        finally:
+            counts[caller] -= 1
+            if not counts[caller]:
+                del counts[caller]
+            if not counts and self._waiting.get(account) is counts:
+                del self._waiting[account]
+
+    def refused(self, account: str, caller: str, now: float) -> None:
+        """Count a refusal of ours, at that monotonic time."""
+        tally = self._refused.get(account)
+        if tally is None:
+            tally = self._refused[account] = RecentTally(_PLACES, _SPAN)
+        tally.add(caller, now)
+
+    def apply(self, settings: Settings) -> None:
+        """Forget the refusals of accounts that are configured no more."""
+        names = {OTHER, *(account.name for account in settings.accounts)}
+        self._refused = {name: tally for name, tally in self._refused.items() if name in names}
+
+    def all(self, now: float) -> Mapping[str, TopCallers]:
+        """Return the first callers of each account that has any."""
+        return {
+            account: TopCallers(
+                top(self._waiting.get(account, {}), _SHOWN),
+                self._refused[account].top(_SHOWN, now) if account in self._refused else (),
+            )
+            for account in {*self._waiting, *self._refused}
+        }
+
+
+def anonymous(peer: str, agent: str) -> str:
+    """Return how a caller without a named key is shown: its address, and its agent, escaped."""
+    escaped = agent.encode("unicode_escape").decode("ascii")[:_LONGEST_AGENT]
+    return f"{peer} {escaped}".rstrip()
