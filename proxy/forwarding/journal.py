@@ -14,7 +14,7 @@ from proxy.incidents.watch import Watch
 from proxy.problems import Problem
 from proxy.rules.line_budget import Owner
 from proxy.rules.repeats import SAFE_METHODS
-from proxy.rules.state import OTHER
+from proxy.rules.short_names import is_configured
 from proxy.telemetry.callers import Callers
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.refusals import Refusals
@@ -104,8 +104,8 @@ def _owner(exchange: Exchange) -> Owner:
     account = exchange.account
     if account is None:
         return Owner(exchange.request.peer, is_configured=False)
-    is_configured = account.label != OTHER
-    return Owner(account.label if is_configured else account.key, is_configured)
+    known = is_configured(account.label)
+    return Owner(account.label if known else account.key, is_configured=known)
 
 
 def _request_id(request: Request) -> str:

@@ -10,7 +10,7 @@ Invariant: one client id has one account, and so one queue and one pace on each 
 
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
-from typing import get_args
+from typing import Generic, TypeVar, get_args
 from weakref import WeakValueDictionary
 
 from proxy.clock import Clock
@@ -25,11 +25,14 @@ from proxy.problems import Problem
 from proxy.retries import RetryRules
 from proxy.rules.digests import account_id, store_key
 from proxy.rules.pace import return_after
+from proxy.rules.short_names import ShortNames
 from proxy.rules.state import OTHER, AccountState, merged
 from proxy.rules.succession import Taken, predecessors, taken_by
 from proxy.settings import Route, Settings
 from proxy.settings.values import Method
 from proxy.telemetry.metrics import Metrics
+
+_Key = TypeVar("_Key", str, bytes)
 
 _SWEEP_SECONDS = 0.1
 _PREDICTION_SECONDS = 1.0  # Retry-After has whole seconds, and each prediction looks at everybody
@@ -67,8 +70,13 @@ class Accounts:
         self._configured: dict[str, Account] = {}
         self.operators = Operators(context, self._configured_now)
         self._ids: dict[str, str] = {}
-        self._unconfigured = _Table(context, settings.identity.max_learned)
-        self._unidentified = _Table(context, settings.identity.max_unidentified)
+        self._short_names = ShortNames(settings.metrics.max_learned_labels)
+        self._unconfigured: _Table[str] = _Table(
+            context, settings.identity.max_learned, self._short_names.name_of
+        )
+        self._unidentified: _Table[bytes] = _Table(
+            context, settings.identity.max_unidentified, lambda _: OTHER
+        )
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
@@ -84,6 +92,7 @@ class Accounts:
         self.context.intervals = {
             route.name: route.interval for route in settings.routes if route.interval is not None
         }
+        self._short_names.most = settings.metrics.max_learned_labels
         self._unconfigured.limit = settings.identity.max_learned
         self._unidentified.limit = settings.identity.max_unidentified
         known = {self._ids[name]: account for name, account in self._configured.items()}
@@ -97,7 +106,7 @@ class Accounts:
             account.rename(wanted.name, interval=wanted.interval, mode=wanted.mode)
             account.allowance.organization = wanted.organization
         for key, account in known.items():
-            account.rename(OTHER, interval=None)
+            account.rename(self._short_names.name_of(key), interval=None)
             account.allowance.organization = None
             self._unconfigured.put(key, account)
         paced = {route.name: route.paced for route in settings.routes}
@@ -183,7 +192,7 @@ def _taken_by(routes: Iterable[Route]) -> dict[str, Taken]:
     }
 
 
-class _Table:
+class _Table(Generic[_Key]):
     """A bounded table of accounts that are not configured.
 
     An account is dropped only when it is idle: nothing waits, nothing is in flight, its next slot
@@ -196,38 +205,38 @@ class _Table:
     would have two queues on one route.
     """
 
-    def __init__(self, context: PacingContext, limit: int) -> None:
+    def __init__(self, context: PacingContext, limit: int, label_of: Callable[[_Key], str]) -> None:
         self.limit = limit
         self._context = context
-        self._kept: dict[str | bytes, Account] = {}
-        self._alive: WeakValueDictionary[str | bytes, Account] = WeakValueDictionary()
+        self._label_of: Callable[[_Key], str] = label_of
+        self._kept: dict[_Key, Account] = {}
+        self._alive: WeakValueDictionary[_Key, Account] = WeakValueDictionary()
         self._next_sweep = -inf
         self._room_at = self._next_prediction = -inf
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._alive.values())
 
-    def get(self, key: str | bytes) -> Account:
+    def get(self, key: _Key) -> Account:
         account = self._kept.get(key)
         if account is None:
             if len(self._kept) >= self.limit:
                 self._make_room()
-            account = self._alive.get(key) or Account(
-                self._context, store_key(key), OTHER, interval=None
-            )
+            account = self._alive.get(key) or self._made(key)
             self._kept[key] = self._alive[key] = account
         return account
 
-    def take(self, key: str | bytes) -> Account:
+    def take(self, key: _Key) -> Account:
         """Return the account of that key, a new one if there is none, and keep it no longer."""
         self._kept.pop(key, None)
-        return self._alive.pop(key, None) or Account(
-            self._context, store_key(key), OTHER, interval=None
-        )
+        return self._alive.pop(key, None) or self._made(key)
 
-    def put(self, key: str | bytes, account: Account) -> None:
+    def put(self, key: _Key, account: Account) -> None:
         """Keep an account that was kept elsewhere so far."""
         self._kept[key] = self._alive[key] = account
+
+    def _made(self, key: _Key) -> Account:
+        return Account(self._context, store_key(key), self._label_of(key), interval=None)
 
     def _make_room(self) -> None:
         now = self._context.clock.monotonic()

@@ -541,6 +541,12 @@ class Limits(Section):
             yield _Conflict(("drain_timeout",), "must be more than 2 s above drain_delay")
 
 
+class Metrics(Section):
+    max_learned_labels: Reserve = 50
+    """Clients that are not configured which metrics and the status show apart, by a short id, until
+    a restart; the others are shown together as `other`."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
@@ -638,6 +644,8 @@ class Settings(Section):
     """Where trouble that lasts is reported; null reports nothing."""
     limits: Limits = Limits()
     """Bounds on what callers may take."""
+    metrics: Metrics = Metrics()
+    """What metrics tell apart."""
     log: Log = Log()
     """The log, on standard error."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from proxy.rules.state import OTHER
+from proxy.rules.short_names import ShownAccounts
 from proxy.rules.tally import CallerCount, RecentTally, top
 from proxy.settings import Settings
 
@@ -61,7 +61,7 @@ class Callers:
 
     def apply(self, settings: Settings) -> None:
         """Forget the refusals of accounts that are configured no more."""
-        names = {OTHER, *(account.name for account in settings.accounts)}
+        names = ShownAccounts(account.name for account in settings.accounts)
         self._refused = {name: tally for name, tally in self._refused.items() if name in names}
 
     def all(self, now: float) -> Mapping[str, TopCallers]:

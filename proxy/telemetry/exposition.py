@@ -11,7 +11,7 @@ Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMe
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
@@ -62,7 +62,7 @@ class _Series(dict[tuple[str, ...], _T], Generic[_T]):
         self._family = family
         self._names: dict[tuple[str, ...], str] = {}
 
-    def keep(self, accounts: frozenset[str]) -> None:
+    def keep(self, accounts: Container[str]) -> None:
         """Forget the series of any other account."""
         for values in [values for values in self if values[0] not in accounts]:
             del self[values]

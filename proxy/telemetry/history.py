@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from proxy.rules.state import OTHER
+from proxy.rules.short_names import ShownAccounts
 
 WINDOW: Final = 600.0
 """How many seconds are remembered."""
@@ -103,7 +103,7 @@ class History:
 
     def keep(self, accounts: Iterable[str]) -> None:
         """Forget accounts that are configured no more."""
-        names = {OTHER, *accounts}
+        names = ShownAccounts(accounts)
         self._rings = {name: rings for name, rings in self._rings.items() if name in names}
         self._holds = {name: holds for name, holds in self._holds.items() if name in names}
 

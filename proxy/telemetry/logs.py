@@ -25,6 +25,7 @@ import structlog
 
 from proxy.clock import Clock
 from proxy.rules.line_budget import PROXY, LineBudget, Owner
+from proxy.rules.short_names import is_configured
 from proxy.rules.state import OTHER
 from proxy.settings import Log
 
@@ -98,7 +99,8 @@ class Sink:
         One that names a configured account is a line of that account, any other of the proxy.
         """
         account = event.get("account", OTHER)
-        owner = PROXY if account == OTHER else Owner(f"{account}", is_configured=True)
+        known = is_configured(f"{account}")
+        owner = Owner(f"{account}", is_configured=True) if known else PROXY
         with self._lock:
             self._begin_second()
             self._take(event, owner)

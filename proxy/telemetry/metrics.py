@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from proxy import __version__
 from proxy.rules.incidents import KINDS
 from proxy.rules.shares import Reason
-from proxy.rules.state import OTHER
+from proxy.rules.short_names import ShownAccounts
 from proxy.settings import Settings
 from proxy.telemetry.buckets import DURATIONS, LATENESS, wait_bounds
 from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
@@ -196,8 +196,9 @@ class Metrics(Collector):
 
     def apply(self, settings: Settings) -> None:
         """Forget the series of accounts that are configured no more."""
-        names = frozenset({OTHER, *(account.name for account in settings.accounts)})
-        self.history.keep(names)
+        configured = [account.name for account in settings.accounts]
+        self.history.keep(configured)
+        names = ShownAccounts(configured)
         self._waits.keep(names)
         self._would_wait.keep(names)
         for series in (

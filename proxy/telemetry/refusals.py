@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from proxy.problems import Problem
-from proxy.rules.state import OTHER, Refusal
+from proxy.rules.short_names import ShownAccounts
+from proxy.rules.state import Refusal
 from proxy.settings import Settings
 
 _KEPT: Final = 8  # groups of an account
@@ -37,7 +38,7 @@ class Refusals:
 
     def apply(self, settings: Settings) -> None:
         """Forget those of accounts that are configured no more."""
-        names = {OTHER, *(account.name for account in settings.accounts)}
+        names = ShownAccounts(account.name for account in settings.accounts)
         self._by_account = {
             account: groups for account, groups in self._by_account.items() if account in names
         }

@@ -10,6 +10,7 @@ from math import inf
 from typer.testing import CliRunner
 
 from proxy.cli.commands import _cli
+from proxy.rules.digests import account_id
 from proxy.service.lifecycle import Running
 from tests.kit.client import RawConnection, exchange, port_of
 from tests.kit.listener import HOST
@@ -102,3 +103,38 @@ async def test_the_callers_with_most_waiting_and_most_refused_are_shown() -> Non
         await proxy.accounts.operators.resume(proxy.accounts.configured("london"))
         assert [await status_of(one) for one in waiting] == [202] * 3
         assert (await accounts_of(proxy))["london"]["callers_waiting"] == []
+
+
+async def test_the_first_unknown_clients_are_told_apart_and_the_others_are_one() -> None:
+    def api(request: RecordedRequest) -> Reply:
+        if request.target == b"/api/v2/tokens/me":
+            client = request.values("Authorization")[0].decode().removeprefix("Bearer token-of-")
+            body = json.dumps({"OAuthClient": {"id": client}}).encode()
+            return Reply(200, [("Content-Type", "application/json")], body)
+        return Reply(202)
+
+    async with (
+        RawUpstream(api) as upstream,
+        proxy_for(
+            upstream.url,
+            pacing={"interval": 0.01},
+            identity={"whoami": "/api/v2/tokens/me"},
+            metrics={"max_learned_labels": 2},
+        ) as proxy,
+    ):
+        for number, client in enumerate(("a", "b", "c", "d", "a")):
+            assert await status_of(await send(proxy, f"token-of-{client}", number)) == 202
+        sent = {
+            name: sum(queue["sent"] for queue in account["routes"])
+            for name, account in (await accounts_of(proxy)).items()
+        }
+        first, second = (f"client:{account_id(client)[:8]}" for client in ("a", "b"))
+        assert sent == {first: 2, second: 1, "other": 2}
+        head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        text = (await exchange(HOST, port_of(proxy.admin_url), head)).decode()
+        proxy.proxy.apply(proxy.proxy.settings)  # a reload keeps them
+        again = (await exchange(HOST, port_of(proxy.admin_url), head)).decode()
+    labels = 'route="exports",method="POST",code="202",origin="upstream"'
+    for told in (text, again):
+        assert f'export_proxy_requests_total{{account="{first}",{labels}}} 2.0' in told
+        assert f'export_proxy_requests_total{{account="other",{labels}}} 2.0' in told

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from proxy.clock import SystemClock
+from proxy.rules.digests import account_id
 from proxy.service.lifecycle import Running, running
 from proxy.simulator.app import Simulator
 from proxy.simulator.settings import ClientSpec, SimulatorSettings
@@ -150,7 +151,7 @@ async def test_two_clients_have_two_queues() -> None:
         assert await calls([proxy], tokens) == {202: 6}
         assert monotonic() - begun < 4 * INTERVAL + 1
         labels = [account.label for account in proxy.accounts.accounts() if account.queues]
-        assert labels == ["other", "other"]
+        assert labels == [f"client:{account_id(name)[:8]}" for name in (CLIENT, "paris-id")]
 
 
 # Managed accounts
