@@ -6,6 +6,7 @@ from proxy.settings import Account, Pacing, Settings
 from tests.kit.pacing import UPSTREAM, Bench, Caller, bench
 
 PLATFORM = Limit("token.rate", "platform.api")
+FLOWS = Limit("flow.rate", "flows")
 LABELS = {"account": "london", "route": "exports"}
 
 
@@ -63,6 +64,19 @@ async def test_a_hold_keeps_nothing_back_and_is_part_of_what_would_be() -> None:
         await b.clock.advance(0)
         assert caller.got_at == 10.0
         assert b.counted("would_wait_seconds_sum", **LABELS) == 60.0
+
+
+async def test_a_hold_of_one_route_keeps_nothing_back_either() -> None:
+    async with bench(mode="observe") as b:
+        queue = b.queue()
+        refused, out = await b.get(queue), await b.get(queue)
+        b.send(refused).report(Refused(60.0, FLOWS))
+        assert queue.holding.state.remaining(b.now) == 60.0
+        assert out.may_leave(b.now)
+        b.send(out).report(Answered())
+        (caller,) = come(b, 1)
+        await b.clock.advance(0)
+        assert caller.got_at == 10.0
 
 
 async def test_a_paused_account_is_paused() -> None:
