@@ -5,9 +5,9 @@ are those that metrics tell apart: configured names, and `other` for everyone el
 bounded: waiting callers by the queues, refused ones by a tally of each account.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 from proxy.rules.short_names import ShownAccounts
@@ -38,19 +38,9 @@ class Callers:
         self._waiting: dict[str, dict[str, int]] = {}
         self._refused: dict[str, RecentTally] = {}
 
-    @contextmanager
-    def waiting(self, account: str, caller: str) -> Iterator[None]:
+    def waiting(self, account: str, caller: str) -> "Waiting":
         """Count a request as waiting for as long as the block takes."""
-        counts = self._waiting.setdefault(account, {})
-        counts[caller] = counts.get(caller, 0) + 1
-        try:
-            yield
-        finally:
-            counts[caller] -= 1
-            if not counts[caller]:
-                del counts[caller]
-            if not counts and self._waiting.get(account) is counts:
-                del self._waiting[account]
+        return Waiting(self._waiting, account, caller)
 
     def refused(self, account: str, caller: str, now: float) -> None:
         """Count a refusal of ours, at that monotonic time."""
@@ -73,6 +63,31 @@ class Callers:
             )
             for account in {*self._waiting, *self._refused}
         }
+
+
+class Waiting:
+    """A block in which a request waits."""
+
+    __slots__ = ("_account", "_all", "_caller")
+
+    def __init__(self, by_account: dict[str, dict[str, int]], account: str, caller: str) -> None:
+        self._all = by_account
+        self._account = account
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        counts = self._all.setdefault(self._account, {})
+        counts[self._caller] = counts.get(self._caller, 0) + 1
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        counts = self._all[self._account]
+        counts[self._caller] -= 1
+        if not counts[self._caller]:
+            del counts[self._caller]
+        if not counts:
+            del self._all[self._account]
 
 
 def anonymous(peer: str, agent: str) -> str:

@@ -127,6 +127,7 @@ async def test_newcomers_are_admitted_as_if_a_pause_without_end_ended_now() -> N
         assert problem is not None
         assert problem.name == "queue-full"
         assert "An operator has paused the account." in problem.detail
+        assert problem.retry_after == 30
         assert b.admit(b.queue(), 0.0) is not None  # takes a free slot, and there is none
         await resume(b)
         await b.all_served(waiting)
