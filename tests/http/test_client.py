@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import gc
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from proxy.clock import SystemClock
 from proxy.http.client import Client
@@ -592,8 +593,18 @@ async def test_nothing_can_break_a_line_of_a_request(place: str, value: str) -> 
         assert server.peers == []
 
 
-async def test_an_answer_that_is_abandoned_over_tls_is_read_no_further(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+def test_an_answer_that_is_abandoned_over_tls_is_read_no_further(
+    loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
     """At the end of a message a close may wait for the peer's; in the middle it may not."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(abandon_over_tls(tmp_path))
+
+
+async def abandon_over_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("api")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
