@@ -62,7 +62,7 @@ async def nginx() -> Sequence[Finding]:
         _finding("goodput while half hang up / nginx's", leaving, 1.7),
         Finding(
             scenario="nginx",
-            what="callers refused while the quota is eaten",
+            what="callers refused while another client uses up the quota",
             value=refused,
             target=0,
             details={"nginx": refused_by_nginx, "of": _ACCOUNTS * _CALLERS},
