@@ -70,7 +70,7 @@ class Operators:
         self._set_timer()
         return self.store is None or await self.store.keep(account.allowance.key, order)
 
-    def learned(self, orders: Mapping[str, Orders]) -> None:
+    def obey_shared(self, orders: Mapping[str, Orders]) -> None:
         """Obey what the store knows; an account that is not among the keys has no orders."""
         for account in self._accounts():
             self._obey(account, orders.get(account.allowance.key, NO_ORDERS))

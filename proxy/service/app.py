@@ -34,20 +34,13 @@ from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
 from proxy.incidents.incidents import Incidents
-from proxy.incidents.ledger import NoLedger
 from proxy.incidents.watch import Watch
 from proxy.pacing.accounts import Accounts
-from proxy.pacing.leases import Alone, Leases
 from proxy.problems import PROXY_NAME
 from proxy.rules.line_budget import Owner
 from proxy.service.reload import check_reload, check_start
-from proxy.settings import Settings, Store
-from proxy.store.connection import Connection
-from proxy.store.incidents import SharedLedger
-from proxy.store.issued_tokens import SharedTokens
-from proxy.store.leases import SharedLeases
-from proxy.store.orders import SharedOrders
-from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
+from proxy.service.sharing import Sharing
+from proxy.settings import Settings
 from proxy.telemetry.callers import Callers
 from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.logs import Sink
@@ -78,7 +71,6 @@ class Proxy:
         self.clock = clock
         self._may_log = _always if sink is None else sink.take_room
         self._log = _log_info if sink is None else sink.info
-        self._forever: list[asyncio.Task[None]] = []
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they are of no use here
         self.registry = CollectorRegistry()
         self.metrics = Metrics(
@@ -91,23 +83,18 @@ class Proxy:
         )
         self.refusals = Refusals()
         self.callers = Callers()
-        shared_store = self._connect_store(settings.store, tasks)
-        self.store: Connection | None = None
-        leases: Leases = Alone()
-        if shared_store is not None:
-            self.store, leases = shared_store
+        self.sharing = Sharing(settings, clock, self.metrics, tasks)
         self.drain = drain = Drain()
         self.accounts = Accounts(
             settings,
             clock=clock,
             metrics=self.metrics,
             random=random.random,
-            leases=leases,
+            leases=self.sharing.leases(),
             is_draining=lambda: drain.has_begun,
             closes_at=lambda: drain.closes_at,
         )
-        if shared_store is not None:
-            self._share_orders(*shared_store, tasks)
+        self.sharing.listen(self.accounts.operators)
         self.api = Client(
             settings.upstream,
             settings.upstream.api_url,
@@ -115,9 +102,6 @@ class Proxy:
             max_header=settings.limits.max_header,
         )
         self.login_server = Client(settings.upstream, settings.upstream.login_url, clock=clock)
-        shared = None
-        if self.store is not None:
-            shared = SharedTokens(self.store, clock=clock, spawn=tasks.create_task)
         self.bodies = Bodies(settings.limits)
         self.is_listening = False
         self._under_way = 0
@@ -138,12 +122,12 @@ class Proxy:
             issuer=self.issuer,
             api=self.api,
             spawn=tasks.create_task,
-            shared=shared,
+            shared=self.sharing.tokens(),
         )
         self.repeats = Repeats(
             settings,
             api=self.api,
-            store=self._keep_repeats(settings),
+            store=self.sharing.repeats(settings),
             clock=clock,
             metrics=self.metrics,
             spawn=tasks.create_task,
@@ -151,7 +135,7 @@ class Proxy:
         self.incidents = Incidents(
             settings,
             Watch(settings, accounts=self.accounts, tokens=self._tokens, clock=clock),
-            NoLedger() if self.store is None else SharedLedger(self.store, clock=clock),
+            self.sharing.ledger(),
             clock=clock,
             metrics=self.metrics,
             spawn=tasks.create_task,
@@ -204,8 +188,7 @@ class Proxy:
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
         self._login.apply(settings)
         self.repeats.apply(settings)
-        if self.store is not None:
-            self.store.apply(settings.store)
+        self.sharing.apply(settings)
         self.accounts.apply(settings)
         self.identity.apply(settings)
         self.metrics.apply(settings)
@@ -238,10 +221,7 @@ class Proxy:
         self.identity.close()
         self.snapshots.close()
         await self.incidents.close()
-        for task in self._forever:
-            task.cancel()
-        if self.store is not None:
-            await self.store.close()
+        await self.sharing.close()
         for upstream in (self.api, self.login_server, self.issuer):
             await upstream.close()
 
@@ -254,33 +234,6 @@ class Proxy:
     def under_way(self) -> int:
         """How many requests are being answered, those included whose callers left."""
         return self._under_way + self.repeats.under_way
-
-    def _connect_store(
-        self, settings: Store, tasks: asyncio.TaskGroup
-    ) -> tuple[Connection, SharedLeases] | None:
-        if not settings.is_shared:
-            return None
-        spawn = tasks.create_task
-        connection = Connection(settings, clock=self.clock, metrics=self.metrics, spawn=spawn)
-        leases = SharedLeases(
-            connection, clock=self.clock, metrics=self.metrics, random=random.random
-        )
-        return connection, leases
-
-    def _share_orders(
-        self, connection: Connection, leases: SharedLeases, tasks: asyncio.TaskGroup
-    ) -> None:
-        """Obey what operators order at other replicas, and listen to the store."""
-        operators = self.accounts.operators
-        orders = SharedOrders(connection, clock=self.clock, learned=operators.learned)
-        operators.store = orders
-        self._forever.append(tasks.create_task(connection.listen(leases.inbox, orders)))
-
-    def _keep_repeats(self, settings: Settings) -> RepeatStore:
-        local = LocalRepeats(
-            settings.repeats, clock=self.clock, on_evicted=self.metrics.repeat_evicted
-        )
-        return local if self.store is None else SharedRepeats(local, self.store, clock=self.clock)
 
     async def _handle(self, request: Request) -> None:
         self._under_way += 1

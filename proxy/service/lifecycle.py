@@ -69,8 +69,8 @@ async def running(
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
             proxy = Proxy(settings, clock, tasks, sink=sink, reload=reload)
             stack.push_async_callback(proxy.close)
-            if proxy.store is not None:
-                await proxy.store.settled.wait()
+            if proxy.sharing.store is not None:
+                await proxy.sharing.store.settled.wait()
             admin = _AdminRunner(proxy.admin.application(), settings.limits)
             admin_url = await _listen_for_operators(stack, admin, settings.admin)
             url = await _listen(stack, proxy.listener, settings.listen, proxy.tls)

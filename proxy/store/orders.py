@@ -40,16 +40,16 @@ _LONGEST_MS: Final = round(LONGEST_SECONDS * 1000)
 _FIELDS: Final = 4  # of an order in the answer
 
 Known = dict[str, Orders]
-Learned = Callable[[Mapping[str, Orders]], None]
+Changed = Callable[[Mapping[str, Orders]], None]
 
 
 class SharedOrders:
-    """Keeps orders in the store; `learned` is told all of them after each change."""
+    """Keeps orders in the store; `changed` is called with all of them after each change."""
 
-    def __init__(self, connection: Connection, *, clock: Clock, learned: Learned) -> None:
+    def __init__(self, connection: Connection, *, clock: Clock, changed: Changed) -> None:
         self._connection = connection
         self._clock = clock
-        self._learned = learned
+        self._changed = changed
         self._me = token_hex(6)
         self._born = ""  # of the state that was read last
         self._known: Known = {}
@@ -63,7 +63,7 @@ class SharedOrders:
 
     def refresh(self) -> None:
         """Tell again what is ordered."""
-        self._learned(self._all())
+        self._changed(self._all())
         self._run("read", lambda _: None)
 
     async def keep(self, key: str, order: Order) -> bool:
@@ -151,7 +151,7 @@ class SharedOrders:
         if lost and self._say_again():
             return  # the answers to that have all of it
         self._known = _orders(words[1:], self._clock.monotonic())
-        self._learned(self._all())
+        self._changed(self._all())
 
     def _say_again(self) -> bool:
         """Tell a store that has lost its state what is obeyed here; True if there is anything."""

@@ -75,7 +75,7 @@ class Replica:
         )
         if self.connection is not None and leases is not None:
             operators = self.accounts.operators
-            orders = SharedOrders(self.connection, clock=CLOCK, learned=operators.learned)
+            orders = SharedOrders(self.connection, clock=CLOCK, changed=operators.obey_shared)
             operators.store = orders
             self._listening = tasks.create_task(self.connection.listen(leases.inbox, orders))
 
