@@ -115,7 +115,7 @@ async def _memory_of(callers: int) -> Finding:
             "bare": await stack.enter_async_context(bare(None)),
             "ours": await stack.enter_async_context(
                 # A pace at which nobody is sent while this is measured.
-                proxy(folder, upstream, pacing={"interval": 3600, "max_wait": 1e9})
+                proxy(folder, upstream, pacing={"interval": 3600, "max_wait": 604_800})
             ),
         }
         for name, server in servers.items():
