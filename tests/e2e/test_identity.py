@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from proxy.rules.digests import account_id
 from proxy.service.lifecycle import Running, running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
@@ -329,7 +330,7 @@ async def test_a_named_account_and_an_unknown_client_keep_their_own_tokens() -> 
         assert await proxy.status_of(paris) == 200
         assert await proxy.status_of(berlin) == 200
         assert sent_with(proxy) == [paris.encode(), berlin.encode()]
-        assert proxy.accounts() == ["paris", "other"]
+        assert proxy.accounts() == ["paris", f"client:{account_id('berlin-id')[:8]}"]
 
 
 @pytest.mark.parametrize("unidentified", ["pace", "reject"])
