@@ -1,8 +1,10 @@
 """Equal reads that wait together share one send: on real sockets, on a clock that tests move."""
 
+import asyncio
 import gc
 import gzip
 import json
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -137,6 +139,36 @@ async def test_others_that_leave_at_any_moment_change_nothing_for_the_rest() -> 
         answers = await it.answers([waiting[0], *waiting[3:]])
     assert all(is_whole(one, STATE) for one in answers)
     assert len(it.upstream.requests) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_callers_that_stay_get_whole_answers_while_others_leave_at_any_moment(
+    seed: int,
+) -> None:
+    """At the pace, and with nothing left over."""
+    chance = random.Random(seed)  # noqa: S311 -- no secret
+    slow = Reply(STATE.status, STATE.headers, STATE.body, delay=2.5 * INTERVAL)
+    large = Reply(200, body=b"x" * (MAX_SHARED + 1))
+    refusal = Reply(429, [("Retry-After", "2")], b"{}")
+    script = chance.sample([slow, slow, refusal, refusal, large, large], 6)
+    async with scene(script) as it:
+        callers = await it.ask(*(poll() for _ in range(12)))
+        leaving = chance.sample(callers, 6)
+        staying = [caller for caller in callers if caller not in leaving]
+        reading = asyncio.gather(*(caller.read_response() for caller in staying))
+        while not reading.done():
+            await it.clock.advance(chance.choice([0.1, 0.5, 1.0]) * INTERVAL)
+            if leaving and chance.random() < 0.5:
+                chance.choice([RawConnection.close, RawConnection.reset])(leaving.pop())
+            await asyncio.wait([reading], timeout=chance.choice([0, 0.01]))
+        it.close()
+        await it.until_handled(0)
+    assert all(
+        (one.status, len(one.body)) in {(200, len(STATE.body)), (200, MAX_SHARED + 1)}
+        and one.complete
+        for one in await reading
+    )
+    assert it.count("early_sends_total", account="other", route="exports") == 0
 
 
 async def test_an_answer_that_nobody_waits_for_is_broken_off() -> None:

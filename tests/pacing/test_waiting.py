@@ -293,3 +293,19 @@ async def test_gone_caller_that_was_not_told_yet_is_not_drained() -> None:
         slot.report(Unused())
         await b.clock.advance(0)
         assert (b.waits("drained"), b.waits("abandoned")) == (0, 1)
+
+
+async def test_request_that_was_taken_along_in_vain_takes_its_turn_again() -> None:
+    """It had no slot, so it goes before no caller whose turn it is."""
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        first, other, taken = (b.join(b.queue(), caller=name) for name in "aba")
+        await b.until(10.5)
+        b.use(first)
+        taken.ticket.take_along()
+        await b.clock.advance(0)
+        assert (taken.slot, taken.problem) == (None, None)
+        assert b.waits("merged") == 1
+        b.rejoin(b.queue(), taken)
+        sent = await b.all_served([other, taken])
+    assert sent == [11.0, 11.5]
