@@ -124,7 +124,7 @@ async def running(folder: Path) -> AsyncIterator[Run]:
     scopes = {"london": {VOICE_SCOPE, DIGITAL_SCOPE}, "paris": {VOICE_SCOPE}}
     simulator = Simulator(
         SimulatorSettings(
-            interval=INTERVAL,
+            interval=0.01,  # so that a stall of this machine puts nobody on hold
             clients={
                 f"id-of-{name}": ClientSpec(secret="s", scopes=frozenset(held))
                 for name, held in scopes.items()
@@ -257,7 +257,7 @@ async def check_panels(server: Prometheus) -> None:
             assert await server.query(expression), (title, expression)
     value = await values_of(server)
     assert value["Waiting"] >= 3
-    assert 1 <= value["On hold"] <= 2  # paris, too, if a stall made one of its exports early
+    assert value["On hold"] == 1
     assert value["Lacking a scope"] == 1
     assert value["Early sends"] == 0
     assert value["Replicas up"] == 1
