@@ -19,4 +19,4 @@ Each package imports only those below it; the contract in pyproject.toml has the
 `simulator` is a program of its own, which knows the rules at most.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
