@@ -8,32 +8,27 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource
 from pydantic_settings.sources.utils import parse_env_vars
 from yaml.scanner import ScannerError
 
+from proxy.settings.complaints import Complaint, complaints, suggestion
 from proxy.settings.sections import Loc, Section, Settings, dotted
 from proxy.settings.values import EnvironmentText, PlainWord
 
 _PREFIX = "EXPORT_PROXY__"
 _DELIMITER = "__"
-_ALIKE = 0.75  # of 1: how much a name resembles a known one, for it to be suggested
 
 # Keys that may hold a secret, and what one looks like there.
 _PASSWORD: Final = re.compile(r"//[^/@]*:[^/@]+@")
 _SECRETS: Final = {"client_secret": re.compile("."), "url": _PASSWORD, "proxy_url": _PASSWORD}
-
-# What is at fault, mostly a key, and what is wrong with it.
-_Problem = tuple[str, str]
 
 
 class ConfigError(Exception):
@@ -58,7 +53,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(_merged(document, overrides))
     except ValidationError as error:
-        problems += _validation_problems(error)
+        problems += complaints(error)
     if problems:
         # Raised outside the except clause: a chained error would carry the values along.
         raise ConfigError(_lines(problems))
@@ -87,7 +82,7 @@ def _written(value: object, loc: Loc) -> Iterator[str]:
             yield dotted(loc)
 
 
-def _lines(problems: list[_Problem]) -> tuple[str, ...]:
+def _lines(problems: list[Complaint]) -> tuple[str, ...]:
     first: dict[str, str] = {}
     for place, complaint in problems:
         # What else is wrong with a key follows from the first: its variable is not set, say.
@@ -106,9 +101,9 @@ def _merged(below: dict[Any, Any], above: dict[str, Any]) -> dict[Any, Any]:
 # The file.
 
 
-def _read_file(path: Path, environ: Mapping[str, str]) -> tuple[dict[Any, Any], list[_Problem]]:
+def _read_file(path: Path, environ: Mapping[str, str]) -> tuple[dict[Any, Any], list[Complaint]]:
     document: object = None
-    problems: list[_Problem] = []
+    problems: list[Complaint] = []
     fault = "must hold a mapping of sections"
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -139,7 +134,7 @@ def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
 
 def _prepare(
     node: yaml.Node, loc: Loc, environ: Mapping[str, str], *, seen: set[int]
-) -> Iterator[_Problem]:
+) -> Iterator[Complaint]:
     """Replace references in the text below `node`, in place, and report keys that come twice.
 
     PyYAML keeps the last of equal keys without a word. `seen` is what an alias may lead back to.
@@ -237,12 +232,12 @@ class _Overrides(EnvSettingsSource):
             return value  # text where a list or a mapping must be: validation says so
 
 
-def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[_Problem]]:
+def _read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[Complaint]]:
     ours = {name: text for name, text in environ.items() if name.upper().startswith(_PREFIX)}
     names = list(_variables(Settings, ""))
     known = {f"{_PREFIX}{name}" for name in names}
     problems = [
-        (name, f"overrides nothing{_suggestion(name.upper().removeprefix(_PREFIX), names)}")
+        (name, f"overrides nothing{suggestion(name.upper().removeprefix(_PREFIX), names)}")
         for name in ours
         if name.upper() not in known
     ]
@@ -265,76 +260,3 @@ def _variables(section: type[Section], prefix: str) -> Iterator[str]:
 def _sections_of(annotation: Any) -> list[type[Section]]:
     kinds = () if get_origin(annotation) is tuple else (annotation, *get_args(annotation))
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-
-
-# What pydantic found.
-
-_NO_LIST_OR_MAPPING = {
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "tuple_type": "must be a list",
-}
-_COMPLAINTS = {
-    **_NO_LIST_OR_MAPPING,
-    "bool_parsing": "must be true or false",
-    "extra_forbidden": "is not a known key",
-    "finite_number": "must be a finite number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of a sensible size",
-    "int_type": "must be a whole number",
-    "invalid_key": "is not a known key",
-    "missing": "is required",
-    "path_type": "must be a file name",
-    "string_too_short": "must not be empty",
-    "string_type": "must be text, in quotes if need be",
-    "too_short": "must not be empty",
-}
-
-
-def _validation_problems(error: ValidationError) -> Iterator[_Problem]:
-    for detail in error.errors(include_url=False):
-        loc = tuple(step for step in detail["loc"] if step != "[key]")
-        yield dotted(loc), _complaint(detail)
-
-
-def _keys_beside(loc: Loc) -> Iterable[str]:
-    """Return the keys that are known where `loc` ends; none where no section is."""
-    annotation: Any = Settings
-    for step in loc[:-1]:
-        sections = _all_sections_of(annotation)
-        if not sections:
-            return ()
-        if isinstance(step, str):
-            field = sections[0].model_fields.get(step)
-            annotation = None if field is None else field.annotation
-    sections = _all_sections_of(annotation)
-    return sections[0].model_fields if sections else ()
-
-
-def _all_sections_of(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [found for inner in get_args(annotation) for found in _all_sections_of(inner)]
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    nearest = get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
-
-
-def _complaint(detail: ErrorDetails) -> str:
-    kind, value = detail["type"], detail["input"]
-    if kind == "value_error":
-        complaint = str(detail["ctx"]["error"])
-    else:
-        complaint = _COMPLAINTS.get(kind) or detail["msg"].replace("Input should", "must")
-    if kind == "extra_forbidden":
-        loc = detail["loc"]
-        complaint += _suggestion(str(loc[-1]), _keys_beside(loc))
-    if not isinstance(value, EnvironmentText):
-        return complaint
-    encoding = ", as JSON" if kind in _NO_LIST_OR_MAPPING else ""
-    return f"{complaint}{encoding} (it comes from {value.variable})"
