@@ -172,7 +172,7 @@ class Problem(Exception):
     def anew(self) -> "Problem":
         """Return an equal one, which was never raised.
 
-        One that is kept and raised is a circle: its traceback refers to whoever keeps it.
+        One that is kept and raised is a circle: its traceback refers to what keeps it.
         """
         return Problem(
             self.name,

@@ -64,7 +64,7 @@ async def open_sockets(host: str, port: int, *, backlog: int) -> list[socket.soc
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:
-    """Have the kernel probe the peer while nothing is sent, and end the connection without it."""
+    """Let the kernel probe an idle peer, and end a connection whose peer is gone."""
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _PROBES:

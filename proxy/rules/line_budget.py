@@ -1,8 +1,8 @@
 """How many lines the log takes in a second: in all, and of each account or address.
 
-Whoever comes first may use up all lines of a second. Beyond them, an owner that has logged little
-still has lines: a flood of one account costs no other account a line. What is beyond is bounded
-too, except for configured accounts, whose number the operator knows.
+The first owner to come may use up all lines of a second. Beyond them, an owner that has logged
+little still has lines: a flood of one account costs no other account a line. What is beyond is
+bounded too, except for configured accounts, whose number the operator knows.
 """
 
 from collections import Counter

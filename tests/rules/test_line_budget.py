@@ -1,4 +1,4 @@
-"""The lines of a second: whoever floods the log costs nobody else a line."""
+"""The lines of a second: an owner that floods the log costs no other owner a line."""
 
 from hypothesis import given
 from hypothesis import strategies as st
