@@ -194,7 +194,7 @@ async def test_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a-secret")
 
-    monkeypatch.setattr(Identity, "caller", fail)
+    monkeypatch.setattr(Identity, "at_once", fail)
     async with RawUpstream() as upstream, proxy_for(upstream.url) as proxy:
         response = await answer(proxy, request())
     check(response, "internal", 500, "proxy_internal_error")
