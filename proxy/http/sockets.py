@@ -16,7 +16,9 @@ CLOSED: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLER
 KEEPALIVE_IDLE: Final = 30  # seconds without a byte until the first probe
 KEEPALIVE_INTERVAL: Final = 10
 KEEPALIVE_TRIES: Final = 3
-VANISHED: Final = float(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * KEEPALIVE_TRIES)  # seconds
+# Two probes unanswered: the kernel's long timers are a second or two late (kernel/time/timer.c), so
+# with the third one the minute would be over.
+VANISHED: Final = float(KEEPALIVE_IDLE + KEEPALIVE_INTERVAL * (KEEPALIVE_TRIES - 1))  # seconds
 
 # tcp(7); other systems call the first one otherwise, or know fewer of them.
 _IDLE: Final = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import pytest
 
+from proxy.rules.digests import account_id
 from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
@@ -446,6 +447,7 @@ async def hang_up(process: Process) -> None:
 @pytest.mark.timed
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
     """Learned, then configured, renamed, given a pace and removed: one queue all the while."""
+    unnamed = f"client:{account_id('id')[:8]}"
     slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
     issue = Reply(body=json.dumps(login).encode())
     async with (
@@ -457,8 +459,8 @@ async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: P
             ([{"name": "paris", "client_id": "id"}], "paris", slow),
             ([{"name": "rome", "client_id": "id"}], "rome", slow),
             ([{"name": "rome", "client_id": "id", "interval": own}], "rome", own),
-            ([{"name": "rome", "client_id": "another"}], "other", slow),
-            ([], "other", slow),
+            ([{"name": "rome", "client_id": "another"}], unnamed, slow),
+            ([], unnamed, slow),
         ]
         async with serving(tmp_path, document) as process:
             assert (await log_in(process.port, "id", "any")).status == 200

@@ -90,7 +90,7 @@ async def test_everything_fired_at_once_is_accepted_and_on_time(tmp_path: Path) 
         )
         early = await early_sends(proxy.admin_port)
     assert [answer.status for answer in answers] == [202] * 80
-    assert early == [0]  # nobody is configured, so all are one series
+    assert set(early) == {0}
     for client in clients:
         report = api.report(client)
         assert (report.accepted, report.refused) == (20, 0)

@@ -86,7 +86,7 @@ DECLINED = [
 async def call(proxy: Running, token: str, target: str) -> Response:
     data = (
         f"GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
-        "Connection: close\r\n\r\n"
+        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"  # or equal ones are merged
     )
     port = port_of(proxy.url)
     return parse_response(await exchange(HOST, port, data.encode(), timeout=30))
