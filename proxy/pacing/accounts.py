@@ -228,8 +228,9 @@ class _Table(Generic[_Key]):
 
     def take(self, key: _Key) -> Account:
         """Return the account of that key, a new one if there is none, and keep it no longer."""
+        account = self._alive.pop(key, None)
         self._kept.pop(key, None)
-        return self._alive.pop(key, None) or self._made(key)
+        return account or self._made(key)
 
     def put(self, key: _Key, account: Account) -> None:
         """Keep an account that was kept elsewhere so far."""

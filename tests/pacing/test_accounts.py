@@ -7,9 +7,11 @@ import pytest
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.slot import Answered, Refused, Unused
 from proxy.problems import Problem
+from proxy.rules.digests import account_id
 from proxy.rules.state import AccountState, QueueState
-from proxy.settings import Identity, Pacing
-from tests.kit.pacing import bench
+from proxy.settings import Account as AccountSettings
+from proxy.settings import Identity, Pacing, Settings
+from tests.kit.pacing import UPSTREAM, bench
 
 # Accounts nobody configured
 
@@ -135,6 +137,27 @@ async def test_account_a_request_still_holds_is_found_again() -> None:
         await b.clock.advance(0)
         assert second.slot is None
         assert await b.all_served([second]) == [20.5]
+
+
+async def test_account_keeps_its_pace_when_it_is_configured_and_when_it_is_no_longer() -> None:
+    async with bench() as b:
+        before = b.accounts.unconfigured(account_id("id-3")).queue("exports", paced=True)
+        b.send(await b.get(before)).report(Answered())
+        del before  # no request is under way
+        settings = Settings(
+            upstream=UPSTREAM,
+            accounts=(
+                AccountSettings(name="london", client_id="id-1"),
+                AccountSettings(name="rome", client_id="id-3"),
+            ),
+        )
+        b.accounts.apply(settings)
+        second = b.join(b.queue(account="rome"))
+        assert await b.all_served([second]) == [10.5]
+        b.accounts.apply(settings.model_copy(update={"accounts": settings.accounts[:1]}))
+        after = b.accounts.unconfigured(account_id("id-3")).queue("exports", paced=True)
+        third, begun = b.join(after), b.now
+        assert await b.all_served([third]) == [max(begun, 11.0)]
 
 
 async def test_dropped_account_that_a_request_still_holds_is_drained_too() -> None:
