@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -27,12 +26,26 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+@cache
+def classes_in(module: str) -> dict[str, str]:
+    """The source of each class of a module; `inspect.getsource` parses it anew for each."""
+    try:
+        text = inspect.getsource(importlib.import_module(module))
+    except (OSError, TypeError):  # compiled
+        return {}
+    lines = text.splitlines()
+    return {
+        node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
 def attributes_of(one: type) -> frozenset[str]:
     """The private attributes and methods that a class of aiohttp has itself."""
     names = {name for name in vars(one) if is_private(name)}
-    with suppress(OSError, TypeError):  # compiled
-        names |= set(re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(one)))
-    return frozenset(names)
+    source = classes_in(one.__module__).get(one.__name__, "")
+    return frozenset({*names, *re.findall(r"\bself\.(_[a-z]\w*)", source)})
 
 
 @cache
