@@ -88,7 +88,7 @@ class AccountQueue:
     @property
     def interval(self) -> float:
         """Seconds between two sends on this queue; 0 where the route is not paced."""
-        return self.allowance.interval_on(self.route) if self.queue.paced else 0.0
+        return self.leased.interval
 
     @property
     def is_in_use(self) -> bool:

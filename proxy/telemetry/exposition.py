@@ -10,6 +10,7 @@ samples, which a reader of its registry gets (a test compares the two).
 Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Family:
         return ",".join(f'{label}="{escaped(value)}"' for label, value in pairs)
 
 
-class _Series(dict[tuple[str, ...], _T], Generic[_T]):
+class _Series(dict[tuple[str, ...], _T], ABC, Generic[_T]):
     """The series of one family, by label values; one that is not there yet begins at nothing.
 
     The first label of those that have one is the account. Label values come from closed sets; one
@@ -86,11 +87,13 @@ class _Series(dict[tuple[str, ...], _T], Generic[_T]):
             self._add(metric, labels, series)
         return metric
 
+    @abstractmethod
     def _lines(self, labels: str, series: _T, *, is_open: bool) -> Iterator[str]:
-        raise NotImplementedError
+        """Yield the lines of one series."""
 
+    @abstractmethod
     def _add(self, metric: Metric, labels: dict[str, str], series: _T) -> None:
-        raise NotImplementedError
+        """Add the samples of one series."""
 
 
 class Numbers(_Series[float]):
