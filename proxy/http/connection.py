@@ -14,7 +14,7 @@ from typing import cast
 import aiohttp
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
-from proxy.http.deadline import Deadline
+from proxy.http.inflow import Inflow
 from proxy.http.reading import AnswerReader, Limits
 from proxy.http.sockets import CLOSED, poll_of
 
@@ -23,10 +23,9 @@ class Connection(asyncio.Protocol):
     """A connection that is asked by `ask`, awaited by `answer`, and read from the answer's body."""
 
     __slots__ = (
-        "_deadline",
         "_error",
+        "_inflow",
         "_is_over",
-        "_is_paused",
         "_limits",
         "_loop",
         "_poll",
@@ -45,10 +44,9 @@ class Connection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._reader: AnswerReader | None = None  # of what was asked last, until it is done with
         self._waiter: asyncio.Future[None] | None = None  # for its head
-        self._deadline = Deadline(self._loop)
+        self._inflow = Inflow(self._loop, limits.seconds)
         self._error: BaseException | None = None
         self._is_over = False  # what comes from now on is ignored
-        self._is_paused = False
         self.on_lost: Callable[[Connection], None] = lambda _: None
         self.transport: asyncio.Transport | None = None
         self.is_fresh = True  # nothing was ever asked
@@ -94,12 +92,13 @@ class Connection(asyncio.Protocol):
     def rest(self) -> None:
         """Forget the answer that has come whole; nothing is expected now."""
         self._reader = None
-        self._deadline.clear()
+        self._inflow.rest()
 
     def close(self) -> None:
         """Close it: in order at the end of a message, else at once."""
         if self.transport is not None and self._is_at_an_end():
             self._is_over = True
+            self._inflow.end()
             self.transport.close()
         else:
             self.abort(ConnectionAbortedError("closed"))
@@ -114,7 +113,7 @@ class Connection(asyncio.Protocol):
         """Return the transport, for a protocol that takes over from here."""
         transport, self.transport = self.transport, None
         self._is_over = True
-        self._deadline.stop()
+        self._inflow.end()
         return transport
 
     # Asking
@@ -123,9 +122,9 @@ class Connection(asyncio.Protocol):
         """Write a whole request, of which the answer has a body or (to HEAD) has none."""
         assert self.transport is not None  # noqa: S101 -- for the type checker
         self.is_fresh = False
-        self._reader = AnswerReader(self, self._loop, self._limits, has_body=has_body)
+        self._reader = AnswerReader(self._inflow, self._loop, self._limits, has_body=has_body)
         self.transport.write(request)
-        self._expect()
+        self._inflow.expect()
 
     @property
     def has_received(self) -> bool:
@@ -162,6 +161,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by class
+        self._inflow.begin(self.transport, self._expire)
         self.is_tls = transport.get_extra_info("ssl_object") is not None
 
     def data_received(self, data: bytes) -> None:
@@ -178,10 +178,10 @@ class Connection(asyncio.Protocol):
             return
         if reader is self._reader:
             if reader.content is not None:
-                if reader.content.is_eof() or self._is_paused:
-                    self._deadline.clear()
+                if reader.content.is_eof() or self._inflow.is_paused:
+                    self._inflow.rest()
                 else:
-                    self._expect()
+                    self._inflow.expect()
                 self._wake()
         elif reader.is_followed:  # the answer was good, and it is with its reader
             self.abort(ConnectionAbortedError("something follows the answer"))
@@ -191,37 +191,11 @@ class Connection(asyncio.Protocol):
         if exc is None and not self._is_over and reader is not None and reader.ends_by_close:
             assert reader.content is not None  # noqa: S101 -- for the type checker
             self._is_over = True
+            self._inflow.end()
             reader.content.feed_eof()
         self._fail(exc if isinstance(exc, OSError) else ConnectionResetError("closed"))
-        self._deadline.stop()
         self.transport = None
         self.on_lost(self)
-
-    # What the library's body calls
-
-    @property
-    def connected(self) -> bool:
-        """True while something can still come."""
-        return self.transport is not None
-
-    def pause_reading(self) -> None:
-        """Stop reading: the reader of the body is slow. The server is not slow then."""
-        if not self._is_paused and self.transport is not None and not self._is_over:
-            self._is_paused = True
-            self._deadline.clear()
-            self.transport.pause_reading()
-
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 -- the library's signature
-        """Read on."""
-        if self._is_paused and self.transport is not None and not self._is_over:
-            self._is_paused = False
-            self._expect()
-            self.transport.resume_reading()
-
-    # Waiting
-
-    def _expect(self) -> None:
-        self._deadline.expect_within(self._limits.seconds, self._expire)
 
     def _expire(self) -> None:
         self.abort(TimeoutError("nothing came in time"))
@@ -233,7 +207,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, error: BaseException) -> None:
         """Tell the answer's reader what ended it, unless it has ended well."""
         self._is_over = True
-        self._deadline.clear()
+        self._inflow.end()
         if self._error is None:
             self._error = error
         if self._reader is not None:
