@@ -12,7 +12,8 @@ Data flows one way. A request comes in through `http` (the listener) and walks t
 * `store`: what replicas share, in Redis; it implements what `pacing` needs of a store
 * `pacing`: who may send when: accounts, queues, holds
 * `http`: bytes on the wire, both ways; `telemetry`: what is counted and logged
-* `settings`, `clock`, `retries`, `problems`: what everything above is told, and answers with
+* `settings`, `clock` with its `timers`, `retries`, `problems`: what everything above is told, and
+  answers with
 * `rules`: the decisions: values in, values out, no I/O and no clock
 
 Each package imports only those below it; the contract in pyproject.toml has their order. The

@@ -1,4 +1,4 @@
-"""The two clocks, and the only place that reads them or waits for them.
+"""The two clocks, and, with the timers, the only place that reads them or waits for them.
 
 There are two because each is wrong for the other's work. The monotonic clock paces: it never goes
 back and nobody sets it, but it counts from nowhere, so it cannot judge a date. The wall clock
@@ -11,6 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Protocol
+
+from proxy.timers import Timers, is_supported
 
 
 class Timer(Protocol):
@@ -57,12 +59,20 @@ class SystemClock(Clock):
     monotonic = staticmethod(time.monotonic)  # read a dozen times a request: no frame of our own
     wall = staticmethod(time.time)
 
+    def __init__(self) -> None:
+        self._timers: Timers | None = None
+
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        return _LoopTimer(when, callback)
+        if not is_supported:
+            return _LoopTimer(when, callback)
+        timers, loop = self._timers, asyncio.get_running_loop()
+        if timers is None or timers.loop is not loop:
+            timers = self._timers = Timers(loop)
+        return timers.call_at(when, callback)
 
 
 class _LoopTimer:
-    """A loop's timer that asks the clock again before it calls.
+    """A loop's timer that asks the clock again before it calls, where the precise ones are not.
 
     Loops fire early: asyncio by the resolution of its clock; uvloop by half a millisecond, to which
     it rounds delays, and by as long as the loop was busy, since it counts from a cached time.

@@ -16,6 +16,13 @@ both_loops = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True, params=["precise timers", "timers of the loop"])
+def _kind_of_timer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test with the timers of this system, and with those that any system has."""
+    if request.param == "timers of the loop":
+        monkeypatch.setattr("proxy.clock.is_supported", False)
+
+
 def keep_the_loop_busy(clock: SystemClock, seconds: float) -> None:
     until = clock.monotonic() + seconds
     while clock.monotonic() < until:
