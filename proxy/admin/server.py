@@ -138,8 +138,8 @@ class Admin:
         status = ProxyStatus(
             at=self._clock.wall(),
             state=self._state(),
-            store_up=self._metrics.is_store_up,
-            clock_skew=dict(self._metrics.skews),
+            store_up=self._metrics.servers.is_store_up,
+            clock_skew=dict(self._metrics.servers.skews),
             observed=self._accounts.observed(),
             connections=self._connections(),
             notes=notes_on_connections(self._refused_connections.recent()),
@@ -165,7 +165,7 @@ class Admin:
             "name": name,
             "token": None if token is None else asdict(token.state()),
             "claims": self._claims(name),
-            "clock_skew": self._metrics.skews,
+            "clock_skew": self._metrics.servers.skews,
             "routes": [route.model_dump(mode="json") for route in self._routes],
         }
         return OwnResponse(text=json.dumps(answer), content_type="application/json")

@@ -230,7 +230,7 @@ class Attempts:
         now = self._clock.wall()
         date = http_date(text, now=now)
         if date is not None:
-            self._metrics.clock_skew("api", date - now)
+            self._metrics.servers.clock_skew("api", date - now)
 
     def _named_wait(self, response: Response) -> float | None:
         return retry_after(

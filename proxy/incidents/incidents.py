@@ -68,7 +68,7 @@ class Incidents:
         self._running = None
         if wanted is None:
             return
-        self._metrics.incidents_are_told()
+        self._metrics.incidents.begin()
         client = DeskClient(wanted, settings.upstream, clock=self._clock)
         desk: IncidentTable | Webhook
         if wanted.format == "servicenow":

@@ -257,7 +257,7 @@ class Reporter:
             pause = max(pause, failure.wait)
         self._pauses_until = self._clock.monotonic() + pause
         kind = "none" if trouble is None else trouble.kind
-        self._metrics.incident(kind, "failed")
+        self._metrics.incidents.count(kind, "failed")
         _log.warning(
             "the service desk was not told",
             account=None if trouble is None else trouble.account,
@@ -271,7 +271,7 @@ class Reporter:
         """Postpone one episode, or give it up."""
         episode = self._episodes[number]
         now = self._clock.monotonic()
-        self._metrics.incident(episode.trouble.kind, "failed")
+        self._metrics.incidents.count(episode.trouble.kind, "failed")
         later = episode.refused(now=now)
         if later is None:
             self._drop(number, str(refusal))
@@ -287,7 +287,7 @@ class Reporter:
         )
 
     def _note(self, trouble: Trouble, outcome: str, **facts: str) -> None:
-        self._metrics.incident(trouble.kind, outcome)
+        self._metrics.incidents.count(trouble.kind, outcome)
         write = _log.warning if outcome == "dropped" else _log.info
         write("incident", account=trouble.account, kind=trouble.kind, outcome=outcome, **facts)
 

@@ -115,7 +115,7 @@ class Connection:
         wire, self._wire = self._wire, None
         was_up, self.is_up = self.is_up, False
         if was_up or not (self.settled.is_set() or self._is_closed):
-            self._metrics.store_is(up=False)
+            self._metrics.servers.store_is(up=False)
             _log.warning("the store is down", error=str(down), on_failure=self.settings.on_failure)
             self._tell(self.went_down)
             self.settled.set()
@@ -128,7 +128,7 @@ class Connection:
             try:
                 async with self._subscribed(subscribers) as subscription:
                     self.is_up = True
-                    self._metrics.store_is(up=True)
+                    self._metrics.servers.store_is(up=True)
                     _log.info("the store is up")
                     self._tell(self.came_back)
                     self._tell(self.restorers)

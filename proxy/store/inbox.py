@@ -72,7 +72,7 @@ class Inbox:
         """Say again what the store was told of an account and no longer knew when `born` began."""
         has_told = self._seats.report_all_again(key, born)
         if self._seats.report_holds(self._seats.queues_of(key)) or has_told:
-            self._metrics.store_bypassed()
+            self._metrics.servers.store_bypassed()
 
     def _receive_for_queue(
         self, message: LeaseMessage | OverMessage | WantedMessage, since: float
@@ -83,7 +83,7 @@ class Inbox:
                 self._receive_lease(message, since)
             case OverMessage() if seat is not None:
                 if seat.lost(message.stamp):
-                    self._metrics.store_bypassed()  # the server's clock was set forward
+                    self._metrics.servers.store_bypassed()  # the server's clock was set forward
             case WantedMessage() if seat is not None:
                 seat.wanted(message.stamp)
 

@@ -130,7 +130,7 @@ class SharedLeases:
     def used(self, queue: SharedQueue) -> None:
         """Report a send and, if there are waiters, ask for the next lease in the same command."""
         if not self._seats.is_shared:
-            self._metrics.store_bypassed()
+            self._metrics.servers.store_bypassed()
             return
         queue.lease_lost()
         self._seats.note_send(queue)

@@ -1,36 +1,37 @@
-"""Instruments on a registry that is passed in; the only place that counts.
+"""What happens to requests, accounts and tokens, counted.
 
 Code reports that something happened. Label values come from closed sets: configured names, `other`,
 `login`, `none`, known methods. A caller can never add a series, nor break a scrape with a value. A
 caller's request id is in exemplars only, of which each bucket keeps one.
 
-What can be read from the live state (depths, holds, connections) is not counted here: see live.py.
+`incidents` and `servers` are parts with modules of their own. What can be read from the live state
+(depths, holds, connections) is not counted: see live.py.
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, get_args
 
 import aiohttp
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.rules.incidents import KINDS
 from proxy.rules.shares import Reason
 from proxy.rules.short_names import ShownAccounts
 from proxy.settings import Settings
-from proxy.telemetry.buckets import DURATIONS, LATENESS, wait_bounds
-from proxy.telemetry.exposition import Family, Histograms, Numbers, exposition
+from proxy.telemetry.buckets import LATENESS, wait_bounds
+from proxy.telemetry.exposition import exposition
+from proxy.telemetry.families import Families
 from proxy.telemetry.history import History
+from proxy.telemetry.incidents import IncidentMetrics
 from proxy.telemetry.live import Live
 from proxy.telemetry.process import ProcessMetrics
+from proxy.telemetry.servers import ServerMetrics
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Metrics(Collector):
+class Metrics:
     """What the proxy counts, as things that happen.
 
     `interval` and `longest_wait`, in seconds, choose the buckets of the times in the queue; `wall`
@@ -48,30 +49,12 @@ class Metrics(Collector):
         process: ProcessMetrics | None = None,
     ) -> None:
         self._process = process
-
-        def counter(name: str, text: str, *labels: str) -> Numbers:
-            made = Numbers(Family(f"export_proxy_{name}", "counter", text, labels))
-            self._families.append(made)
-            return made
-
-        def gauge(name: str, text: str, *labels: str) -> Numbers:
-            made = Numbers(Family(f"export_proxy_{name}", "gauge", text, labels))
-            self._families.append(made)
-            return made
-
-        def histogram(
-            name: str, text: str, *labels: str, buckets: tuple[float, ...] = DURATIONS
-        ) -> Histograms:
-            family = Family(f"export_proxy_{name}", "histogram", text, labels)
-            made = Histograms(family, buckets, wall)
-            self._families.append(made)
-            return made
-
-        self._families: list[Numbers | Histograms] = []
+        self._families = Families(wall)
+        counter, histogram = self._families.counter, self._families.histogram
         self.live = Live(log_lines_dropped)
         self.history = History()
         registry.register(self.live)
-        registry.register(self)
+        registry.register(self._families)
         self._requests = counter(
             "requests", "Requests answered.", "account", "route", "method", "code", "origin"
         )
@@ -137,12 +120,7 @@ class Metrics(Collector):
         self._repeats_evicted = counter(
             "repeats_evicted", "Records of sent requests given up before their time.", "account"
         )
-        self._incidents = counter(
-            "incidents",
-            "Incidents told: opened, adopted, updated, closed, dropped; and tries that failed.",
-            "kind",
-            "outcome",
-        )
+        self.incidents = IncidentMetrics(self._families)
         self._holds = counter(
             "holds", "Holds begun: refused, quota or operator.", "account", "reason"
         )
@@ -166,33 +144,16 @@ class Metrics(Collector):
             "route",
             "field",
         )
-        self._store_bypassed = counter(
-            "store_degraded_decisions", "Sends decided without the shared store."
+        self.servers = ServerMetrics(self._families)
+        build = self._families.gauge(
+            "build_info", "Versions in use.", "version", "python", "aiohttp"
         )
-        self._store_up = gauge("store_up", "1 while the store of the pace answers.")
-        self.store_is(up=True)
-        self._skew = gauge(
-            "clock_skew_seconds",
-            "Their clock minus ours, by the Date of the last answer.",
-            "server",
-        )
-        self.skews: dict[str, float] = {}
-        build = gauge("build_info", "Versions in use.", "version", "python", "aiohttp")
         build[__version__, platform.python_version(), aiohttp.__version__] = 1.0
 
     def text(self, *, is_open: bool) -> bytes:
         """Return the text of a scrape, with exemplars if in OpenMetrics."""
         process = () if self._process is None else self._process.families()
-        return exposition([*self._families, *self.live.families(), *process], is_open=is_open)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield what is counted to a reader of the registry."""
-        for series in self._families:
-            yield series.metric()
-
-    def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering does not collect."""
-        return iter(())
+        return exposition([*self._families.all, *self.live.families(), *process], is_open=is_open)
 
     def apply(self, settings: Settings) -> None:
         """Forget the series of accounts that are configured no more."""
@@ -284,16 +245,6 @@ class Metrics(Collector):
         """Count a record of a sent request that was given up before its time."""
         self._repeats_evicted[(account,)] += 1
 
-    def incidents_are_told(self) -> None:
-        """Make the series exist from which a rate is taken, so that the first failure counts."""
-        for kind in (*KINDS, "none"):
-            for outcome in ("opened", "closed", "failed", "dropped"):
-                self._incidents[kind, outcome] += 0
-
-    def incident(self, kind: str, outcome: str) -> None:
-        """Count an incident that was opened, adopted, updated, closed or dropped, or a failure."""
-        self._incidents[kind, outcome] += 1
-
     def hold_begun(self, account: str, reason: str) -> None:
         """Count a hold; the reason is refused, quota or operator."""
         self._holds[account, reason] += 1
@@ -317,17 +268,3 @@ class Metrics(Collector):
     def nested_field(self, route: str, field: str) -> None:
         """Count a body in which that configured field is nested."""
         self._nested[route, field] += 1
-
-    def clock_skew(self, server: str, seconds: float) -> None:
-        """Note how far a server's clock (api or login) is ahead of ours."""
-        self.skews[server] = seconds
-        self._skew[(server,)] = seconds
-
-    def store_is(self, *, up: bool) -> None:
-        """Note whether the shared store answers."""
-        self.is_store_up = up
-        self._store_up[()] = up
-
-    def store_bypassed(self) -> None:
-        """Count a send that was decided without the shared store."""
-        self._store_bypassed[()] += 1

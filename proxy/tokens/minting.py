@@ -120,6 +120,6 @@ class Minter:
         if answer.server_time is None:
             return
         skew = answer.server_time - self._clock.wall()
-        self._metrics.clock_skew("login", skew)
+        self._metrics.servers.clock_skew("login", skew)
         if abs(skew) > _SKEW_WORTH_A_WARNING:
             _log.warning("the login server's clock differs from ours", seconds=round(skew, 1))

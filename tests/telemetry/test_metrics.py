@@ -71,8 +71,8 @@ def count_everything(metrics: Metrics, name: str, request_id: str = "id-1") -> N
     metrics.held(name, 1.5)
     metrics.token_refreshed(name, "startup", "ok")
     metrics.nested_field(name, name)
-    metrics.clock_skew("api", -0.25)
-    metrics.store_bypassed()
+    metrics.servers.clock_skew("api", -0.25)
+    metrics.servers.store_bypassed()
     metrics.live.snapshot = Snapshot(
         taken_at=1_800_000_000.0,
         accounts=(

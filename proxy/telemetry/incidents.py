@@ -1,0 +1,26 @@
+"""What became of incidents at the service desk, counted."""
+
+from proxy.rules.incidents import KINDS
+from proxy.telemetry.families import Families
+
+
+class IncidentMetrics:
+    """Counts incidents by their kind and outcome."""
+
+    def __init__(self, families: Families) -> None:
+        self._incidents = families.counter(
+            "incidents",
+            "Incidents told: opened, adopted, updated, closed, dropped; and tries that failed.",
+            "kind",
+            "outcome",
+        )
+
+    def begin(self) -> None:
+        """Make the series exist from which a rate is taken, so that the first failure counts."""
+        for kind in (*KINDS, "none"):
+            for outcome in ("opened", "closed", "failed", "dropped"):
+                self._incidents[kind, outcome] += 0
+
+    def count(self, kind: str, outcome: str) -> None:
+        """Count an incident that was opened, adopted, updated, closed or dropped, or a failure."""
+        self._incidents[kind, outcome] += 1
