@@ -1,56 +1,20 @@
-"""The accounts of a running proxy in a terminal: what its status page shows, from /status.json.
+"""The accounts of a running proxy in a terminal: what its status page shows, from /status.json."""
 
-`ask`, `show` and `watch` do I/O; `picture` turns an answer into what is shown, and is pure.
-"""
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, NoReturn
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from io import StringIO
-from typing import Any, Final, NoReturn
-
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from proxy.cli import admin_client
-from proxy.cli.admin_client import NoAnswer, printable
+from proxy.cli.admin_client import NoAnswer
+from proxy.cli.screen import Screen, Status, rendered
 from proxy.clock import Clock
 
-Account = Mapping[str, Any]
-Status = Mapping[str, Any]
-
-_MEASURE: Final = Console(file=StringIO())
-_PERIOD: Final = 1.0
-_STYLES: Final = {"trouble": "red", "attention": "yellow", "busy": "blue", "ok": "green"}
-_UNITS: Final = ((172_800, 86_400, "d"), (5400, 3600, "h"), (100, 60, "min"), (0, 1, "s"))
-_REFUSALS: Final = 2  # of an account; the page shows more
-_GRAVITY: Final = {level: rank for rank, level in enumerate(_STYLES)}
-_COLUMNS: Final = (
-    *("account", "route", "waiting", "oldest", "interval", "last gap", "in flight", "hold"),
-    *("token", ""),
-)
-_WIDE: Final = 110  # characters that all columns take
-_WIDE_ONLY: Final = {"interval", "last gap", ""}  # the notes are above the table
-_FEW: Final = 8  # accounts that all have a line, idle ones too
-_TABLE_LINES: Final = 2  # its head and the rule
+_PERIOD: Final = 1.0  # seconds
 _PIPE: Final = 1000  # characters a line, for programs that read lines
-
-_Row = dict[str, Text | str]
-
-
-@dataclass(frozen=True, slots=True)
-class Screen:
-    """How much room there is; without a height there is as much as it takes."""
-
-    width: int = 80
-    height: int | None = None
-
-    def lines(self, text: Text) -> int:
-        """Return how many lines a text takes."""
-        return len(text.wrap(_MEASURE, self.width))
 
 
 async def ask(url: str) -> Status:
@@ -63,7 +27,7 @@ async def ask(url: str) -> Status:
 
 def show(answer: Status, console: Console) -> None:
     """Print the status once."""
-    _print(picture(answer, _screen_of(console)), console)
+    _print(rendered(answer, _screen_of(console)), console)
 
 
 async def watch(url: str, console: Console, clock: Clock) -> None:
@@ -85,7 +49,7 @@ async def _repeat(
     while True:
         begun = clock.monotonic()
         try:
-            display(picture(await ask(url), replace(_screen_of(console), height=height)))
+            display(rendered(await ask(url), replace(_screen_of(console), height=height)))
         except NoAnswer as trouble:
             display(Text(f"{trouble}; asking again", style="red"))
         await clock.sleep_until(begun + _PERIOD)
@@ -104,213 +68,3 @@ def _print(shown: Group | Text, console: Console) -> None:
     if not console.is_terminal:
         console.width = _PIPE
     console.print(shown, soft_wrap=not console.is_terminal)
-
-
-def picture(status: Status, screen: Screen = Screen()) -> Group:
-    """Return the status as shown: the proxy, what to do, the accounts, then the last refusals.
-
-    What to do comes first and whole, the gravest first. Where the screen has a height, the table
-    and what is below it get what is left of it.
-    """
-    try:
-        accounts = sorted(status["accounts"], key=lambda one: _GRAVITY[one["level"]])
-        resting = [one for one in accounts if len(accounts) > _FEW and _is_idle(one)]
-        shown = [account for account in accounts if account not in resting]
-        top = [_headline(status), *_advice([_proxy(status), *shown])]
-        left = screen.height
-        if left is not None:
-            left -= sum(screen.lines(line) for line in top) + bool(resting)
-        rows = [row for account in shown for row in _rows(account)]
-        remarks = [remark for account in shown for remark in _remarks(account, status["at"])]
-        return Group(
-            *top,
-            *_table(rows, screen, left),
-            *_idle(resting, screen),
-            *_that_fit(remarks, screen, left, used=len(rows) + _TABLE_LINES),
-        )
-    except (KeyError, TypeError, AttributeError):
-        raise NoAnswer("that proxy is of another version") from None
-
-
-def _headline(status: Status) -> Text:
-    style = "green" if status["state"] == "serving" else "red"
-    at = datetime.fromtimestamp(status["at"], UTC)
-    line = Text.assemble(
-        "export-proxy ", status["version"], ", ", (status["state"], style), f", {at:%T} UTC"
-    )
-    if not status["store_up"]:
-        line.append(", store down", "red")
-    if status["observed"]:
-        line.append(f", NOT PACING, only observing {_some(status['observed'])}", "red")
-    for server, skew in status["clock_skew"].items():
-        line.append(f", {server} clock {round(skew, 1) + 0.0:+.1f} s")  # never -0.0
-    return line
-
-
-def _proxy(status: Status) -> Account:
-    """Return what is noted of the proxy, as an account's notes are."""
-    return {"name": "proxy", "notes": status.get("notes", ())}
-
-
-def _advice(accounts: Sequence[Account]) -> list[Text]:
-    """Return what to do, the gravest first; what is true of several accounts is said once."""
-    names: dict[tuple[str, str, str], list[str]] = {}
-    for account in accounts:
-        for note in account["notes"]:
-            if note["level"] != "busy":
-                key = (note["level"], printable(note["title"]), printable(note["advice"]))
-                names.setdefault(key, []).append(printable(account["name"]))
-    return [
-        Text.assemble((_some(named), "bold"), ": ", (title, _STYLES[level]), f" - {advice}")
-        for (level, title, advice), named in sorted(
-            names.items(), key=lambda item: _GRAVITY[item[0][0]]
-        )
-    ]
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _is_idle(account: Account) -> bool:
-    """True if the account has nothing to show: it goes into the line of idle accounts."""
-    is_quiet = not any(queue["queue_depth"] for queue in account["routes"])
-    return (
-        account["level"] == "ok"
-        and is_quiet
-        and not account["in_flight"]
-        and not account["refusals"]
-    )
-
-
-def _idle(accounts: Sequence[Account], screen: Screen) -> list[Text]:
-    if not accounts:
-        return []
-    names = [printable(account["name"]) for account in accounts]
-    line = Text(f"{len(names)} idle: {', '.join(names)}", style="dim")
-    if screen.height is not None:
-        line.truncate(screen.width, overflow="ellipsis")
-    return [line]
-
-
-def _table(rows: Sequence[_Row], screen: Screen, left: int | None) -> list[Table | Text]:
-    """Return the accounts, as many as there is room for, and the number of the others."""
-    if not rows:
-        return []
-    fit = len(rows) if left is None else max(1, left - _TABLE_LINES)
-    if fit < len(rows):
-        fit = max(1, fit - 1)  # a line for the number
-    columns = [column for column in _COLUMNS if screen.width >= _WIDE or column not in _WIDE_ONLY]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        is_text = column in {"account", "route", ""}
-        table.add_column(
-            column,
-            justify="left" if is_text else "right",
-            style="bold" if column == "account" else "",
-            overflow="fold" if column == "account" else "ellipsis",
-            no_wrap=screen.height is not None,
-        )
-    for row in rows[:fit]:
-        table.add_row(*(row.get(column, "") for column in columns))
-    hidden = max(0, len(rows) - fit)
-    return [table, *([Text(f"{hidden} more", style="dim")] if hidden else [])]
-
-
-def _rows(account: Account) -> list[_Row]:
-    rows: list[_Row] = [_cells_of_queue(queue) for queue in account["routes"] or [None]]
-    rows[0] |= {
-        "account": _plain(account["name"]),
-        "in flight": str(account["in_flight"]),
-        "hold": _hold(account),
-        "token": _token(account["token"]),
-        "": _badges(account),
-    }
-    return rows
-
-
-def _cells_of_queue(queue: Mapping[str, Any] | None) -> _Row:
-    if queue is None:
-        return dict.fromkeys(("route", "waiting", "oldest", "interval", "last gap"), "-")
-    gap, depth = queue["last_gap_seconds"], queue["queue_depth"]
-    return {
-        "route": _plain(queue["name"]),
-        "waiting": f"{depth:,} ({span(queue['predicted_seconds'])})" if depth else "0",
-        "oldest": span(queue["oldest_seconds"]) if depth else "-",
-        "interval": f"{queue['interval']:g} s" if queue["interval"] else "-",
-        "last gap": "-" if gap is None or not queue["interval"] else span(gap),
-    }
-
-
-def _hold(account: Account) -> Text | str:
-    seconds = account["hold_remaining_seconds"]
-    return Text(span(seconds), style="red") if seconds else "-"
-
-
-def _token(token: Mapping[str, Any] | None) -> Text | str:
-    if token is None:
-        return "-"
-    if token["expires_in"] is None:
-        return Text("none", style="red")
-    return Text(span(token["expires_in"]), style="red" if token["missing"] else "")
-
-
-def _badges(account: Account) -> Text:
-    badges = [(printable(note["title"]), _STYLES[note["level"]]) for note in account["notes"]]
-    return Text(", ").join(Text(*badge) for badge in badges)
-
-
-def _remarks(account: Account, now: float) -> list[Text]:
-    """Return the facts of the token that lacks a scope, and the last refusals."""
-    remarks = []
-    name, token = (printable(account["name"]), "bold"), account["token"]
-    if token is not None and token["missing"]:
-        missing, held = _listed(token["missing"]), _listed(token["scopes"] or ())
-        wait = token["next_refresh_in"]
-        refresh = "none planned" if wait is None else f"in {span(wait)}"
-        facts = f"missing {missing}; held {held or 'unknown'}; next refresh {refresh}"
-        remarks.append(Text.assemble(name, f": {facts}"))
-    for what, callers in (
-        ("most waiting", account["callers_waiting"]),
-        ("most refused", account["callers_refused"]),
-    ):
-        if callers:
-            named = [f"{printable(one['caller'])} ({one['count']:,})" for one in callers]
-            remarks.append(Text.assemble(name, f": {what}: {', '.join(named)}"))
-    for refusal in account["refusals"][:_REFUSALS]:
-        kind = printable(refusal["type"]).rpartition(":")[2]
-        ago, count = span(max(0.0, now - refusal["at"])), refusal["count"]
-        times = f"{count:,} times, the last " if count > 1 else ""
-        detail = printable(refusal["detail"])
-        remarks.append(Text.assemble(name, f": refused {times}{ago} ago, {kind} - {detail}"))
-    return remarks
-
-
-def _that_fit(remarks: list[Text], screen: Screen, left: int | None, *, used: int) -> list[Text]:
-    """Return the remarks for which there is room, each whole."""
-    if left is None:
-        return remarks
-    left -= used
-    fitting = []
-    for remark in remarks:
-        left -= screen.lines(remark)
-        if left < 0:
-            break
-        fitting.append(remark)
-    return fitting
-
-
-def _listed(scopes: Sequence[str]) -> str:
-    return printable(", ".join(scopes))
-
-
-def span(seconds: float) -> str:
-    """Return a time as people read it."""
-    _, size, unit = next(row for row in _UNITS if seconds >= row[0])
-    digits = 1 if size == 1 and seconds < 10 else 0  # noqa: PLR2004 -- below, tenths tell
-    return f"{seconds / size:.{digits}f} {unit}"
-
-
-def _plain(text: str) -> Text:
-    return Text(printable(text))
