@@ -15,7 +15,6 @@ here is awaited by a request.
 """
 
 import asyncio
-from collections.abc import Mapping
 from math import inf
 from typing import Final
 
@@ -24,11 +23,12 @@ import structlog
 from proxy.clock import Clock
 from proxy.incidents.calls import DeskDown, DeskRefuses
 from proxy.incidents.desk import Desk, Known
+from proxy.incidents.episodes import Episodes
 from proxy.incidents.ledger import Ledger
 from proxy.incidents.watch import Watch
 from proxy.retries import RetryRules
-from proxy.rules.episodes import Episode, Step, surplus
-from proxy.rules.incidents import Trouble, TroubleKind, Verdict
+from proxy.rules.episodes import Episode, Step
+from proxy.rules.incidents import Trouble, TroubleKind
 from proxy.settings import Retry
 from proxy.telemetry.metrics import Metrics
 
@@ -51,9 +51,7 @@ class Reporter:
         self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
-        self._episodes: dict[int, Episode] = {}
-        self._present: dict[str, int] = {}  # of each incident the episode that is not over
-        self._next_number = 0
+        self._episodes = Episodes(lambda incident: watch.owner(incident) is not None)
         self._has_looked_up = False
         self._failures = 0
         self._pauses_until = -inf
@@ -62,63 +60,23 @@ class Reporter:
         self._woken = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Reporter: {len(self._episodes)} episodes>"
+        return f"<Reporter: {self._episodes}>"
 
     # What is there
 
     async def observe(self) -> None:
         """Look once a second, until cancelled."""
         while True:
-            self.take(await self._watch.look(frozenset(self._present)))
-            now, seen = self._clock.monotonic(), self._seen()
+            found = await self._watch.look(frozenset(self._episodes.present))
+            now = self._clock.monotonic()
+            for episode in self._episodes.take(found, now=now, wall=self._clock.wall()):
+                self._given_up(episode, "it is over, and the desk could not be told in time")
+            self._woken.set()
+            seen = self._episodes.confirmed()
             if now >= self._sees_at or not seen <= self._noted:
                 self._sees_at, self._noted = now + _SEE_SECONDS, seen
                 await self._ledger.see(seen)
             await self._clock.sleep_until(now + self._watch.pause)
-
-    def take(self, verdicts: Mapping[str, Trouble | Verdict]) -> None:
-        """Bring the episodes up to date."""
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        for incident, number in [*self._present.items()]:
-            episode = self._episodes[number]
-            verdict = verdicts.get(incident)
-            if verdict is None and self._watch.owner(incident) is None:
-                self._put(
-                    number,
-                    episode.over("The account is configured no longer.", now=now, wall=wall),
-                )
-            elif verdict is not None:
-                self._put(number, episode.judged(verdict, now=now, wall=wall))
-        for incident, verdict in verdicts.items():
-            if isinstance(verdict, Trouble) and incident not in self._present:
-                self._begin(Episode(id=incident, trouble=verdict, begun=now))
-        self._shed(now)
-        self._woken.set()
-
-    def _begin(self, episode: Episode) -> None:
-        number, self._next_number = self._next_number, self._next_number + 1
-        self._present[episode.id] = number
-        self._episodes[number] = episode
-
-    def _put(self, number: int, episode: Episode) -> None:
-        self._episodes[number] = episode
-        if episode.is_over and self._present.get(episode.id) == number:
-            del self._present[episode.id]
-
-    def _shed(self, now: float) -> None:
-        numbers = {id(episode): number for number, episode in self._episodes.items()}
-        for episode in surplus(self._episodes.values(), now):
-            self._drop(numbers[id(episode)], "it is over, and the desk could not be told in time")
-
-    def _drop(self, number: int, reason: str) -> None:
-        episode = self._episodes.pop(number)
-        if self._present.get(episode.id) == number:
-            del self._present[episode.id]
-        self._note(episode.trouble, "dropped", incident=episode.id, reason=reason)
-
-    def _seen(self) -> frozenset[str]:
-        present = self._present.items()
-        return frozenset(name for name, number in present if self._episodes[number].confirmed)
 
     # What the desk is told
 
@@ -127,7 +85,7 @@ class Reporter:
         while True:
             self._woken.clear()
             now = self._clock.monotonic()
-            number, due = self._next_step()
+            number, due = self._episodes.next_step()
             due = max(due if self._has_looked_up else -inf, self._pauses_until)
             if due > now:
                 await self._sleep_until(due)
@@ -135,17 +93,6 @@ class Reporter:
                 await self._look_up()
             elif number is not None:
                 await self._take_step(number)
-
-    def _next_step(self) -> tuple[int | None, float]:
-        """Return the episode whose step is due first, and when that is."""
-        best: tuple[float, int | None] = (inf, None)
-        waiting: set[str] = set()
-        for number, episode in self._episodes.items():
-            if episode.id not in waiting and episode.due() < best[0]:
-                best = episode.due(), number
-            if episode.step() is not None:
-                waiting.add(episode.id)  # a later episode of the same incident comes after it
-        return best[1], best[0]
 
     async def _sleep_until(self, when: float) -> None:
         """Sleep until then, or until another look is taken; a pause is slept through."""
@@ -169,20 +116,23 @@ class Reporter:
             owner = self._watch.owner(incident)
             if owner is None:
                 continue
-            if incident not in self._present:
+            if incident not in self._episodes.present:
                 self._watch.await_scopes(incident, known.scopes)
-                self._begin(_earlier(incident, *owner, now=now, wall=self._clock.wall()))
-            self._adopt(self._present[incident], known)
+                self._episodes.begin(_earlier(incident, *owner, now=now, wall=self._clock.wall()))
+            self._adopt(self._episodes.present[incident], known)
 
     def _adopt(self, number: int, known: Known) -> None:
         episode = self._episodes[number]
         told = episode.trouble
-        self._put(number, episode.told(told, handle=known.handle, now=self._clock.monotonic()))
+        self._episodes.put(
+            number, episode.told(told, handle=known.handle, now=self._clock.monotonic())
+        )
         self._note(told, "adopted", incident=episode.id)
 
     async def _take_step(self, number: int) -> None:
         episode = self._episodes[number]
         step = episode.step()
+        self._episodes.under_way = number
         try:
             match step:
                 case "open":
@@ -198,12 +148,14 @@ class Reporter:
             self._fail(down, step, episode.trouble)
         except DeskRefuses as refusal:
             self._refused(number, refusal)
+        finally:
+            self._episodes.under_way = None
 
     async def _open(self, number: int) -> None:
         episode = self._episodes[number]
         if not await self._ledger.lock(episode.id):
             now = self._clock.monotonic()
-            self._put(number, self._episodes[number].later(_LOCK_PAUSE, now=now))
+            self._episodes.put(number, self._episodes[number].later(_LOCK_PAUSE, now=now))
             return
         try:
             known = await self._desk.find_one(episode.id)
@@ -232,15 +184,13 @@ class Reporter:
         if await self._ledger.leave(episode.id):
             await self._desk.close(episode)
             self._note(episode.trouble, "closed", incident=episode.id)
-        self._episodes.pop(number, None)
+        self._episodes.drop(number)
 
     def _told(self, number: int, trouble: Trouble, handle: str, outcome: str | None) -> None:
-        episode = self._episodes.get(number)
-        if episode is not None:  # it may have been given up meanwhile
-            now = self._clock.monotonic()
-            self._put(number, episode.told(trouble, handle=handle, now=now))
-            if outcome is not None:
-                self._note(trouble, outcome, incident=episode.id)
+        episode = self._episodes[number].told(trouble, handle=handle, now=self._clock.monotonic())
+        self._episodes.put(number, episode)
+        if outcome is not None:
+            self._note(trouble, outcome, incident=episode.id)
 
     # What goes wrong
 
@@ -274,9 +224,10 @@ class Reporter:
         self._metrics.incidents.count(episode.trouble.kind, "failed")
         later = episode.refused(now=now)
         if later is None:
-            self._drop(number, str(refusal))
+            self._episodes.drop(number)
+            self._given_up(episode, str(refusal))
             return
-        self._put(number, later)
+        self._episodes.put(number, later)
         _log.warning(
             "the service desk refuses an incident",
             account=episode.trouble.account,
@@ -285,6 +236,9 @@ class Reporter:
             reason=str(refusal),
             next_try_in=round(later.not_before - now, 1),
         )
+
+    def _given_up(self, episode: Episode, reason: str) -> None:
+        self._note(episode.trouble, "dropped", incident=episode.id, reason=reason)
 
     def _note(self, trouble: Trouble, outcome: str, **facts: str) -> None:
         self._metrics.incidents.count(trouble.kind, outcome)
