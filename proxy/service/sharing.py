@@ -13,7 +13,8 @@ from proxy.store.incidents import SharedLedger
 from proxy.store.issued_tokens import SharedTokens
 from proxy.store.leases import SharedLeases
 from proxy.store.orders import SharedOrders
-from proxy.store.repeats import LocalRepeats, RepeatStore, SharedRepeats
+from proxy.store.repeats import LocalRepeats, RepeatStore
+from proxy.store.shared_repeats import SharedRepeats
 from proxy.telemetry.metrics import Metrics
 
 

@@ -20,7 +20,8 @@ from proxy.forwarding.repeats import Repeats
 from proxy.http.messages import Answer, Outgoing
 from proxy.problems import Problem
 from proxy.rules.repeats import Digests, digests_of, scope_of
-from proxy.store.repeats import LocalRepeats, SharedRepeats
+from proxy.store.repeats import LocalRepeats
+from proxy.store.shared_repeats import SharedRepeats
 from proxy.store.wire import Answered, ErrorReply, Reply, StoreDown, Word
 from proxy.telemetry.metrics import Metrics
 from tests.forwarding.test_sending import connection

@@ -13,7 +13,8 @@ import pytest
 from proxy.clock import SystemClock
 from proxy.rules.repeats import InDoubt, KeptAnswer, Record, UnderWay
 from proxy.settings import Repeats
-from proxy.store.repeats import ENTRY_BYTES, LocalRepeats, Owner, RepeatStore, SharedRepeats
+from proxy.store.repeats import ENTRY_BYTES, LocalRepeats, Owner, RepeatStore
+from proxy.store.shared_repeats import SharedRepeats
 from tests.kit.clock import FakeClock
 from tests.kit.process import until
 from tests.kit.redis import RedisServer, redis_server
