@@ -48,7 +48,7 @@ SAMPLE_SECONDS = 2.0
 REST_SECONDS = 12.0  # longer than any connection stays open unused
 GROWTH = 0.05
 LEAVERS = 0.02
-PATIENCE = 300.0  # seconds in which every caller must have an answer
+LONGEST_WAIT = 300.0  # seconds in which every caller must have an answer
 OUTAGES_EVERY = (8, 25)  # seconds, at random
 OUTAGE_SECONDS = (0.5, 4)
 SHARED_AGAIN_SECONDS = 3.0  # after the store is back: two, and one for a busy machine
@@ -90,7 +90,7 @@ async def call(port: int, token: str, key: str, answers: Answers) -> None:
             await asyncio.sleep(random.uniform(0, 1))
             answers[key] = LEFT
         else:
-            raw = await connection.read_raw("POST", timeout=PATIENCE)
+            raw = await connection.read_raw("POST", timeout=LONGEST_WAIT)
             answers[key] = told(parse_response(raw, "POST")) if raw else CUT_SHORT
 
 
@@ -163,7 +163,7 @@ def median(samples: Sequence[Usage]) -> Usage:
     return Usage(*(statistics.median(getattr(one, name) for one in samples) for name in names))
 
 
-# The verdict
+# The result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The embedded run: stand-in API, proxy and callers in one process, and a verdict on what happened.
+"""The embedded run: stand-in API, proxy and callers in one process, and a list of broken promises.
 
 * `callers`: what the callers do
 * `display`: what is shown

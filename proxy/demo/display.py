@@ -1,4 +1,4 @@
-"""What is shown: progress while it lasts, a closing table, the verdict. Nothing is decided here."""
+"""What is shown: progress while it lasts, a closing table, the result. Nothing is decided here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +104,7 @@ def closing_table(outcomes: Sequence[Outcome], interval: float) -> Table:
     return table
 
 
-def verdict_line(broken: Sequence[str]) -> Text:
+def result_line(broken: Sequence[str]) -> Text:
     if broken:
         return Text.assemble(("Broken: ", "bold red"), "; ".join(broken) + ".")
     held = "no export early, lost or twice; no 429; none from the caller who hung up."

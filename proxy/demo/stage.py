@@ -12,7 +12,7 @@ from rich.console import Console
 
 from proxy.clock import Clock, SystemClock
 from proxy.demo.callers import HANG_UP_AFTER, QUITTER_PATH, Callers, ServiceAccount
-from proxy.demo.display import Display, Progress, closing_table, open_display, verdict_line
+from proxy.demo.display import Display, Progress, closing_table, open_display, result_line
 from proxy.demo.promises import Outcome, judge
 from proxy.service.lifecycle import running
 from proxy.settings import Admin, Listen, Pacing, Settings, Upstream
@@ -39,7 +39,7 @@ async def run() -> int:
     broken = judge(outcomes)
     console.print(closing_table(outcomes, _INTERVAL))
     console.print()
-    console.print(verdict_line(broken), soft_wrap=True)
+    console.print(result_line(broken), soft_wrap=True)
     return 1 if broken else 0
 
 

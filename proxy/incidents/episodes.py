@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from proxy.rules.episodes import Episode, surplus
-from proxy.rules.incidents import Trouble, Verdict
+from proxy.rules.incidents import (
+    Sighting,
+    Trouble,
+)
 
 
 class Episodes:
@@ -44,20 +47,20 @@ class Episodes:
         return frozenset(name for name, number in present if self._episodes[number].confirmed)
 
     def take(
-        self, verdicts: Mapping[str, Trouble | Verdict], *, now: float, wall: float
+        self, sightings: Mapping[str, Sighting], *, now: float, wall: float
     ) -> Sequence[Episode]:
         """Bring the episodes up to date; return those that are given up."""
         for incident, number in [*self._present.items()]:
             episode = self._episodes[number]
-            verdict = verdicts.get(incident)
-            if verdict is not None:
-                self.put(number, episode.judged(verdict, now=now, wall=wall))
+            sighting = sightings.get(incident)
+            if sighting is not None:
+                self.put(number, episode.after_look(sighting, now=now, wall=wall))
             elif not self._is_known(incident):
                 notes = "The account is configured no longer."
                 self.put(number, episode.over(notes, now=now, wall=wall))
-        for incident, verdict in verdicts.items():
-            if isinstance(verdict, Trouble) and incident not in self._present:
-                self.begin(Episode(id=incident, trouble=verdict, begun=now))
+        for incident, sighting in sightings.items():
+            if isinstance(sighting, Trouble) and incident not in self._present:
+                self.begin(Episode(id=incident, trouble=sighting, begun=now))
         return self._give_up(now)
 
     def _give_up(self, now: float) -> Sequence[Episode]:

@@ -23,10 +23,11 @@ from proxy.rules.incidents import (
     DOUBT_SECONDS,
     KINDS,
     REJECTED_DETAIL,
+    Sighting,
     Subject,
     Trouble,
     TroubleKind,
-    Verdict,
+    Unseen,
     doubt_detail,
     hold_detail,
     incident_id,
@@ -147,9 +148,9 @@ class Watch:
         """Seconds between two looks, so that a thousand accounts are looked at in one second."""
         return max(1.0, len(self._notes) / 1_000)
 
-    async def look(self, wanted: Container[str]) -> dict[str, Trouble | Verdict]:
-        """Return all trouble there is, and the verdicts on the wanted incidents."""
-        found: dict[str, Trouble | Verdict] = {}
+    async def look(self, wanted: Container[str]) -> dict[str, Sighting]:
+        """Return all trouble there is, and what is seen of the wanted incidents."""
+        found: dict[str, Sighting] = {}
         names = list(self._notes)
         for start in range(0, len(names), _AT_A_TIME):
             now = self._clock.monotonic()
@@ -158,15 +159,13 @@ class Watch:
                 if notes is not None and self._accounts.is_configured(name):
                     account = self._accounts.configured(name)
                     for kind in KINDS:
-                        verdict = self._verdict(account, notes, kind, now)
-                        if isinstance(verdict, Trouble) or notes.ids[kind] in wanted:
-                            found[notes.ids[kind]] = verdict
+                        sighting = self._sighting(account, notes, kind, now)
+                        if isinstance(sighting, Trouble) or notes.ids[kind] in wanted:
+                            found[notes.ids[kind]] = sighting
             await self._clock.sleep_until(now)  # timers that are due go first
         return found
 
-    def _verdict(
-        self, account: Account, notes: _Notes, kind: TroubleKind, now: float
-    ) -> Trouble | Verdict:
+    def _sighting(self, account: Account, notes: _Notes, kind: TroubleKind, now: float) -> Sighting:
         match kind:
             case "scope_missing":
                 return self._scope_missing(account, notes)
@@ -181,14 +180,14 @@ class Watch:
             case _:
                 assert_never(kind)
 
-    def _scope_missing(self, account: Account, notes: _Notes) -> Trouble | Verdict:
+    def _scope_missing(self, account: Account, notes: _Notes) -> Sighting:
         keeper = self._tokens.by_name.get(account.label)
         if keeper is None:
-            return Verdict.CLEAR
+            return Unseen.CLEAR
         if keeper.missing:
             notes.awaited = None
             if not keeper.is_scope_overdue:
-                return Verdict.UNKNOWN
+                return Unseen.UNKNOWN
             return Trouble(
                 account=account.label,
                 kind="scope_missing",
@@ -199,18 +198,18 @@ class Watch:
                 scopes=keeper.missing,
             )
         if notes.awaited is None:
-            return Verdict.CLEAR
+            return Unseen.CLEAR
         token = keeper.current()
         if token is None or not notes.awaited or token.lacks(notes.awaited):
-            return Verdict.UNKNOWN
-        return Verdict.CLEAR
+            return Unseen.UNKNOWN
+        return Unseen.CLEAR
 
-    def _rejected(self, account: Account, notes: _Notes) -> Trouble | Verdict:
+    def _rejected(self, account: Account, notes: _Notes) -> Sighting:
         keeper = self._tokens.by_name.get(account.label)
         if keeper is None:
-            return Verdict.CLEAR
+            return Unseen.CLEAR
         if not keeper.is_rejected:
-            return Verdict.UNKNOWN if keeper.current() is None else Verdict.CLEAR
+            return Unseen.UNKNOWN if keeper.current() is None else Unseen.CLEAR
         return Trouble(
             account=account.label,
             kind="credentials_rejected",
@@ -219,7 +218,7 @@ class Watch:
             subject=notes.subjects.get("credentials_rejected", notes.latest),
         )
 
-    def _hold(self, account: Account, notes: _Notes, now: float) -> Trouble | Verdict:
+    def _hold(self, account: Account, notes: _Notes, now: float) -> Sighting:
         holdings: list[tuple[str | None, Holding]] = [(None, account.allowance.holding)]
         holdings += [(queue.route, queue.holding) for queue in account.queues]
         is_open = True
@@ -240,13 +239,13 @@ class Watch:
                     subject=subject if route is None else replace(subject, route=route),
                     mark=(route, hold.limit, ends // _NEWS_SECONDS),
                 )
-        return Verdict.CLEAR if is_open and (notes.was_held or notes.answered) else Verdict.UNKNOWN
+        return Unseen.CLEAR if is_open and (notes.was_held or notes.answered) else Unseen.UNKNOWN
 
-    def _unreachable(self, account: Account, notes: _Notes, now: float) -> Trouble | Verdict:
+    def _unreachable(self, account: Account, notes: _Notes, now: float) -> Sighting:
         if self._answered_last > notes.unsent_last:
-            return Verdict.CLEAR
+            return Unseen.CLEAR
         if notes.unsent_since is None:
-            return Verdict.UNKNOWN
+            return Unseen.UNKNOWN
         return Trouble(
             account=account.label,
             kind="unreachable",
@@ -255,11 +254,11 @@ class Watch:
             subject=notes.subjects.get("unreachable", Subject()),
         )
 
-    def _in_doubt(self, account: Account, notes: _Notes, now: float) -> Trouble | Verdict:
+    def _in_doubt(self, account: Account, notes: _Notes, now: float) -> Sighting:
         if notes.doubts == 0:
-            return Verdict.UNKNOWN
+            return Unseen.UNKNOWN
         if now >= notes.doubted_last + DOUBT_SECONDS:
-            return Verdict.CLEAR
+            return Unseen.CLEAR
         return Trouble(
             account=account.label,
             kind="in_doubt",

@@ -19,7 +19,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Final, Literal
 
-from proxy.rules.incidents import Trouble, Verdict, end_of
+from proxy.rules.incidents import (
+    Sighting,
+    Trouble,
+    Unseen,
+    end_of,
+)
 
 KEPT_SECONDS: Final = 3_600.0  # a desk that is down for an hour misses nothing
 MOST_KEPT: Final = 10_000  # some ten megabytes
@@ -62,15 +67,15 @@ class Episode:
         """True if it came and went, and the desk knows nothing of it."""
         return self.is_over and self.reported is None
 
-    def judged(self, verdict: Trouble | Verdict, *, now: float, wall: float) -> "Episode":
+    def after_look(self, sighting: Sighting, *, now: float, wall: float) -> "Episode":
         """Return the episode after another look at its trouble."""
-        match verdict:
+        match sighting:
             case Trouble():
-                trouble = replace(verdict, since=self.trouble.since)
+                trouble = replace(sighting, since=self.trouble.since)
                 return replace(self, trouble=trouble, confirmed=True)
-            case Verdict.CLEAR:
+            case Unseen.CLEAR:
                 return self.over(end_of(self.trouble.kind), now=now, wall=wall)
-            case Verdict.UNKNOWN:
+            case Unseen.UNKNOWN:
                 if self.confirmed or now < self.begun + UNSEEN_SECONDS:
                     return self
                 return self.over("Not seen again since the proxy started.", now=now, wall=wall)

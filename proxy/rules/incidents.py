@@ -10,7 +10,7 @@ An account has one incident per kind of trouble at most:
 | unreachable | a request could not be sent, and the API has answered nobody since |
 | in_doubt | the answer of an unsafe request was lost within the last `DOUBT_SECONDS` |
 
-A `Verdict` says of one kind: it is there (`Trouble`), it is not (`CLEAR`), or nobody can tell yet
+A `Sighting` says of one kind: it is there (`Trouble`), it is not (`CLEAR`), or nobody can tell yet
 (`UNKNOWN`), as after a restart. Text that comes from a request is bounded, and only ever a value:
 it is put into a template once, and what it holds is never read as a template or as JSON.
 """
@@ -58,7 +58,7 @@ Value = str | bool
 """What a column holds: text, or true or false."""
 
 
-class Verdict(Enum):
+class Unseen(Enum):
     """That a kind of trouble is not there, or that nobody can tell."""
 
     CLEAR = "clear"
@@ -94,6 +94,8 @@ class Trouble:
         """The trouble in one line."""
         return f"{self.account}: {_TITLES[self.kind]}"
 
+
+Sighting = Trouble | Unseen
 
 _TITLES: Final[Mapping[TroubleKind, str]] = {
     "scope_missing": "new tokens lack a scope",

@@ -1,4 +1,4 @@
-"""The demo's verdict and what it shows, by plain calls."""
+"""The demo's result and what it shows, by plain calls."""
 
 from dataclasses import replace
 from io import StringIO
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from proxy.clock import SystemClock
 from proxy.demo.callers import Callers, ServiceAccount
-from proxy.demo.display import Progress, closing_table, open_display, verdict_line
+from proxy.demo.display import Progress, closing_table, open_display, result_line
 from proxy.demo.promises import Outcome, judge
 from proxy.simulator import AccountReport
 
@@ -168,5 +168,5 @@ def test_the_closing_table_fits_into_80_columns() -> None:
     ]
 
 
-def test_the_verdict_is_one_line() -> None:
-    assert verdict_line(["a: this", "b: that"]).plain == "Broken: a: this; b: that."
+def test_the_result_is_one_line() -> None:
+    assert result_line(["a: this", "b: that"]).plain == "Broken: a: this; b: that."

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from proxy.rules.incidents import Verdict, incident_id
+from proxy.rules.incidents import (
+    Unseen,
+    incident_id,
+)
 from proxy.simulator import Fault
 from tests.kit.desk import HOLD, Sight, a_table, desk_settings, telling, trouble
 from tests.kit.listener import HOST
@@ -23,10 +26,10 @@ async def test_trouble_is_opened_once_updated_and_closed(tmp_path: Path) -> None
         (row,) = desk.rows
         assert row["short_description"] == "london: on hold, the API refuses requests"
         assert (row["correlation_id"], row["active"]) == (HOLD, "true")
-        sight.verdicts = {HOLD: trouble(mark="news")}
+        sight.sightings = {HOLD: trouble(mark="news")}
         await now.until(lambda: "work_notes" in desk.rows[0])
         assert desk.rows[0]["work_notes"] == "detail news"
-        sight.verdicts = {HOLD: Verdict.CLEAR}
+        sight.sightings = {HOLD: Unseen.CLEAR}
         await now.until(lambda: desk.rows[0]["active"] == "false")
         (row,) = desk.rows
     assert (row["state"], row["close_code"]) == ("7", "Resolved by caller")
@@ -39,9 +42,9 @@ async def test_trouble_that_comes_again_is_another_incident(tmp_path: Path) -> N
     async with a_table() as (simulator, url), telling(desk_settings(url, tmp_path), sight) as now:
         desk = simulator.service_desk
         await now.until(lambda: len(desk.rows) == 1)
-        sight.verdicts = {HOLD: Verdict.CLEAR}
+        sight.sightings = {HOLD: Unseen.CLEAR}
         await now.until(lambda: desk.rows[0]["active"] == "false")
-        sight.verdicts = {HOLD: trouble()}
+        sight.sightings = {HOLD: trouble()}
         await now.until(lambda: len(desk.rows) == 2)
         assert [row["active"] for row in desk.rows] == ["false", "true"]
 
@@ -54,10 +57,10 @@ async def test_where_incidents_are_resolved_the_next_one_is_another(tmp_path: Pa
         async with telling(settings, sight) as now:
             desk = simulator.service_desk
             await now.until(lambda: len(desk.rows) == 1)
-            sight.verdicts = {HOLD: Verdict.CLEAR}
+            sight.sightings = {HOLD: Unseen.CLEAR}
             await now.until(lambda: desk.rows[0]["state"] == "6")
             assert (desk.rows[0]["active"], desk.rows[0]["close_code"]) == ("true", "ours")
-            sight.verdicts = {HOLD: trouble()}
+            sight.sightings = {HOLD: trouble()}
             await now.until(lambda: len(desk.rows) == 2)
 
 
@@ -76,7 +79,7 @@ async def test_news_that_comes_often_is_told_once_a_minute(tmp_path: Path) -> No
         desk = simulator.service_desk
         await now.until(lambda: len(desk.rows) == 1)
         for mark in range(1, 50):
-            sight.verdicts = {HOLD: trouble(mark=mark)}
+            sight.sightings = {HOLD: trouble(mark=mark)}
             await now.settle(1)
         assert [call.method for call in desk.calls].count("PATCH") <= 1
         await now.until(lambda: desk.rows[0].get("work_notes") == "detail 49")
@@ -90,11 +93,11 @@ async def test_after_a_restart_what_is_open_is_gone_on_with_and_closed(tmp_path:
         settings, desk = desk_settings(url, tmp_path), simulator.service_desk
         async with telling(settings, Sight({HOLD: trouble(), SCOPE: missing})) as now:
             await now.until(lambda: len(desk.rows) == 2)
-        sight = Sight({HOLD: Verdict.UNKNOWN, SCOPE: Verdict.UNKNOWN})
+        sight = Sight({HOLD: Unseen.UNKNOWN, SCOPE: Unseen.UNKNOWN})
         async with telling(settings, sight) as now:
             await now.until(lambda: now.count("hold", "adopted") == 1)
             assert sight.awaited == {HOLD: frozenset(), SCOPE: frozenset({"a:b", "b:c"})}
-            sight.verdicts = {HOLD: Verdict.UNKNOWN, SCOPE: Verdict.CLEAR}
+            sight.sightings = {HOLD: Unseen.UNKNOWN, SCOPE: Unseen.CLEAR}
             await now.until(lambda: [row["active"] for row in desk.rows].count("false") == 1)
             await now.settle(600)
             assert [row["active"] for row in desk.rows].count("true") == 1
@@ -124,7 +127,7 @@ async def test_what_a_person_closed_stays_as_it_is(tmp_path: Path) -> None:
         await now.until(lambda: len(desk.rows) == 1)
         by_hand = {"state": "7", "close_code": "User error", "close_notes": "by hand"}
         desk.table.change(desk.rows[0]["sys_id"], by_hand)
-        sight.verdicts = {HOLD: Verdict.CLEAR}
+        sight.sightings = {HOLD: Unseen.CLEAR}
         await now.until(lambda: now.count("hold", "closed") == 1)
         assert desk.rows[0]["close_notes"] == "by hand"
 
@@ -222,9 +225,9 @@ async def test_the_flat_format_is_one_post_per_begin_and_end(tmp_path: Path) -> 
         settings = desk_settings(f"{receiver.url}/hook?a=1", tmp_path, format="flat")
         async with telling(settings, sight) as now:
             await now.until(lambda: len(receiver.requests) == 1)
-            sight.verdicts = {HOLD: trouble(mark="news")}
+            sight.sightings = {HOLD: trouble(mark="news")}
             await now.settle(120)
-            sight.verdicts = {HOLD: Verdict.CLEAR}
+            sight.sightings = {HOLD: Unseen.CLEAR}
             await now.until(lambda: len(receiver.requests) == 2)
     assert told(receiver) == [("begin", HOLD), ("end", HOLD)]
     assert {request.target for request in receiver.requests} == {b"/hook?a=1"}
@@ -240,9 +243,9 @@ async def test_a_receiver_that_is_down_for_an_hour_misses_nothing(tmp_path: Path
     settings = desk_settings(f"http://{HOST}:{port}/", tmp_path, format="flat")
     async with telling(settings, sight) as now:
         for _ in range(20):
-            sight.verdicts = {HOLD: trouble()}
+            sight.sightings = {HOLD: trouble()}
             await now.settle(80)
-            sight.verdicts = {HOLD: Verdict.CLEAR}
+            sight.sightings = {HOLD: Unseen.CLEAR}
             await now.settle(80)
         assert now.count("hold", "dropped") == 0
         async with RawUpstream(port=port) as receiver:
@@ -260,9 +263,9 @@ async def test_what_was_over_for_more_than_an_hour_is_given_up_and_counted(
     settings = desk_settings(f"http://{HOST}:{port}/", tmp_path, format="flat")
     other = incident_id("id-of-london", "unreachable")
     async with telling(settings, sight) as now:
-        sight.verdicts = {HOLD: trouble(), other: trouble("unreachable")}
+        sight.sightings = {HOLD: trouble(), other: trouble("unreachable")}
         await now.settle(60)
-        sight.verdicts = {HOLD: Verdict.CLEAR, other: trouble("unreachable")}
+        sight.sightings = {HOLD: Unseen.CLEAR, other: trouble("unreachable")}
         await now.settle(60)
         await now.until(lambda: now.count("hold", "dropped") == 1, step=300)
         async with RawUpstream(port=port) as receiver:
@@ -288,9 +291,9 @@ async def test_what_comes_after_a_postponed_begin_waits_for_it(tmp_path: Path) -
         settings = desk_settings(f"{receiver.url}/", tmp_path, format="flat")
         async with telling(settings, sight) as now:
             await now.until(lambda: now.count("hold", "failed") == 1, step=0.1)
-            sight.verdicts = {HOLD: Verdict.CLEAR}
+            sight.sightings = {HOLD: Unseen.CLEAR}
             await now.settle(3)
-            sight.verdicts = {HOLD: trouble()}
+            sight.sightings = {HOLD: trouble()}
             await now.until(lambda: len(receiver.requests) == 4)
             await now.settle(60)
     assert [event for event, _ in told(receiver)] == ["begin", "begin", "end", "begin"]

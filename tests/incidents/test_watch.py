@@ -8,7 +8,15 @@ from prometheus_client import CollectorRegistry
 from proxy.incidents.watch import Watch
 from proxy.pacing.accounts import Accounts
 from proxy.rules.digests import account_id
-from proxy.rules.incidents import KINDS, Subject, Trouble, TroubleKind, Verdict, incident_id
+from proxy.rules.incidents import (
+    KINDS,
+    Sighting,
+    Subject,
+    Trouble,
+    TroubleKind,
+    Unseen,
+    incident_id,
+)
 from proxy.settings import Settings
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.managed import ManagedTokens
@@ -28,7 +36,7 @@ def settings_of(**sections: object) -> Settings:
 
 
 class Sight:
-    """A watch, and its verdicts on the one account."""
+    """A watch, and what it sees of the one account."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.clock = FakeClock()
@@ -42,7 +50,7 @@ class Sight:
         tokens = cast("ManagedTokens", SimpleNamespace(by_name={}))
         self.watch = Watch(wanted, accounts=accounts, tokens=tokens, clock=self.clock)
 
-    async def verdict(self, kind: TroubleKind) -> Trouble | Verdict:
+    async def sighting(self, kind: TroubleKind) -> Sighting:
         return (await self.watch.look(frozenset(IDS.values())))[IDS[kind]]
 
     def troubled(self, kind: TroubleKind, request_id: str = "r", account: str = "london") -> None:
@@ -51,18 +59,18 @@ class Sight:
 
 async def test_doubt_lasts_for_fifteen_minutes_after_the_last_lost_answer() -> None:
     sight = Sight()
-    assert await sight.verdict("in_doubt") is Verdict.UNKNOWN
+    assert await sight.sighting("in_doubt") is Unseen.UNKNOWN
     sight.troubled("in_doubt", "first")
     await sight.clock.advance(800)
     sight.troubled("in_doubt", "second")
     await sight.clock.advance(899)
-    found = await sight.verdict("in_doubt")
+    found = await sight.sighting("in_doubt")
     assert isinstance(found, Trouble)
     assert found.detail.startswith("2 answers were lost;")
     assert "second" in found.detail
     assert (found.subject, found.since) == (SUBJECT, sight.clock.wall() - 1699)
     await sight.clock.advance(1)
-    assert await sight.verdict("in_doubt") is Verdict.CLEAR
+    assert await sight.sighting("in_doubt") is Unseen.CLEAR
 
 
 async def test_doubt_that_comes_again_is_counted_anew() -> None:
@@ -70,20 +78,20 @@ async def test_doubt_that_comes_again_is_counted_anew() -> None:
     sight.troubled("in_doubt")
     await sight.clock.advance(901)
     sight.troubled("in_doubt")
-    found = await sight.verdict("in_doubt")
+    found = await sight.sighting("in_doubt")
     assert isinstance(found, Trouble)
     assert found.detail.startswith("The answer of one request was lost;")
 
 
 async def test_an_api_is_unreachable_until_it_answers_a_later_try_of_anybody() -> None:
     sight = Sight()
-    assert await sight.verdict("unreachable") is Verdict.UNKNOWN
+    assert await sight.sighting("unreachable") is Unseen.UNKNOWN
     await sight.clock.advance(10)
     sight.troubled("unreachable")
     sight.watch.answered("other", begun=9.0)
-    assert isinstance(await sight.verdict("unreachable"), Trouble)
+    assert isinstance(await sight.sighting("unreachable"), Trouble)
     sight.watch.answered("other", begun=11.0)
-    assert await sight.verdict("unreachable") is Verdict.CLEAR
+    assert await sight.sighting("unreachable") is Unseen.CLEAR
 
 
 async def test_what_began_again_began_again() -> None:
@@ -93,7 +101,7 @@ async def test_what_began_again_began_again() -> None:
     sight.watch.answered("london", begun=5.0)
     await sight.clock.advance(5)
     sight.troubled("unreachable")
-    found = await sight.verdict("unreachable")
+    found = await sight.sighting("unreachable")
     assert isinstance(found, Trouble)
     assert found.since == sight.clock.wall()
 
@@ -114,7 +122,7 @@ async def test_a_reload_keeps_what_is_known_also_under_another_name() -> None:
     sight.watch.apply(renamed)
     assert sight.watch.owner(IDS["in_doubt"]) == ("paris", "in_doubt")
     sight.watch.apply(settings_of())
-    assert isinstance(await sight.verdict("in_doubt"), Trouble)
+    assert isinstance(await sight.sighting("in_doubt"), Trouble)
 
 
 async def test_without_incidents_nothing_is_noted() -> None:

@@ -20,7 +20,13 @@ from proxy.incidents.reporter import Reporter
 from proxy.incidents.servicenow import IncidentTable
 from proxy.incidents.watch import Watch
 from proxy.incidents.webhook import Webhook
-from proxy.rules.incidents import KINDS, Trouble, TroubleKind, Verdict, incident_id
+from proxy.rules.incidents import (
+    KINDS,
+    Sighting,
+    Trouble,
+    TroubleKind,
+    incident_id,
+)
 from proxy.settings import Incidents, Upstream
 from proxy.simulator import SigningKey, Simulator, SimulatorSettings
 from proxy.telemetry.metrics import Metrics
@@ -34,9 +40,9 @@ HOLD = incident_id("id-of-london", "hold")
 
 @dataclass
 class Sight:
-    """In place of a watch: the verdicts that a test sets."""
+    """In place of a watch: the sightings that a test sets."""
 
-    verdicts: dict[str, Trouble | Verdict] = field(default_factory=dict)
+    sightings: dict[str, Sighting] = field(default_factory=dict)
     awaited: dict[str, frozenset[str]] = field(default_factory=dict)
     pause: float = 1.0
 
@@ -48,8 +54,8 @@ class Sight:
         owners = {incident_id("id-of-london", kind): ("london", kind) for kind in KINDS}
         return owners.get(incident)
 
-    async def look(self, _: object) -> dict[str, Trouble | Verdict]:
-        return dict(self.verdicts)
+    async def look(self, _: object) -> dict[str, Sighting]:
+        return dict(self.sightings)
 
     def await_scopes(self, incident: str, scopes: frozenset[str]) -> None:
         self.awaited[incident] = scopes

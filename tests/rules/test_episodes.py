@@ -6,7 +6,10 @@ from math import inf
 import pytest
 
 from proxy.rules.episodes import MOST_KEPT, Episode, surplus
-from proxy.rules.incidents import Trouble, Verdict
+from proxy.rules.incidents import (
+    Trouble,
+    Unseen,
+)
 
 TROUBLE = Trouble(account="london", kind="hold", since=5.0, detail="d", mark=1)
 NEW = Episode(id="i", trouble=TROUBLE, begun=0.0)
@@ -33,27 +36,27 @@ def test_the_next_step_and_when_it_is_due(episode: Episode, step: str | None, du
 
 def test_what_is_new_keeps_when_it_began() -> None:
     seen = replace(TROUBLE, since=99.0, mark=2)
-    judged = OPEN.judged(seen, now=30.0, wall=0.0)
+    judged = OPEN.after_look(seen, now=30.0, wall=0.0)
     assert judged.trouble == replace(TROUBLE, mark=2)
     assert not judged.is_over
 
 
 def test_it_is_over_when_that_is_clear() -> None:
-    judged = OPEN.judged(Verdict.CLEAR, now=30.0, wall=1030.0)
+    judged = OPEN.after_look(Unseen.CLEAR, now=30.0, wall=1030.0)
     assert (judged.ended, judged.over_at) == (30.0, 1030.0)
     assert judged.notes == "The hold is over."
 
 
 def test_what_nobody_can_tell_changes_nothing() -> None:
-    assert OPEN.judged(Verdict.UNKNOWN, now=1e9, wall=0.0) is OPEN
+    assert OPEN.after_look(Unseen.UNKNOWN, now=1e9, wall=0.0) is OPEN
 
 
 def test_one_of_before_a_restart_is_over_if_it_is_not_seen_again() -> None:
     earlier = replace(OPEN, confirmed=False)
-    assert earlier.judged(Verdict.UNKNOWN, now=899.9, wall=0.0) is earlier
-    assert earlier.judged(Verdict.UNKNOWN, now=900.0, wall=0.0).is_over
-    seen = earlier.judged(TROUBLE, now=10.0, wall=0.0)
-    assert not seen.judged(Verdict.UNKNOWN, now=1e9, wall=0.0).is_over
+    assert earlier.after_look(Unseen.UNKNOWN, now=899.9, wall=0.0) is earlier
+    assert earlier.after_look(Unseen.UNKNOWN, now=900.0, wall=0.0).is_over
+    seen = earlier.after_look(TROUBLE, now=10.0, wall=0.0)
+    assert not seen.after_look(Unseen.UNKNOWN, now=1e9, wall=0.0).is_over
 
 
 def test_refusals_are_met_with_growing_pauses_and_an_end() -> None:
