@@ -1,8 +1,8 @@
-"""Every answer the proxy makes itself, as a value: one row a problem, and nothing else.
+"""Every answer the proxy makes itself, as a value: one row per problem, and nothing else.
 
-Code raises a problem where it finds the reason; `http/responses.py` renders it. `Retry-After` is
-there exactly when nothing was created and sending again later makes sense. No code decides by the
-name of a problem.
+Code raises a problem where it finds the reason; `http/responses.py` renders it. A problem has
+`Retry-After` exactly when nothing was created and sending again later makes sense. No code decides
+by the name of a problem.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ Name = Literal[
 
 
 class Again(Enum):
-    """Whether sending again later is safe and makes sense: what Retry-After then says."""
+    """Whether sending again later is safe and makes sense; if so the answer has Retry-After."""
 
     YES = "yes"
     NO = "no"
@@ -57,7 +57,7 @@ class Kind:
     """One row of the table: what callers can rely on for a problem of this name.
 
     `proxy_error` is the error type of RFC 9209 section 2.3. `variants` are the statuses it may have
-    instead of `status`, `trouble` the kind of incident it is a sign of.
+    instead of `status`, `trouble` the kind of incident that it indicates.
     """
 
     status: int
@@ -82,7 +82,9 @@ KINDS: Final[Mapping[Name, Kind]] = {
     ),
     "route-denied": Kind(403, "This path is closed here", Again.NO, "http_request_denied"),
     "not-found": Kind(404, "No route for this path", Again.NO, "http_request_denied"),
-    "method-not-allowed": Kind(405, "Not a method of this path", Again.NO, "http_request_denied"),
+    "method-not-allowed": Kind(
+        405, "This path has no such method", Again.NO, "http_request_denied"
+    ),
     "timeout": Kind(408, "The body came too slowly", Again.NO, "http_request_error"),
     "in-doubt": Kind(
         409,
@@ -96,7 +98,7 @@ KINDS: Final[Mapping[Name, Kind]] = {
     ),
     "nested-field": Kind(422, "A field must be flat", Again.NO, "http_request_denied"),
     "key-reused": Kind(
-        422, "The Idempotency-Key is of another request", Again.NO, "http_request_denied"
+        422, "The Idempotency-Key belongs to another request", Again.NO, "http_request_denied"
     ),
     "queue-full": Kind(429, "The queue is too long", Again.YES, "http_request_denied"),
     "wait-expired": Kind(429, "No slot within the limit", Again.YES, "http_request_denied"),
@@ -124,7 +126,9 @@ KINDS: Final[Mapping[Name, Kind]] = {
         "destination_unavailable",
         trouble="unreachable",
     ),
-    "token-unavailable": Kind(503, "No valid token for now", Again.YES, "destination_unavailable"),
+    "token-unavailable": Kind(
+        503, "No valid token at present", Again.YES, "destination_unavailable"
+    ),
     "keys-unavailable": Kind(503, "No signing keys yet", Again.YES, "destination_unavailable"),
     "store-unavailable": Kind(
         503, "The shared store is down", Again.YES, "proxy_internal_response"
@@ -170,9 +174,9 @@ class Problem(Exception):
         self.fields = dict(fields or {})
 
     def anew(self) -> "Problem":
-        """Return an equal one, which was never raised.
+        """Return an equal problem that was never raised.
 
-        One that is kept and raised is a circle: its traceback refers to what keeps it.
+        A kept problem that is raised makes a reference cycle: its traceback refers to its keeper.
         """
         return Problem(
             self.name,
@@ -186,19 +190,19 @@ class Problem(Exception):
 
     @property
     def type(self) -> str:
-        """The URN by which the problem is told apart."""
+        """The URN that identifies the problem."""
         return f"urn:{PROXY_NAME}:{self.name}"
 
 
 def draining() -> Problem:
-    """Return the refusal of a proxy that shuts down; nothing was sent."""
+    """Return the refusal while the proxy shuts down; nothing was sent."""
     return Problem(
         "draining", "The proxy is shutting down; nothing was sent.", retry_after=1, close=True
     )
 
 
 def store_unavailable() -> Problem:
-    """Return the refusal while there is no store to keep the pace; nothing was sent."""
+    """Return the refusal while the store of the pace is down; nothing was sent."""
     return Problem("store-unavailable", "The store that keeps the pace is down.", retry_after=1)
 
 

@@ -63,15 +63,15 @@ def _endpoints() -> Mapping[str, Mapping[str, _Endpoint]]:
     return {
         "/": {
             "get": {
-                "summary": "Go to the status page.",
+                "summary": "Redirect to the status page.",
                 "answers": {"302": {"description": "To /status.", "headers": _LOCATION}},
             }
         },
-        "/healthz": {"get": {"summary": "Is it alive?", "answers": {"200": _text("It is.")}}},
+        "/healthz": {"get": {"summary": "Is it alive?", "answers": {"200": _text("Yes.")}}},
         "/readyz": {
             "get": {
                 "summary": "Does it serve?",
-                "answers": {"200": _text("It does."), "503": _text("Why it does not.")},
+                "answers": {"200": _text("Yes."), "503": _text("No, and why.")},
             }
         },
         "/metrics": {
@@ -88,7 +88,7 @@ def _endpoints() -> Mapping[str, Mapping[str, _Endpoint]]:
         },
         "/status.json": {
             "get": {
-                "summary": "What is known of the accounts now.",
+                "summary": "The state of the accounts now.",
                 "answers": {"200": _of("Status", "The accounts, all unconfigured ones as one.")},
             }
         },
@@ -106,7 +106,7 @@ def _endpoints() -> Mapping[str, Mapping[str, _Endpoint]]:
         },
         "/accounts/{name}": {
             "get": {
-                "summary": "Why is this a 403? What `export-proxy explain` needs.",
+                "summary": "What `export-proxy explain` needs to explain a 403.",
                 "answers": {"200": _of("Explanation", "Token, claims, routes."), **unknown},
             }
         },
@@ -149,9 +149,11 @@ def _endpoints() -> Mapping[str, Mapping[str, _Endpoint]]:
             "post": {
                 "summary": "Read the configuration again.",
                 "answers": {
-                    "200": _text("It is obeyed."),
-                    "404": _text("It was not started from a file."),
-                    "422": _text("It is wrong, and the old one stays: a line per problem."),
+                    "200": _text("The proxy uses it now."),
+                    "404": _text("The proxy was not started from a file."),
+                    "422": _text(
+                        "It has errors, and the proxy keeps the old one: a line per problem."
+                    ),
                 },
             }
         },

@@ -43,7 +43,7 @@ async def _ask(method: str, url: str, *segments: str, **request: Any) -> Mapping
         ):
             status, kind, body = response.status, response.content_type, await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        raise NoAnswer(f"{url} cannot be asked: {_reason(error)}") from None
+        raise NoAnswer(f"{url} cannot be reached: {_reason(error)}") from None
     if status != HTTPStatus.OK:
         text = printable(body.decode("utf-8", "replace").strip()) if kind == "text/plain" else ""
         raise NoAnswer(f"{url} answers {status}" + (f": {text}" if text else ""))

@@ -47,13 +47,13 @@ def serve(config: ConfigFile) -> None:
 
 @_cli.command()
 def check(config: ConfigFile) -> None:
-    """Check a configuration; exit 2 with one line per problem. A warning is no problem."""
+    """Check a configuration; exit 2 with one line per problem. Warnings do not count."""
     settings = read_settings(config)
     doubts = [
         *missing_files(settings),
         *doubts_about(settings, descriptors=hard_limit(), reserved=RESERVED_FILES),
         *(
-            f"{key}: the secret stands in the file itself: write ${{NAME}}, or name a file of it"
+            f"{key}: the secret itself is in this file: write ${{NAME}}, or name a file with it"
             for key in written_secrets(config, ENVIRONMENT)
         ),
     ]
@@ -66,8 +66,8 @@ def check(config: ConfigFile) -> None:
     typer.echo(f"{config}: ok")
     if settings.store.is_shared:
         typer.echo(
-            f"store.timeout: {settings.store.timeout:g} s is for one answer of the store: it must"
-            " be longer than a round trip to it; connecting has 2 s of its own"
+            f"store.timeout: {settings.store.timeout:g} s is the time for one answer of the store:"
+            " it must be longer than a round trip to the store; connecting has 2 s of its own"
         )
 
 
@@ -90,13 +90,13 @@ def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's opti
     ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     interval: Annotated[
-        float, typer.Option(help="Seconds the API wants between exports of one account.")
+        float, typer.Option(help="Seconds the API requires between exports of one account.")
     ] = 0.5,
     opaque: Annotated[bool, typer.Option(help="Issue opaque tokens instead of JWTs.")] = False,
     hold: Annotated[
         float,
         typer.Option(
-            help="Seconds for which an account's exports are refused, from its first one on.",
+            help="Seconds for which the API refuses an account's exports, from the first one on.",
             min=0,
             metavar="SECONDS",
         ),
@@ -105,14 +105,14 @@ def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's opti
         str, typer.Option(help="The scopes of every token, with blanks or commas between them.")
     ] = VOICE_SCOPE,
     secret: Annotated[
-        str | None, typer.Option(help="The only secret with which clients may log in.")
+        str | None, typer.Option(help="The only secret that the login server accepts.")
     ] = None,
     slow: Annotated[
         float,
         typer.Option(help="Seconds that each answer of the API takes.", min=0, metavar="SECONDS"),
     ] = 0.0,
 ) -> None:
-    """Simulate the export API and its login server; any client may log in."""
+    """Simulate the export API and its login server; accept any client."""
     if not all(map(isfinite, (interval, hold, slow))) or interval <= 0:
         raise typer.BadParameter(
             "--interval, --hold and --slow take a number of seconds, the first one above 0"

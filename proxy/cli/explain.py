@@ -128,7 +128,7 @@ def advice(subject: Subject, rows: Sequence[Row], now: float) -> str:  # noqa: P
     if subject.trouble == "rejected":
         return "The login server rejects the credentials: correct the client id or secret."
     if subject.trouble == "absent":
-        return f"The login server gives no token; the proxy asks again in {wait or 'a while'}."
+        return f"The login server issues no token; the proxy asks again in {wait or 'a while'}."
     if subject.trouble == "unmanaged":
         return "No secret is configured, so callers' own tokens are sent: explain one of those."
     if subject.expires_at is not None and subject.expires_at <= now:

@@ -46,8 +46,8 @@ def run_explain(  # noqa: PLR0913, PLR0917 -- one parameter an option
 ) -> None:
     """Compare a token's scopes with those each route needs; the token is never printed.
 
-    With --response-file also, or only, say what a 403 of the API names as missing. Exit 0 if
-    nothing is missing, 1 if a scope, a permission or a valid token is, 2 if there is no answer.
+    --response-file, alone or with the others, shows what a saved 403 of the API names as missing.
+    Exit 0 if nothing is missing, 1 if a scope, a permission or a valid token is, 2 if unknown.
     """
     source, now = token_file or stdin, SystemClock().wall()
     is_denied = False
@@ -96,7 +96,9 @@ def _read_denial(response_file: str) -> MissingHere:
 @commands.command("status")
 def show_status(
     url: _Url = ADMIN_URL,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the status again every second.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print /status.json, for programs.")
     ] = False,
@@ -125,7 +127,7 @@ def pause(
     account: Annotated[str, typer.Argument(help="A configured account.")],
     seconds: Annotated[
         float | None,
-        typer.Option("--for", metavar="SECONDS", help="End the pause by itself after so long."),
+        typer.Option("--for", metavar="SECONDS", help="End the pause after this time."),
     ] = None,
     url: _Url = ADMIN_URL,
     token_file: _AdminToken = None,
@@ -155,7 +157,9 @@ def pace(
     account: Annotated[str, typer.Argument(help="A configured account.")],
     interval: Annotated[
         float,
-        typer.Option("--seconds", help="Seconds between two sends; not below the configured ones."),
+        typer.Option(
+            "--seconds", help="Seconds between two sends; at least the configured interval."
+        ),
     ],
     seconds: Annotated[
         float, typer.Option("--for", metavar="SECONDS", help="For how long to keep this interval.")

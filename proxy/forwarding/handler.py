@@ -113,7 +113,7 @@ class Handler:
         request = exchange.request
         if request.method != "POST":
             raise Problem(
-                "method-not-allowed", "Tokens are asked for with POST.", headers={"Allow": "POST"}
+                "method-not-allowed", "Request a token with POST.", headers={"Allow": "POST"}
             )
         body = await self.intake.body(request, MAX_FORM)
         try:

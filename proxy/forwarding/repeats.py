@@ -155,7 +155,7 @@ class Repeats:
             if is_sent:
                 raise self._in_doubt(label, record)
             raise Problem(
-                "wait-expired", "The same request waits already.", retry_after=CLAIM_SECONDS
+                "wait-expired", "The same request is already waiting.", retry_after=CLAIM_SECONDS
             )
         with exchange.spending("queue"):
             await self._clock.sleep_until(self._clock.monotonic() + _POLL)

@@ -23,12 +23,12 @@ _REFUSED_METHODS: Final = frozenset({"CONNECT", "TRACE"})
 def check_head(request: Request, pseudonym: str) -> Target:
     """Return the request's target, or raise the Problem that refuses it."""
     if request.version not in _VERSIONS:
-        raise _malformed("Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        raise _malformed("The proxy speaks only HTTP/1.1 and HTTP/1.0.")
     headers = request.headers
     if request.method in _REFUSED_METHODS:
         raise Problem(
             "method-not-allowed",
-            "This is no forward proxy: set it as the SDK's gateway or base URL instead.",
+            "This is not a forward proxy: set it as the SDK's gateway or base URL instead.",
             headers={"Allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"},
             close=True,
         )
@@ -38,7 +38,7 @@ def check_head(request: Request, pseudonym: str) -> Target:
         raise _malformed("There are several Authorization fields.")
     expectations = headers.getall("Expect", ())
     if expectations and [value.lower() for value in expectations] != ["100-continue"]:
-        raise Problem("bad-request", "Only 100-continue can be expected.", status=417, close=True)
+        raise Problem("bad-request", "Expect may only be 100-continue.", status=417, close=True)
     if has_passed(pseudonym, headers.getall("Via", ())):
         raise Problem("loop", "The request has already passed through this proxy.")
     try:
@@ -56,7 +56,7 @@ def _check_framing(request: Request) -> None:
     if "Content-Length" in request.headers:
         raise _malformed("Transfer-Encoding and Content-Length exclude each other.")
     if request.version < HttpVersion11:
-        raise _malformed("There is no Transfer-Encoding before HTTP/1.1.")
+        raise _malformed("HTTP/1.0 has no Transfer-Encoding.")
 
 
 def _check_host(request: Request) -> None:

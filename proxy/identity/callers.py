@@ -283,7 +283,7 @@ class Identity:
             return Stranger(token_hash, sure)
         if not sure:
             raise store_unavailable()
-        raise unauthenticated("Nobody vouches for this token.")
+        raise unauthenticated("The proxy does not know whose token this is.")
 
     async def _account_by_jwt(self, token: str) -> str | None:
         """Return the account id a JWT of the issuer proves; None if it is not the issuer's."""

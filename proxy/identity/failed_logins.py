@@ -32,7 +32,7 @@ class FailedLogins:
         if len(recent) >= _FAILURES:
             raise Problem(
                 "wait-expired",
-                "Too many failed logins.",
+                "Too many failed log-ins.",
                 retry_after=recent[0] + _MINUTE - self._clock.monotonic(),
             )
 

@@ -81,14 +81,14 @@ class Verifier:
                 },
             )
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-            raise unauthenticated("The token does not verify.") from None
+            raise unauthenticated("The token's signature or claims are not valid.") from None
         return self._client_id(claims)
 
     def _check_times(self, claims: Claims) -> None:
         now = self._clock.wall()
         expires = claims.number("exp")
         if expires is None or expires + LEEWAY <= now:
-            raise unauthenticated("The token has expired, or does not say when it will.")
+            raise unauthenticated("The token has expired, or has no expiry time.")
         for name in ("iat", "nbf"):
             value = claims.number(name)
             if name in claims.payload and (value is None or value - LEEWAY > now):
@@ -99,7 +99,7 @@ class Verifier:
         else:
             is_sane = 0 < expires - issued <= LONGEST_LIFE
         if not is_sane:
-            raise unauthenticated("The token's lifetime makes no sense.")
+            raise unauthenticated("The token's lifetime is not valid.")
 
     def _check_scopes(self, claims: Claims) -> None:
         """Look for the audience among the scopes, where the issuer writes no `aud`.
@@ -125,7 +125,7 @@ class Verifier:
         if not isinstance(kind, str) or kind.lower() not in _TYPES:
             raise unauthenticated("The token is not an access token.")
         if not isinstance(key_id, str | None) or len(key_id or "") > _MAX_KEY_ID:
-            raise unauthenticated("The token's key id makes no sense.")
+            raise unauthenticated("The token's key id is not valid.")
         key = await self._keys.key(key_id)
         if key is None or key.algorithm_name != algorithm:
             raise unauthenticated("The token is signed with a key the issuer does not have.")

@@ -56,7 +56,7 @@ class Episodes:
             if sighting is not None:
                 self.put(number, episode.after_look(sighting, now=now, wall=wall))
             elif not self._is_known(incident):
-                notes = "The account is configured no longer."
+                notes = "The account is no longer configured."
                 self.put(number, episode.over(notes, now=now, wall=wall))
         for incident, sighting in sightings.items():
             if isinstance(sighting, Trouble) and incident not in self._present:

@@ -70,7 +70,9 @@ class Reporter:
             found = await self._watch.look(frozenset(self._episodes.present))
             now = self._clock.monotonic()
             for episode in self._episodes.take(found, now=now, wall=self._clock.wall()):
-                self._given_up(episode, "it is over, and the desk could not be told in time")
+                self._given_up(
+                    episode, "the trouble is over, and the desk could not be told in time"
+                )
             self._woken.set()
             seen = self._episodes.confirmed()
             if now >= self._sees_at or not seen <= self._noted:

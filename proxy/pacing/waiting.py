@@ -182,7 +182,8 @@ class Waiting:
         return Problem(
             "queue-full",
             f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
-            f"{self._why(queue)} Come back after Retry-After, or ask for a longer pacing.max_wait.",
+            f"{self._why(queue)} Come back after Retry-After, or ask the operator to raise"
+            " pacing.max_wait.",
             retry_after=self._return_after(queue, predicted, limit),
             fields={"predicted_wait": round(predicted, 3)},
         )

@@ -19,28 +19,29 @@ LEVELS: Final[tuple[Level, ...]] = ("ok", "busy", "attention", "trouble")
 _RECENT: Final = 60.0  # seconds
 _TOO_LONG: Final = {"urn:export-proxy:queue-full", "urn:export-proxy:wait-expired"}
 _FATE: Final = {
-    True: "Callers that cannot wait so long are refused, and told when to come back.",
+    True: "Callers that cannot wait that long are refused, and told when to come back.",
     False: "No action is needed now.",
 }
 _PROBES: Final = {
-    True: "The wait it named is long, so one request probes now and then; nothing else is sent.",
+    True: "The API named a long wait, so one request now and then tests if it still refuses; the"
+    " proxy sends nothing else.",
     False: "The proxy sends nothing until the hold ends; then one request goes first.",
 }
 _REFUSED: Final[Mapping[Reason, str]] = {
-    "limit": "there are as many as limits.max_connections allows, or the descriptor limit.",
+    "limit": "as many are open as limits.max_connections or the descriptor limit allows.",
     "peer": "one address holds many of them (limits.max_connections_per_peer, or the last tenth).",
     "handshake": "their TLS handshake failed, or took longer than limits.header_timeout. Do callers"
     " speak TLS, and trust the certificate?",
-    "descriptor": "hardly a file descriptor is left. Raise the process's limit of open files.",
+    "descriptor": "almost no file descriptor is free. Raise the process's limit of open files.",
 }
-_WAITING: Final = "Requests wait to be sent at the pace. This is normal."
+_WAITING: Final = "Requests wait for their slot. This is normal."
 _WAITING_PAUSED: Final = "Requests wait until the pause ends."
 _WAITING_HELD: Final = "Requests wait until the hold ends."
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing to know about an account: how grave it is, what it is, what to do."""
+    """One thing to know about an account: how severe it is, what it is, what to do."""
 
     level: Level
     title: str
@@ -48,21 +49,23 @@ class Note:
 
 
 def notes_on(state: AccountState, now: float) -> tuple[Note, ...]:
-    """Return the notes on an account, the gravest first; `now` is wall time."""
+    """Return the notes on an account, the most severe first; `now` is wall time."""
     return tuple(
         sorted(_notes(state, now), key=lambda note: LEVELS.index(note.level), reverse=True)
     )
 
 
 def level_of(notes: tuple[Note, ...]) -> Level:
-    """Return the gravest level."""
+    """Return the level of the most severe note."""
     return notes[0].level if notes else "ok"
 
 
 def notes_on_connections(refused: Mapping[Reason, int]) -> tuple[Note, ...]:
-    """Return the notes on connections that were refused of late, by the reason."""
+    """Return the notes on connections that were refused in the last minute, by the reason."""
     return tuple(
-        Note("attention", "connections refused", f"{count:,} of late: {_REFUSED[reason]}")
+        Note(
+            "attention", "connections refused", f"{count:,} in the last minute: {_REFUSED[reason]}"
+        )
         for reason, count in refused.items()
     )
 
@@ -98,7 +101,7 @@ def _is_held(state: AccountState) -> bool:
 
 
 def _is_clamped(state: AccountState) -> bool:
-    """True if the API named a longer wait than the proxy takes without a probe."""
+    """True if the API named a longer wait than the proxy obeys without a probe."""
     return state.hold_named_seconds > state.hold_remaining_seconds + 1
 
 
@@ -122,7 +125,7 @@ def _of_holds(state: AccountState, now: float) -> Iterator[Note]:
             yield Note(
                 "trouble",
                 f"{route.name} on hold",
-                f"The API answered 429 on this route and named a time to wait"
+                f"The API answered 429 on this route and named a wait"
                 f"{_because(route.hold_limit)}. Its callers are told when to come back; other"
                 " routes go on.",
             )
@@ -131,13 +134,13 @@ def _of_holds(state: AccountState, now: float) -> Iterator[Note]:
 def _of_observing(state: AccountState) -> Iterator[Note]:
     held = "."
     if state.hold_named_seconds > 0:
-        held = ": the API asked for a pause just now, and requests are sent all the same."
+        held = ": the API asked for a hold, and the proxy sends requests nevertheless."
     yield Note(
         "attention",
         "observed only",
         f"Requests are neither paced nor held{held} The metrics would_wait_seconds and"
-        " would_refuse_total say what would have been. To keep the pace, set pacing.mode (or the"
-        " account's mode) to enforce, and reload.",
+        " would_refuse_total show what would have happened. To keep the pace, set pacing.mode (or"
+        " the account's mode) to enforce, and reload.",
     )
 
 
@@ -186,12 +189,13 @@ def _of_token(state: AccountState) -> Iterator[Note]:
         yield Note(
             "trouble",
             "no token",
-            "The login server gives no token. The proxy asks again by itself: check that it is up.",
+            "The login server issues no token. The proxy asks again by itself; check that the"
+            " server is up.",
         )
     if token.missing:
         yield Note(
             "trouble",
             "scope missing",
             f"Grant {', '.join(token.missing)} to the client's role, then refresh the account's"
-            " token; until a token carries it, requests that need it are refused.",
+            " token. Requests that need it are refused until a token carries it.",
         )

@@ -181,8 +181,8 @@ def scope_detail(scopes: Iterable[str]) -> str:
     """Say which scopes are missing."""
     names = ", ".join(sorted(scopes))
     return (
-        f"New tokens still lack {names} after the time in which a grant takes effect. Requests that"
-        " need it are refused with 403. Grant it to the account's roles, or do not ask for it."
+        f"New tokens still lack {names} after tokens.propagation_window. The proxy refuses"
+        " requests that need it with 403. Grant it to the account's role, or stop such requests."
     )
 
 
@@ -194,15 +194,15 @@ REJECTED_DETAIL: Final = (
 
 def unreachable_detail(server: str) -> str:
     """Say what cannot be reached."""
-    return f"No connection to {server} could be made. Nothing was sent; requests are refused."
+    return f"The proxy cannot connect to {server}. It sent nothing, and refuses requests."
 
 
 def doubt_detail(count: int, request_id: str) -> str:
     """Say how many answers were lost, and which one last."""
     lost = "The answer of one request was lost" if count == 1 else f"{count} answers were lost"
     return (
-        f"{lost}; what was asked for may have been carried out. The last one has the request id"
-        f" {request_id}. Look for its result before it is sent again."
+        f"{lost}; the API may have carried the request out. The last one has the request id"
+        f" {request_id}. Look for its result before you send it again."
     )
 
 

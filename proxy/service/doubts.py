@@ -65,7 +65,7 @@ def _of_waits(settings: Settings) -> Iterator[str]:
     if pacing.max_wait < pacing.interval:
         yield (
             "pacing.max_wait: is below pacing.interval: no request can wait for even one slot, and"
-            " of two at once one is refused"
+            " the proxy refuses one of two that come at once"
         )
     for index, account in enumerate(settings.accounts):
         if account.interval is not None and pacing.max_wait < account.interval:
@@ -78,8 +78,8 @@ def _of_waits(settings: Settings) -> Iterator[str]:
     whole = pacing.max_queue * pacing.interval
     if whole < _TENTH * pacing.max_wait:
         yield (
-            f"pacing.max_queue: a full queue is sent in {whole:g} s, so nobody ever waits for"
-            f" pacing.max_wait ({pacing.max_wait:g} s): further callers are refused"
+            f"pacing.max_queue: a full queue is sent in {whole:g} s, so no request ever waits for"
+            f" pacing.max_wait ({pacing.max_wait:g} s): the proxy refuses further ones"
         )
     elif pacing.max_wait < _TENTH * whole:
         most = int(pacing.max_wait / pacing.interval)
@@ -103,7 +103,7 @@ def _of_connections(settings: Settings, descriptors: float, reserved: int) -> It
     ):
         yield (
             "limits.max_connections: is below pacing.max_queue, and each request that waits holds a"
-            " connection: further ones are closed unanswered, in place of a 429"
+            " connection: the proxy closes further ones unanswered, instead of answering 429"
         )
 
 
@@ -120,7 +120,9 @@ def _of_the_drain(settings: Settings) -> Iterator[str]:
             " callers that the outcome is unknown"
         )
     if 0 < limits.drain_delay < settings.pacing.interval:
-        yield ("limits.drain_delay: is below pacing.interval: no request that waits is sent in it")
+        yield (
+            "limits.drain_delay: is below pacing.interval: no waiting request is sent in that time"
+        )
 
 
 def _of_replicas(settings: Settings) -> Iterator[str]:
@@ -129,7 +131,7 @@ def _of_replicas(settings: Settings) -> Iterator[str]:
         return
     if store.replicas > 1:
         yield (
-            "store.replicas: without a store.url that replicas share, each paces by itself, and the"
+            "store.replicas: without a shared store.url each replica paces by itself, and the"
             " API gets requests at several times the pace"
         )
     if store.on_failure == "reject":

@@ -126,9 +126,9 @@ class Tls(Section):
 
 
 class Listen(Section):
-    """Where service accounts point; port 0 takes any free one.
+    """Where callers connect; port 0 takes any free one.
 
-    A prefix that is set is required in front of the path, and stripped.
+    If a prefix is set, each path must begin with it; the proxy removes it.
     """
 
     host: Host = "127.0.0.1"
@@ -136,9 +136,9 @@ class Listen(Section):
     port: Port = 8080
     """Port callers connect to; 0 takes any free one."""
     api_prefix: Prefix = ""
-    """Path in front of API calls, as SDK gateway settings put it; required if set, and stripped."""
+    """Path in front of API calls, as SDK gateway settings add it; if set, required, and removed."""
     login_prefix: Prefix = ""
-    """Path in front of `/oauth/token`; required if set, and stripped."""
+    """Path in front of `/oauth/token`; if set, required, and removed."""
     tls: Tls | None = None
     """Certificate and key for HTTPS; null is plain HTTP."""
 
@@ -151,9 +151,9 @@ class Admin(Section):
     port: Port = 9180
     """Port for metrics, health and status; 0 takes any free one."""
     allowed_hosts: tuple[HostName, ...] = ()
-    """Host names it answers to, besides IP addresses and localhost."""
+    """Host names the admin port answers to, besides IP addresses and localhost."""
     token_file: FileName | None = None
-    """File with the bearer token that POSTs need off loopback; without it they are 404."""
+    """File with the bearer token that POSTs need off loopback; null: they get 404 there."""
 
 
 class Upstream(Section):
@@ -166,11 +166,11 @@ class Upstream(Section):
     connect_timeout: PositiveSeconds = 5.0
     """Seconds to get a connection, the wait for a pooled one included."""
     response_timeout: PositiveSeconds = 60.0
-    """Seconds to the head of the final response, then between two reads."""
+    """Seconds to the head of the final answer, then between two reads."""
     max_connections: Count = 1000
-    """Connections to the API; as many to the login server, and to the issuer's keys."""
+    """Connections to the API; the same number to the login server, and to the issuer's keys."""
     idle_timeout: Seconds = 4.0
-    """Seconds an idle connection may be reused for an unsafe request; 0 is a fresh one each."""
+    """Seconds an idle connection may be reused for an unsafe request; 0: a new one for each."""
     ca_file: FileName | None = None
     """PEM file of further trusted certificates; verification cannot be switched off."""
     proxy_url: ForwardProxyUrl | None = None
@@ -191,7 +191,7 @@ class Pacing(Section):
     """Requests sent and not yet answered whole, per account, unpaced ones included."""
     mode: Literal["enforce", "observe"] = "enforce"
     """Whether the pace is kept, or only observed: then nothing waits and nothing is held, and
-    metrics say what would have been."""
+    metrics show what would have happened."""
     fairness: Literal["caller", "none"] = "caller"
     """Whether the callers of an account take turns in its queues, or all requests go by arrival."""
 
@@ -204,10 +204,10 @@ class Retry(Section):
     max_elapsed: PositiveSeconds = 60.0
     """Seconds from the first send to the last one, the API's own time included."""
     max_retry_after: PositiveSeconds = 300.0
-    """Seconds after which one request probes whether the API still refuses, whatever wait it named.
-    """
+    """Seconds of hold after which one request tests if the API still refuses, even if the API named
+    a longer wait."""
     initial_backoff: PositiveSeconds = 0.5
-    """Seconds of hold when a 429 names no usable time, and between tries that never left."""
+    """Seconds of hold if a 429 names no usable time, and between tries of an unsent request."""
     max_backoff: PositiveSeconds = 30.0
     """Seconds to which backoff grows."""
     budget: Share = 0.1
@@ -277,10 +277,10 @@ class Identity(Section):
     """Who callers are; without `issuer` no JWT identifies anybody."""
 
     unidentified: Literal["pace", "reject"] = "pace"
-    """Unknown callers are paced, a queue per token, and their own token is forwarded; or they are
-    rejected."""
+    """Unknown callers are paced, with a queue per token, and the proxy forwards their own token; or
+    they are rejected."""
     max_unidentified: Count = 1000
-    """Unknown callers remembered at once; more of them get 429."""
+    """Unknown callers remembered at once; further ones get 429."""
     max_learned: Count = 10000
     """Tokens remembered with their client; beyond it the proxy forgets the oldest."""
     issuer: Filled | None = None
@@ -296,12 +296,12 @@ class Identity(Section):
         | Annotated[tuple[ClaimTest, ...], NotEmpty]
         | None
     ) = None
-    """Which verified JWTs are a service's and no person's: null is where `sub` equals the claim;
-    else a provider's name, or a list of conditions, which must all hold."""
+    """Which verified JWTs belong to a service and not to a person. Null: those whose `sub` equals
+    the claim; else a provider's name, or a list of conditions, which must all hold."""
     whoami: ApiCall | None = "/api/v2/tokens/me"
-    """Call of the API that names the client of an unknown token; null asks nothing."""
+    """Path of the API call that names the client of an unknown token; null: never ask."""
     whoami_field: Filled = "OAuthClient.id"
-    """Where the client id stands in its answer: names of JSON fields, with dots between."""
+    """Where that answer holds the client id: names of JSON fields, with dots between."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         trio = {"issuer": self.issuer, "jwks_url": self.jwks_url, "audience": self.audience}
@@ -356,9 +356,10 @@ class Account(Section):
     mode: Literal["enforce", "observe"] | None = None
     """Whether its pace is kept or only observed, instead of `pacing.mode`."""
     organization_id: Filled | None = None
-    """Id of its organization at the API; null asks the API, once, with the account's token."""
+    """Id of its organization at the API; null: ask the API once, with the account's token."""
     organization: Filled | None = None
-    """Accounts of one organization: a 429 whose `limit.key` begins with `org.` holds them all."""
+    """Name that the accounts of its organization share: a 429 whose `limit.key` begins with
+    `org.` holds them all."""
 
     @property
     def is_managed(self) -> bool:
@@ -388,7 +389,7 @@ class Channel(Section):
     require_scopes: tuple[Scope, ...] = ()
     """Scopes needed instead of the route's."""
     cost: Cost = 1.0
-    """Intervals the request takes, at least 1; of several matches the largest."""
+    """Intervals the request takes, at least 1; if several match, the largest counts."""
 
 
 class Route(Section):
@@ -440,7 +441,7 @@ class Store(Section):
     """`memory://`, `redis://host:port/db`, `rediss://…` or
     `redis+sentinel://h1:port,h2:port/service/db`."""
     timeout: PositiveSeconds = 0.2
-    """Seconds for one answer of the store, more than a round trip to it; connecting has 2 s."""
+    """Seconds for one answer of the store: above the round trip to it; connecting has 2 s."""
     replicas: Count = 1
     """Number of replicas; while the store is down each paces at interval × replicas."""
     on_failure: Literal["local", "reject"] = "local"
@@ -460,9 +461,9 @@ class Repeats(Section):
     keep: Seconds = 600.0
     """Seconds for which a delivered answer is kept for its Idempotency-Key."""
     max_entries: Count = 10_000
-    """Requests remembered; the oldest of the account that holds most go first."""
+    """Requests remembered; beyond it the account with the most loses its oldest."""
     max_bytes: TotalSize = 67_108_864
-    """Bytes of all that is remembered."""
+    """Bytes of all remembered requests."""
 
 
 class IncidentClose(Section):
@@ -475,13 +476,13 @@ class IncidentClose(Section):
 
 
 class Incidents(Section):
-    """One incident per account and kind of trouble that lasts, at a service desk of yours."""
+    """One incident per account and kind of lasting trouble, at your service desk."""
 
     url: Url
     """The ServiceNow instance, as `https://NAME.service-now.com`, or the receiver of the flat
     format; https off loopback."""
     format: Literal["servicenow", "flat"] = "servicenow"
-    """How an incident is told: as a row of the incident table, or as one flat JSON object signed
+    """How an incident is sent: as a row of the incident table, or as one flat JSON object signed
     with a key."""
     credentials_file: FileName
     """File with a JSON object: `username` and `password`, `bearer`, or `hmac_key` (flat); read
@@ -522,16 +523,16 @@ class Limits(Section):
     max_connections: Count = 12_000
     """Connections of callers; shrunk to fit the descriptor limit."""
     max_connections_per_peer: Count | None = None
-    """Connections from one address, which may be that of a load balancer; null is no bound of its
-    own, but the last tenth of `max_connections` is kept for addresses with fewer than 100."""
+    """Connections from one address, which may be a load balancer's; null: no bound per address,
+    but the last tenth of `max_connections` is kept for addresses with fewer than 100."""
     header_timeout: PositiveSeconds = 10.0
     """Seconds for a request head, and for an idle connection."""
     body_timeout: PositiveSeconds = 10.0
     """Seconds for a request body."""
     drain_delay: Seconds = 0.0
-    """Seconds readiness fails before the listener closes."""
+    """Seconds for which `/readyz` fails before the listen port closes."""
     drain_timeout: PositiveSeconds = 25.0
-    """Seconds a shutdown may take; more than 2 above drain_delay."""
+    """Seconds a shutdown may take; must be more than 2 above drain_delay."""
 
     def _conflicts(self) -> Iterator[_Conflict]:
         if self.max_buffered < self.max_body:
@@ -543,8 +544,8 @@ class Limits(Section):
 
 class Metrics(Section):
     max_learned_labels: Reserve = 50
-    """Clients that are not configured which metrics and the status show apart, by a short id, until
-    a restart; the others are shown together as `other`."""
+    """How many unconfigured clients metrics and the status show one by one, by a short id, until a
+    restart; they show the others together as `other`."""
 
 
 class Log(Section):
@@ -553,8 +554,8 @@ class Log(Section):
     format: Literal["json", "console"] = "json"
     """One JSON object a line, or lines for people."""
     max_lines_per_second: Count = 200
-    """Lines per second. The proxy drops and counts further ones; but an account, or an address
-    whose account is not known, has half as many in any case."""
+    """Lines per second. The proxy drops and counts further ones; but each account, and each
+    address whose account is not known, always has half as many."""
 
 
 def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:
@@ -641,11 +642,11 @@ class Settings(Section):
     store: Store = Store()
     """Where the state of the pace lives."""
     incidents: Incidents | None = None
-    """Where trouble that lasts is reported; null reports nothing."""
+    """Where the proxy reports lasting trouble; null: nowhere."""
     limits: Limits = Limits()
     """Bounds on what callers may take."""
     metrics: Metrics = Metrics()
-    """What metrics tell apart."""
+    """How finely metrics distinguish."""
     log: Log = Log()
     """The log, on standard error."""
 

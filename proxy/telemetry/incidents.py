@@ -10,7 +10,7 @@ class IncidentMetrics:
     def __init__(self, families: Families) -> None:
         self._incidents = families.counter(
             "incidents",
-            "Incidents told: opened, adopted, updated, closed, dropped; and tries that failed.",
+            "Incidents reported: opened, adopted, updated, closed, dropped; and failed tries.",
             "kind",
             "outcome",
         )

@@ -81,14 +81,14 @@ class Metrics:
         )
         self._would_wait = histogram(
             "would_wait_seconds",
-            "What requests would have waited where the pace is only observed.",
+            "Time requests would have waited, where the pace is only observed.",
             "account",
             "route",
             buckets=wait_bounds(interval, longest_wait),
         )
         self._would_refuse = counter(
             "would_refuse",
-            "Requests that would have been refused where the pace is only observed.",
+            "Requests the proxy would have refused, where the pace is only observed.",
             "account",
             "route",
         )
@@ -115,10 +115,10 @@ class Metrics:
             "outcome",
         )
         self._merged = counter(
-            "merged_requests", "Reads answered by the send of an equal one.", "account", "route"
+            "merged_requests", "Reads answered by sending an equal one.", "account", "route"
         )
         self._repeats_evicted = counter(
-            "repeats_evicted", "Records of sent requests given up before their time.", "account"
+            "repeats_evicted", "Records of sent requests dropped before their time.", "account"
         )
         self.incidents = IncidentMetrics(self._families)
         self._holds = counter(
@@ -126,14 +126,14 @@ class Metrics:
         )
         self._held = counter("held_seconds", "Seconds spent on hold.", "account")
         self._refreshes = counter(
-            "token_refreshes", "Tokens asked for.", "account", "reason", "outcome"
+            "token_refreshes", "Tokens requested.", "account", "reason", "outcome"
         )
         self._unattributed = counter(
             "unattributed_logins", "Tokens issued through the proxy whose client is not known."
         )
         self._connections_refused = counter(
             "connections_refused",
-            "Connections of callers that were not taken: limit, peer, handshake or descriptor.",
+            "Callers' connections the proxy refused: limit, peer, handshake or descriptor.",
             "reason",
         )
         for reason in get_args(Reason):  # the first one must be an increase

@@ -14,7 +14,7 @@ class ServerMetrics:
         self.store_is(up=True)
         self._skew = families.gauge(
             "clock_skew_seconds",
-            "Their clock minus ours, by the Date of the last answer.",
+            "The server's clock minus ours, by the Date of its last answer.",
             "server",
         )
         self.skews: dict[str, float] = {}

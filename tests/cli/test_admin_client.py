@@ -35,8 +35,8 @@ async def test_the_answer_is_an_object_at_that_path() -> None:
         (Reply(302, [("Location", "/elsewhere")]), "answers 302"),
         (Reply(200, JSON, b"{"), "does not answer like a proxy"),
         (Reply(200, JSON, b"[" * 100_000), "does not answer like a proxy"),
-        (ReadThenClose(), "cannot be asked: the connection broke off"),
-        (Garbage(b"SSH-2.0-x\r\n"), "cannot be asked: the answer is not HTTP"),
+        (ReadThenClose(), "cannot be reached: the connection broke off"),
+        (Garbage(b"SSH-2.0-x\r\n"), "cannot be reached: the answer is not HTTP"),
     ],
 )
 async def test_what_is_no_answer_of_a_proxy(step: Step, sentence: str) -> None:
@@ -47,9 +47,9 @@ async def test_what_is_no_answer_of_a_proxy(step: Step, sentence: str) -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://[::1", "ftp://localhost"])
 async def test_what_is_no_url(url: str) -> None:
-    sentence = "cannot be asked: it is not a URL such as http://127.0.0.1:9180"
+    sentence = "cannot be reached: it is not a URL such as http://127.0.0.1:9180"
     assert await complaint(url) == sentence
 
 
 async def test_a_port_without_a_listener() -> None:
-    assert await complaint(f"http://{HOST}:{free_port()}") == "cannot be asked: Connection refused"
+    assert await complaint(f"http://{HOST}:{free_port()}") == "cannot be reached: Connection refused"

@@ -185,7 +185,7 @@ def test_a_secret_in_the_file_itself_is_a_warning(tmp_path: Path, section: str, 
     code, said = check_of(tmp_path, PLAIN + section)
     assert code == 0
     (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
-    assert line.startswith(f"warning: {key}: the secret stands in the file itself")
+    assert line.startswith(f"warning: {key}: the secret itself is in this file")
     assert "SECRET" not in said
     code, said = check_of(tmp_path, PLAIN + section.replace("SECRET", "${PASS}"), PASS="x")
     assert (code, "warning" in said) == (0, False)

@@ -18,4 +18,4 @@ def test_check_says_what_the_timeout_of_a_shared_store_must_be_for(
     config.write_text(f"{UPSTREAM}store: {{url: '{url}', timeout: 0.3}}\n")
     result = CliRunner().invoke(_cli, ["check", "--config", str(config)])
     assert result.exit_code == 0
-    assert ("store.timeout: 0.3 s is for one answer" in result.output) is is_said
+    assert ("store.timeout: 0.3 s is the time for one answer" in result.output) is is_said

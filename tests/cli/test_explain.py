@@ -144,12 +144,12 @@ REJECTED = {"expires_in": None, "scopes": None, "issued_at": None, "rejected": T
         ),
         (
             answer_of({**REJECTED, "rejected": False}),
-            "The login server gives no token; the proxy asks again in 38 s.",
+            "The login server issues no token; the proxy asks again in 38 s.",
             True,
         ),
         (
             answer_of({**REJECTED, "rejected": False, "next_refresh_in": None}),
-            "The login server gives no token; the proxy asks again in a while.",
+            "The login server issues no token; the proxy asks again in a while.",
             True,
         ),
         (

@@ -51,7 +51,7 @@ async def test_what_is_no_proxy_is_told_so(reply: Reply, complaint: str) -> None
 def test_the_command_exits_2_without_a_listener() -> None:
     result = CliRunner().invoke(_cli, ["status", "--url", f"http://{HOST}:{free_port()}"])
     assert result.exit_code == 2
-    assert "cannot be asked: Connection refused" in result.output
+    assert "cannot be reached: Connection refused" in result.output
 
 
 async def test_the_command_shows_a_running_proxy() -> None:

@@ -105,7 +105,7 @@ def test_what_becomes_of_requests_in_a_hold_is_true() -> None:
 def test_a_wait_longer_than_the_longest_hold_is_said_to_be_probed() -> None:
     held = replace(IDLE, hold_remaining_seconds=300.0, hold_named_seconds=86_400.0)
     (hold,) = notes_on(held, NOW)
-    assert "one request probes now and then" in hold.advice
+    assert "one request now and then tests" in hold.advice
     assert "nothing until the hold ends" not in hold.advice
 
 
@@ -113,7 +113,7 @@ def test_requests_on_another_route_than_the_held_one_wait_at_the_pace() -> None:
     (route,) = WAITING
     held = replace(route, name="held", hold_remaining_seconds=9.0, hold_named_seconds=9.0)
     other = replace(IDLE, routes=(route, replace(held, queue_depth=0)))
-    assert notes_on(other, NOW)[-1].advice.startswith("Requests wait to be sent at the pace")
+    assert notes_on(other, NOW)[-1].advice.startswith("Requests wait for their slot")
     assert notes_on(replace(IDLE, routes=(held,)), NOW)[-1].advice.startswith("Requests wait until")
 
 
