@@ -52,4 +52,6 @@ async def test_what_is_no_url(url: str) -> None:
 
 
 async def test_a_port_without_a_listener() -> None:
-    assert await complaint(f"http://{HOST}:{free_port()}") == "cannot be reached: Connection refused"
+    assert (
+        await complaint(f"http://{HOST}:{free_port()}") == "cannot be reached: Connection refused"
+    )
