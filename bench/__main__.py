@@ -20,7 +20,7 @@ from bench.findings import Finding, as_json, table
 from bench.processes import CORES
 from bench.replicas import redis
 from bench.rival import nginx
-from bench.waiting import crowd, exactness, memory
+from bench.waiting import crowd, exactness, memory, refused
 
 SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
     "unpaced": unpaced,
@@ -29,6 +29,7 @@ SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
     "growth": growth,
     "memory": memory,
     "crowd": crowd,
+    "refused": refused,
     "nginx": nginx,
     "redis": redis,
 }

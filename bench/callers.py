@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, cast
 
 import uvloop
@@ -34,7 +35,8 @@ _HANGS_UP_AFTER = 1.0  # seconds after which those who leave hang up
 class Connection(asyncio.Protocol):
     """A caller's connection: one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str = "") -> None:
+        self._fields = f"X-Request-Id: {request_id}\r\n" if request_id else ""
         self._received = b""
         self._answer: asyncio.Future[int] | None = None
         self.is_lost = False
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         head = (
             f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nAccept: application/json\r\n"
             "User-Agent: PureCloud SDK/python\r\nContent-Type: application/json\r\n"
+            f"{self._fields}"
             f"Authorization: Bearer caller-{account}\r\nContent-Length: {len(BODY)}\r\n\r\n"
         )
         self._transport.write(head.encode() + BODY)
@@ -115,7 +118,7 @@ class Callers:
         async with self._opening:
             loop = asyncio.get_running_loop()
             _, connection = await loop.create_connection(
-                Connection, "127.0.0.1", self._options.port
+                partial(Connection, self._options.id), "127.0.0.1", self._options.port
             )
             return connection
 
@@ -230,6 +233,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--spread", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--id", default="", help="the X-Request-Id of all requests")
     parser.add_argument("--leaving", type=float, default=0.0)
     return parser.parse_args()
 

@@ -155,7 +155,7 @@ class Calling:
 
 
 @asynccontextmanager
-async def calling(server: Server, mode: str, **options: float) -> AsyncIterator[Calling]:
+async def calling(server: Server, mode: str, **options: float | str) -> AsyncIterator[Calling]:
     """Run callers (bench.callers); what is in the context begins when they are all there."""
     arguments = [f"--{name}={value}" for name, value in options.items()]
     command = (sys.executable, "-m", "bench.callers", f"--port={server.port}", f"--mode={mode}")
@@ -165,7 +165,7 @@ async def calling(server: Server, mode: str, **options: float) -> AsyncIterator[
         yield Calling(child)
 
 
-async def called(server: Server, mode: str, **options: float) -> dict[str, Any]:
+async def called(server: Server, mode: str, **options: float | str) -> dict[str, Any]:
     """Have them call, and return what they got."""
     async with calling(server, mode, **options) as callers:
         return await callers.result()

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 
 from bench.findings import Finding
-from bench.processes import Proxy, Server, api, ask, bare, calling, proxy
+from bench.processes import Proxy, Server, api, ask, bare, called, calling, proxy
 
 _INTERVAL = 0.5
 _PATIENT = {"max_wait": 3600.0}
@@ -101,6 +101,37 @@ async def crowd(callers: int = 2000, interval: float = 0.02) -> Sequence[Finding
     ]
 
 
+async def refused(callers: int = 5000, seconds: float = 10) -> Sequence[Finding]:
+    """Refuse 5,000 requests of one account: what a quiet account notices, and the log."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        upstream = await stack.enter_async_context(api())
+        server = await stack.enter_async_context(
+            proxy(folder, upstream, pacing={"interval": 0.02, "max_wait": 0})
+        )
+
+        async def quiet(name: str) -> tuple[Mapping[str, int], float]:
+            """Return the statuses of the quiet account, and the p99 of its answers."""
+            got = await called(server, "random", first=2, rate=40, seconds=seconds, id=name)
+            return got["statuses"], sorted(got["latencies"])[int(0.99 * len(got["latencies"]))]
+
+        _, alone = await quiet("alone")
+        async with calling(server, "random", rate=callers / seconds, seconds=seconds) as crowd:
+            statuses, beside = await quiet("beside")
+            crowd_statuses = (await crowd.result())["statuses"]
+    logged = [line["request_id"] for line in server.process.logged("request")].count("beside")
+    sent = sum(statuses.values())
+    details = {"crowd": crowd_statuses, "quiet": statuses, "p99": (alone, beside)}
+    return [
+        Finding(scenario="refused", what=what, value=value, target=target, details=details)
+        for what, value, target in (
+            ("refused of the quiet account", sent - statuses["200"], 0),
+            ("growth of the p99 of its answers, ms", 1000 * (beside - alone), 50),
+            ("lines it lacks in the log", sent - logged, 0),
+        )
+    ]
+
+
 async def memory(callers: int = 10_000) -> Sequence[Finding]:
     """Let 10,000 callers wait: what each takes, and whether the sends of others become late."""
     return [await _memory_of(callers), await _lateness_beside(callers)]
@@ -163,6 +194,11 @@ async def _lateness(server: Proxy) -> Buckets:
     for bound, count in _BUCKET.findall(await server.metrics()):
         buckets[float(bound)] += float(count)
     return buckets
+
+
+def _last_percent(latencies: Sequence[float]) -> float:
+    """Return their 99th percentile."""
+    return sorted(latencies)[int(0.99 * len(latencies))]
 
 
 def _between(before: Buckets, after: Buckets) -> Buckets:
