@@ -20,6 +20,7 @@ from bench.findings import Finding, as_json, table
 from bench.processes import CORES
 from bench.replicas import redis
 from bench.rival import nginx
+from bench.scrape import scrapes
 from bench.waiting import crowd, exactness, memory, refused
 
 SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
@@ -30,6 +31,7 @@ SCENARIOS: Final[Mapping[str, Callable[[], Awaitable[Sequence[Finding]]]]] = {
     "memory": memory,
     "crowd": crowd,
     "refused": refused,
+    "scrape": scrapes,
     "nginx": nginx,
     "redis": redis,
 }

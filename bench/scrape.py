@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +28,7 @@ from aiohttp import web
 from bench.findings import Finding, table
 from bench.processes import HOST, LOAD_CORE, Proxy, Server, api, proxy
 
-HIGHEST_LATENESS = 0.050
+HIGHEST_LATENESS = 0.008
 PAIR_EVERY = 8.0  # seconds; with 1000 accounts that is 250 requests a second
 QUIET_SCRAPES = 10
 OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -125,8 +125,18 @@ class Lateness:
         return inf
 
 
-async def measure(accounts: int, seconds: float, folder: Path) -> list[Finding]:
+async def scrapes(accounts: int = 1000, seconds: float = 20) -> Sequence[Finding]:
+    """Scrape without a pause while a thousand accounts send."""
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {LOAD_CORE})
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return await measure(accounts, seconds, Path(folder))
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def measure(accounts: int, seconds: float, folder: Path) -> list[Finding]:
     async with api() as target, login_server() as login:
         configured = [
             {
@@ -171,24 +181,23 @@ async def observe(server: Proxy, accounts: int, seconds: float) -> list[Finding]
     used = (server.cpu_seconds() - used) / QUIET_SCRAPES
     series = sum(not line.startswith("#") for line in (await scrape(server)).decode().splitlines())
     quiet, scraped = unwatched.since(begun), watched.since(unwatched)
-    scenario = f"{accounts} accounts, {quiet.total / seconds:.0f} requests/s"
     return [
         Finding(
-            scenario=scenario,
+            scenario="scrape",
             what="lateness p99 without scrapes, ms",
             value=round(1000 * quiet.quantile(0.99), 1),
             target=1000 * HIGHEST_LATENESS,
-            details={"cpu share": round(cpu / seconds, 2)},
+            details={"cpu share": round(cpu / seconds, 2), "sends": quiet.total},
         ),
         Finding(
-            scenario=scenario,
+            scenario="scrape",
             what="lateness p99 during scrapes, ms",
             value=round(1000 * scraped.quantile(0.99), 1),
             target=1000 * HIGHEST_LATENESS,
             details={"scrapes": len(took), "seconds each": round(sum(took) / len(took), 2)},
         ),
         Finding(
-            scenario=scenario,
+            scenario="scrape",
             what="CPU time of a scrape, s",
             value=round(used, 2),
             target=1.0,
@@ -206,8 +215,7 @@ def main() -> int:
     parser.add_argument("--accounts", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=20)
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        findings = asyncio.run(measure(wanted.accounts, wanted.seconds, Path(folder)))
+    findings = asyncio.run(scrapes(wanted.accounts, wanted.seconds))
     print(table(findings))
     print(json.dumps([dict(finding.details) for finding in findings]))
     return 0 if all(finding.is_met for finding in findings) else 1
