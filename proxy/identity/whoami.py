@@ -1,15 +1,11 @@
-"""Asks the API whose a token is (`identity.whoami`), within bounds; the rules are pure and apart.
+"""Asks the API whose a token is (`identity.whoami`); the rules are pure and apart.
 
-Theory of operation. A request whose token nobody knows becomes a *question*, or joins the one there
-is for its token. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then asked
-in a task of this module, and ends with an `Owner`, which goes into the table of issued tokens, with
-`Denied`, the API's own 401, or with None: the token is a stranger's. What is not an `Owner` is
-remembered for a while (`identity/findings.py`). With a shared store one replica asks, the others
-wait for its entry.
+A token that nobody knows becomes a question (`identity/questions.py`). It ends with an `Owner`,
+which goes into the table of issued tokens, with `Denied`, the API's own 401, or with None: the
+token is a stranger's. What is not an `Owner` is remembered for a while (`identity/findings.py`).
+With a shared store one replica asks, the others wait for its entry.
 
-Invariants. One question a token. A question ends at most `connect_timeout` + 1 s after it began,
-whatever the API does. It carries the token and nothing else of a caller. A question that nobody
-waits for any more, and that is not under way, is given up. Known tokens never come here, so nothing
+A question carries the token and nothing else of a caller. Known tokens never come here, so nothing
 here can delay them.
 """
 
@@ -25,18 +21,15 @@ from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.identity.findings import Denied, Findings
 from proxy.identity.issued_tokens import IssuedTokens, Owner
+from proxy.identity.questions import Outcome, Question, Questions
 from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.digests import account_id, digest
 from proxy.rules.token_answers import read_document, remaining_life
 from proxy.rules.whoami import (
     ASK_AGAIN,
-    LONGEST_WAIT,
-    UNDER_WAY,
     USUAL_LIFE,
     Finding,
     Named,
-    Pace,
-    Places,
     Rejected,
     Switch,
     Unclear,
@@ -50,28 +43,6 @@ _log = structlog.get_logger(__name__)
 _MAX_ANSWER: Final = 65_536  # bytes; the vendor's is below 2,000
 _MORE_THAN_CONNECTING: Final = 1.0  # seconds for the answer, besides the time to connect
 _LOOK_AGAIN: Final = 0.05  # seconds between two looks at what another replica found
-
-
-Outcome = Owner | Denied | None
-
-
-class _Question:
-    """A question about one token; `is_own` for a managed token, `is_again` for an entry due."""
-
-    def __init__(
-        self, token: str, token_hash: bytes, *, deadline: float, is_own: bool, is_again: bool
-    ) -> None:
-        self.token = token
-        self.token_hash = token_hash
-        self.deadline = deadline
-        self.is_own = is_own
-        self.is_again = is_again
-        self.waiters = 0
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    def end(self, outcome: Outcome) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
 
 
 class Whoami:
@@ -90,14 +61,9 @@ class Whoami:
         self._api = api
         self._issued = issued
         self._clock = clock
-        self._spawn = spawn
         self._shared = shared
         self._me = secrets.token_hex(8)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_pump_due = False
-        self._pace = Pace()
-        self._places: Places[_Question] = Places()
-        self._questions: dict[bytes, _Question] = {}
+        self._questions = Questions(self._find_out, self._may_ask, clock=clock, spawn=spawn)
         self._about: tuple[str, str | None, str] | None = None
         self.apply(settings)
 
@@ -108,7 +74,7 @@ class Whoami:
             settings.identity.whoami,
             settings.identity.whoami_field,
         )
-        self._longest = settings.upstream.connect_timeout + _MORE_THAN_CONNECTING
+        self._questions.longest = settings.upstream.connect_timeout + _MORE_THAN_CONNECTING
         if about != self._about:
             self._about = about
             _, self._target, self._field = about
@@ -122,18 +88,10 @@ class Whoami:
         """Return whose the token is, the API's refusal, or None if it is a stranger's for now."""
         if self._findings.has(token_hash):
             return self._findings.get(token_hash)
-        question = self._questions.get(token_hash)
+        question = self._questions.about(token_hash)
         if question is None:
-            question = self._begin(token, token_hash, peer, is_own=is_own, is_again=False)
-        if question is None:
-            return None
-        question.waiters += 1
-        try:
-            return await asyncio.shield(question.outcome)
-        finally:
-            question.waiters -= 1
-            if not question.waiters:
-                self._give_up(question)
+            question = self._questions.begin(token, token_hash, peer, is_own=is_own, is_again=False)
+        return None if question is None else await self._questions.outcome(question)
 
     def is_settled(self, token_hash: bytes) -> bool:
         """True if there is a finding on the token, or nobody to ask about it."""
@@ -145,89 +103,21 @@ class Whoami:
 
     def ask_again(self, token: str, token_hash: bytes, *, peer: str) -> None:
         """Ask in the background about a token whose entry is due."""
-        if token_hash not in self._questions:
-            question = self._begin(token, token_hash, peer, is_own=False, is_again=True)
-            if question is not None:
-                question.waiters += 1  # the table, which has no need to hurry
+        if self._questions.about(token_hash) is None:
+            self._questions.begin(token, token_hash, peer, is_own=False, is_again=True)
 
     def close(self) -> None:
         """End all questions; their callers are strangers."""
-        for task in self._tasks:
-            task.cancel()
-        for question in self._questions.values():
-            question.end(None)
+        self._questions.close()
 
-    def _begin(
-        self, token: str, token_hash: bytes, peer: str, *, is_own: bool, is_again: bool
-    ) -> _Question | None:
-        """Let a question wait for its place; None if there is nobody to ask, or no room."""
-        now = self._clock.monotonic()
-        if self._target is None or not self._switch.is_on(now):
-            return None
-        question = _Question(
-            token, token_hash, deadline=now + self._longest, is_own=is_own, is_again=is_again
-        )
-        leaving = self._places.add(peer, question)
-        if leaving is question:
-            return None
-        if leaving is not None:
-            self._end(leaving, None)
-        self._questions[token_hash] = question
-        self._clock.call_at(now + min(LONGEST_WAIT, self._longest), lambda: self._give_up(question))
-        self._pump()
-        return question
+    def _may_ask(self) -> bool:
+        return self._target is not None and self._switch.is_on(self._clock.monotonic())
 
-    def _give_up(self, question: _Question) -> None:
-        """End a question that is not under way yet."""
-        if self._places.discard(question):
-            self._end(question, None)
-
-    def _end(self, question: _Question, outcome: Outcome) -> None:
-        if self._questions.get(question.token_hash) is question:
-            del self._questions[question.token_hash]
-        question.end(outcome)
-
-    def _pump(self) -> None:
-        """Ask what may be asked now."""
-        now = self._clock.monotonic()
-        while len(self._places) and len(self._tasks) < UNDER_WAY:
-            if not self._switch.is_on(now):
-                self._give_up(next(iter(self._places)))
-                continue
-            if now < self._pace.next_at():
-                self._pump_at(self._pace.next_at())
-                return
-            self._pace.note(now)
-            task = self._spawn(self._run(self._places.pop()))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-
-    def _pump_at(self, when: float) -> None:
-        def pump() -> None:
-            self._is_pump_due = False
-            self._pump()
-
-        if not self._is_pump_due:
-            self._is_pump_due = True
-            self._clock.call_at(when, pump)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            self._pump()
-
-    async def _run(self, question: _Question) -> None:
-        outcome: Outcome = None
-        try:
-            outcome = await self._find_out(question)
-        finally:
-            self._end(question, outcome)
-
-    async def _find_out(self, question: _Question) -> Outcome:
+    async def _find_out(self, question: Question) -> Outcome:
         if self._shared is not None and not question.is_own:
             who = await self._begin_shared(question, self._shared)
             if who != "ours":
-                self._pace.take_back()
+                self._questions.take_back()
                 return self._conclude(question, None) if who == "stranger" else who
         answer = await self._get(question)
         finding: Finding = Unclear()
@@ -243,12 +133,14 @@ class Whoami:
         return outcome
 
     async def _begin_shared(
-        self, question: _Question, shared: SharedTokens
+        self, question: Question, shared: SharedTokens
     ) -> "Owner | Literal['ours', 'stranger']":
         """Ask, or wait for what the replica that asks finds; ask if that takes too long."""
         try:
             while self._clock.monotonic() < question.deadline - _MORE_THAN_CONNECTING:
-                who = await shared.begin_question(question.token_hash, self._me, self._longest)
+                who = await shared.begin_question(
+                    question.token_hash, self._me, self._questions.longest
+                )
                 if who == "stranger":
                     return who
                 owner = await self._issued.look_up(question.token_hash)
@@ -262,7 +154,7 @@ class Whoami:
         return "ours"
 
     async def _understood(
-        self, question: _Question, finding: Finding, answer: Answer | None
+        self, question: Question, finding: Finding, answer: Answer | None
     ) -> Outcome:
         match finding:
             case Named(client_id, organization):
@@ -284,7 +176,7 @@ class Whoami:
             case _:
                 return self._conclude(question, None)
 
-    def _conclude(self, question: _Question, outcome: Denied | None) -> Denied | None:
+    def _conclude(self, question: Question, outcome: Denied | None) -> Denied | None:
         """Remember that the API names nobody, or denies the token."""
         if outcome is None and question.is_again:
             self._issued.postpone(question.token_hash, ASK_AGAIN)
@@ -302,7 +194,7 @@ class Whoami:
             return USUAL_LIFE
         return remaining if remaining > 0 else ASK_AGAIN
 
-    async def _get(self, question: _Question) -> Answer | None:
+    async def _get(self, question: Question) -> Answer | None:
         """Return the API's answer; None if there is none that can be used."""
         path, _, query = (self._target or "").partition("?")
         call = Outgoing(
