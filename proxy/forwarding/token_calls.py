@@ -87,10 +87,10 @@ class TokenCalls:
         call = _read(outgoing)
         login = call.login
         if login is not None:
-            managed = self._identity.managed(login.client_ids)
+            managed = self._identity.logins.managed(login.client_ids)
             if managed is not None:
                 return await self._issue(managed, login, peer)
-        elif call.mentions(self._identity.managed_ids):
+        elif call.mentions(self._identity.logins.managed_ids):
             raise Problem(
                 "bad-request",
                 "A log-in of a managed account names grant_type, client_id and client_secret,"
@@ -107,7 +107,7 @@ class TokenCalls:
 
     async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> OwnAnswer:
         """Give the managed token to a caller that proves the account's secret."""
-        if not self._identity.check_secret(managed, login.secret, peer):
+        if not self._identity.logins.check_secret(managed, login.secret, peer):
             raise Problem(
                 "unauthenticated",
                 "The client id or secret is wrong.",

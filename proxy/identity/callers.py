@@ -12,7 +12,8 @@ The API's word decides the queue. It brings the managed token only if it proves 
 names no person, and the organization is the account's. Any other token is a stranger's: it
 identifies only itself.
 
-The answer is a value. Which account has which queue is none of this module's business.
+The answer is a value. Which account has which queue is none of this module's business. Callers that
+log in through the proxy are the subject of logins.py.
 """
 
 import asyncio
@@ -24,15 +25,14 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from proxy.clock import Clock
 from proxy.http.client import Client as HttpClient
-from proxy.identity.failed_logins import FailedLogins
 from proxy.identity.findings import Denied
 from proxy.identity.issued_tokens import Found, IssuedTokens, Owner
 from proxy.identity.issuer import Issuer
+from proxy.identity.logins import Logins
 from proxy.identity.organizations import Organizations
 from proxy.identity.whoami import Whoami
-from proxy.problems import Problem, store_unavailable, unauthenticated
+from proxy.problems import store_unavailable, unauthenticated
 from proxy.rules.digests import account_id, hash_token
-from proxy.rules.logins import Secret
 from proxy.rules.token_answers import remaining_life
 from proxy.settings import Settings
 from proxy.store.issued_tokens import SharedTokens
@@ -43,7 +43,6 @@ from proxy.tokens.managed import ManagedTokens
 
 # RFC 6750 section 2.1, RFC 9110 section 11.1: the scheme's case does not matter.
 _BEARER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
-_UNREADABLE_PAUSE: Final = 60.0  # seconds; a person has to mend the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Identity:
         )
         self._whoami = Whoami(settings, api, self._issued, clock=clock, spawn=spawn, shared=shared)
         self._organizations = Organizations(settings, self._whoami, clock=clock)
-        self._failed = FailedLogins(clock=clock)
+        self.logins = Logins(settings, tokens, clock=clock)
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
@@ -121,10 +120,8 @@ class Identity:
         self._issued.apply(settings.identity.max_learned)
         self._whoami.apply(settings)
         self._organizations.apply(settings)
+        self.logins.apply(settings)
         self._names = {account_id(one.client_id): one.name for one in settings.accounts}
-        managed = [one for one in settings.accounts if one.is_managed]
-        self._managed_ids = tuple(one.client_id for one in managed)
-        self._folded = {_fold(one.client_id): one.name for one in managed}
         self._keys = {
             key.digest: Configured(account.name, key=Key(key.digest, key.name, key.weight))
             for account in settings.accounts
@@ -204,42 +201,6 @@ class Identity:
         """True if these Authorization values are a caller key of a configured account."""
         return bool(self._keys) and hash_token(_bearer_token(authorization)) in self._keys
 
-    @property
-    def managed_ids(self) -> Sequence[str]:
-        """The client ids of the managed accounts."""
-        return self._managed_ids
-
-    def managed(self, client_ids: Sequence[str]) -> TokenKeeper | None:
-        """Return the token of the managed account that has one of these client ids.
-
-        A login server may read an id without its case or blanks around it; so it counts here.
-        """
-        for client_id in client_ids:
-            name = self._names.get(account_id(client_id)) or self._folded.get(_fold(client_id))
-            if name is not None and name in self.tokens:
-                return self.tokens[name]
-        return None
-
-    def check_secret(self, account: TokenKeeper, secret: Secret, peer: str) -> bool:
-        """Compare a secret with the account's, and count a wrong one against the address `peer`.
-
-        Raises the Problem `wait-expired` if the address has failed too often as that client, and
-        `token-unavailable` while the account's secret is unreadable.
-        """
-        client_id = account.credentials.client_id
-        self._failed.check(peer, client_id)
-        try:
-            is_right = account.credentials.match(secret.raw, secret.decoded)
-        except SecretUnreadableError:
-            raise Problem(
-                "token-unavailable",
-                "The account's secret cannot be read.",
-                retry_after=_UNREADABLE_PAUSE,
-            ) from None
-        if not is_right:
-            self._failed.note(peer, client_id)
-        return is_right
-
     async def note_issued(self, token: str, client_id: str, lifetime: float) -> None:
         """Remember for `lifetime` seconds to whom a token was issued, here and in the store."""
         await self._issued.add(token, account_id(client_id), lifetime)
@@ -302,10 +263,6 @@ class Identity:
             return token.credentials.read_secret()
         except SecretUnreadableError:
             return secrets.token_hex()
-
-
-def _fold(client_id: str) -> str:
-    return client_id.strip().lower()
 
 
 def _bearer_token(authorization: Sequence[str]) -> str:

@@ -101,10 +101,10 @@ async def test_stranger_is_refused_where_everybody_must_be_known() -> None:
 
 async def test_ten_wrong_secrets_of_one_address_do_not_concern_another() -> None:
     async with identity(FakeClock()) as it:
-        paris = it.managed(["paris-id"])
+        paris = it.logins.managed(["paris-id"])
         assert paris is not None
         for _ in range(10):
-            assert not it.check_secret(paris, Secret("wrong", "wrong"), "192.0.2.1")
+            assert not it.logins.check_secret(paris, Secret("wrong", "wrong"), "192.0.2.1")
         with pytest.raises(Problem):
-            it.check_secret(paris, RIGHT, "192.0.2.1")
-        assert it.check_secret(paris, RIGHT, "192.0.2.2")
+            it.logins.check_secret(paris, RIGHT, "192.0.2.1")
+        assert it.logins.check_secret(paris, RIGHT, "192.0.2.2")
