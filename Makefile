@@ -13,6 +13,7 @@ BIN := .venv/bin
 CODE := $(wildcard proxy tests bench fuzz tools)
 INSTALLED := .venv/installed
 LOCKED := .venv/$(notdir $(REQUIREMENTS))
+BY_FILE := --dist loadfile --no-loadscope-reorder
 SECOND_TRY := --reruns 1 -r fER
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
@@ -31,8 +32,8 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 	@$(BIN)/python -m proxy demo
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
-	$(BIN)/pytest $(COVER) --numprocesses 4 --dist loadfile -m "not timed" $(PYTEST_ARGS)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m timed $(SECOND_TRY) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
+	$(BIN)/pytest $(COVER) --numprocesses 4 $(BY_FILE) -m "not timed" $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 3 $(BY_FILE) -m timed $(SECOND_TRY) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)

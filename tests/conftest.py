@@ -27,6 +27,30 @@ settings.register_profile("mutation", settings.get_profile("patient"), max_examp
 settings.load_profile("patient")
 
 
+# Files whose tests last long. A worker that came to one of them last would end after the others.
+LONGEST_FIRST = (
+    "test_pace.py",
+    "test_snippets.py",
+    "test_replicas.py",
+    "test_lifecycle.py",
+    "test_vanished.py",
+    "test_image.py",
+    "test_properties.py",
+    "test_incidents.py",
+    "test_waiting.py",
+    "test_openapi.py",
+    "test_managed.py",
+    "test_crowds.py",
+    "test_sdk.py",
+    "test_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     allow_stalls(allow=item.get_closest_marker("timed") is not None)
     for marker in item.iter_markers("needs"):

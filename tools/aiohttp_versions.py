@@ -1,15 +1,19 @@
 """Run the tests of the wire with the oldest and the newest aiohttp that pyproject.toml allows.
 
-Each version is installed, with what it needs, into a folder of its own under build/, which goes
-before the environment's. It comes from the package index and not from a lock file: a lock file
-knows one version.
+A version that is the environment's own is left out: `make test` runs these tests with it.
+
+Any other is installed, with what it needs, into a folder of its own under build/, which goes before
+the environment's. It comes from the package index and not from a lock file: a lock file knows one
+version.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -40,18 +44,25 @@ def oldest(bounds: str) -> str:
     return f"=={version}"
 
 
-def folder_with(versions: str) -> Path:
+def found(versions: str) -> str:
+    """The version of aiohttp that the package index has for these bounds."""
+    options = ["--dry-run", "--ignore-installed", "--no-deps", "--report", "-"]
+    said = pip(*options, f"aiohttp{versions}", stdout=subprocess.PIPE)
+    return str(json.loads(said)["install"][0]["metadata"]["version"])
+
+
+def folder_with(version: str) -> Path:
     """Install that version, unless it was installed before; give its folder."""
-    folder = BUILD / re.sub(r"[^\w.]+", "-", versions).strip("-")
+    folder = BUILD / version
     if not (folder / "aiohttp").exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--target", str(folder), f"aiohttp{versions}"], check=True)
+        pip("--target", str(folder), f"aiohttp=={version}")
     return folder
 
 
-def version_in(folder: Path) -> str:
-    (information,) = folder.glob("aiohttp-*.dist-info")
-    return information.name.removeprefix("aiohttp-").removesuffix(".dist-info")
+def pip(*arguments: str, stdout: int | None = None) -> str:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *arguments], check=True, stdout=stdout, encoding="utf-8")
+    return done.stdout or ""
 
 
 def run_tests(folder: Path) -> int:
@@ -63,12 +74,14 @@ def run_tests(folder: Path) -> int:
 
 def main() -> int:
     bounds = allowed((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    folders = [folder_with(oldest(bounds)), folder_with(bounds)]
-    by_version = {version_in(folder): folder for folder in folders}
+    own = metadata.version("aiohttp")
     failures = 0
-    for version, folder in by_version.items():
+    for version in dict.fromkeys([found(oldest(bounds)), found(bounds)]):
+        if version == own:
+            print(f"aiohttp {version}: the environment's own, which make test runs them with")
+            continue
         print(f"aiohttp {version}", flush=True)
-        failures += run_tests(folder) != 0
+        failures += run_tests(folder_with(version)) != 0
     return failures
 
 

@@ -5,7 +5,6 @@ them were accepted.
 """
 
 import asyncio
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
 from tests.conftest import needs, program
 from tests.kit.listener import HOST
+from tests.kit.process import unmeasured
 from tests.kit.proxy import proxy_for
 
 SDK = Path(__file__).parent.parent.parent / "build" / "javascript" / "node_modules"
@@ -120,7 +120,7 @@ async def run(*command: str, environ: dict[str, str]) -> str:
     """Run a client until it ends well; return what it printed."""
     child = await asyncio.create_subprocess_exec(
         *command,
-        env={**os.environ, **environ},
+        env={**unmeasured(), **environ},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -151,6 +151,7 @@ async def accepted_of(script: str, suffix: str, folder: Path) -> tuple[str, Simu
     return printed, simulator
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "script",
     [

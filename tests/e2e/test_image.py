@@ -22,7 +22,7 @@ import pytest
 from tests.conftest import needs
 from tests.kit.client import exchange, parse_response
 from tests.kit.listener import HOST
-from tests.kit.process import until
+from tests.kit.process import unmeasured, until
 from tests.kit.upstream import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -122,7 +122,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def run(stage: Stage, command: str, programs: Path) -> None:
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+    environ = {name: text for name, text in unmeasured().items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         ["/bin/sh", "-c", stage.moved(command)],
         cwd=stage.path("."),

@@ -6,7 +6,7 @@ It knows nothing of a pace, has no timeout, and re-sends whatever carries Retry-
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,27 +18,33 @@ from yarl import URL
 
 from proxy.service.lifecycle import Running
 from proxy.simulator import ClientSpec, Simulator, SimulatorSettings
+from proxy.simulator.settings import DIGITAL_SCOPE, VOICE_SCOPE
 from tests.kit.client import port_of
 from tests.kit.fault_proxy import FaultProxy, Pass, ResetAfter
 from tests.kit.listener import HOST
 from tests.kit.process import until
-from tests.kit.proxy import proxy_for
+from tests.kit.proxy import has_token, proxy_for
 from tests.kit.upstream import RawUpstream, ReadThenReset
 
 PACKAGE = "PureCloudPlatformClientV2"
 INTERVAL = 0.1
-SECRET = "not-a-secret"
-pytestmark = pytest.mark.needs(PACKAGE)
+SECRET = "planted-secret"
+BOTH = frozenset({VOICE_SCOPE, DIGITAL_SCOPE})
+pytestmark = [pytest.mark.needs(PACKAGE), pytest.mark.no_cover]
+
+
+class Package:
+    """The SDK, imported at its first use: in a test, while coverage is paused. It takes seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(PACKAGE), name)
 
 
 @pytest.fixture
-def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The package, with no configuration file of the user's in sight."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    package: Any = import_module(PACKAGE)
-    original = package.configuration.host
-    yield package
-    package.configuration.host = original
+    return Package()
 
 
 @asynccontextmanager
@@ -233,3 +239,78 @@ async def test_an_sdk_that_sends_again_after_a_502_makes_no_double(sdk: Any) -> 
         ending = await asyncio.to_thread(create_job, sdk, client)
     assert ending == (409, "urn:export-proxy:in-doubt")
     assert len(upstream.requests) == 1
+
+
+def log_in_and_export(sdk: Any, client_id: str) -> tuple[str, list[str | int]]:
+    """Log in, export two calls and a chat, look at one. The token, and the jobs' states."""
+    client = sdk.api_client.ApiClient().get_client_credentials_token(client_id, SECRET)
+    try:
+        api = sdk.RecordingApi(client)
+        jobs = [
+            api.post_recording_jobs({"externalId": f"{client_id}-{n}", "mediaType": media})
+            for n, media in enumerate(["voice", "voice", "webchat"])
+        ]
+        return client.access_token, [*(job.state for job in jobs), api.get_recording_jobs().total]
+    finally:
+        close(client)
+
+
+@pytest.mark.parametrize("is_opaque", [False, True], ids=["jwt", "opaque"])
+async def test_managed_and_unknown_clients_log_in_and_export(sdk: Any, *, is_opaque: bool) -> None:
+    """The managed one's chat export needs a scope that was granted after its token was minted."""
+    managed, unknown = "managed", "unknown"
+    simulator = Simulator(
+        SimulatorSettings(
+            interval=INTERVAL,
+            tolerance=0.9 * INTERVAL,  # it shares a loop with the proxy and the machine with others
+            clients={
+                managed: ClientSpec(secret=SECRET, opaque=is_opaque),
+                unknown: ClientSpec(secret=SECRET, opaque=is_opaque, scopes=BOTH),
+            },
+        ),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    async with (
+        simulator.serve(HOST) as api,
+        proxy_for(
+            api.url,
+            pacing={"interval": INTERVAL},
+            tokens={"min_refresh_interval": 0.2},
+            accounts=[{"name": "london", "client_id": managed, "client_secret": SECRET}],
+        ) as proxy,
+    ):
+        sdk.configuration.host = proxy.url
+        await has_token(proxy)
+        await asyncio.sleep(0.2)  # now it is old enough to be replaced
+        simulator.grant(managed, DIGITAL_SCOPE, propagation=0)
+        outcomes = await asyncio.gather(
+            asyncio.to_thread(log_in_and_export, sdk, managed),
+            asyncio.to_thread(log_in_and_export, sdk, unknown),
+        )
+        reports = [simulator.report(name) for name in (managed, unknown)]
+    for token, states in outcomes:
+        assert token.count(".") == (0 if is_opaque else 2)
+        assert states == ["PENDING", "PENDING", "PENDING", 3]
+    for report in reports:
+        assert (report.exports, report.duplicates, report.refused) == (3, {}, 0)
+    assert [report.tokens_minted for report in reports] == [2, 1]
+    # Of an opaque token nobody can know what it lacks: the API said so, once.
+    assert [report.statuses.get(403, 0) for report in reports] == [1 if is_opaque else 0, 0]
+
+
+async def test_a_wrong_secret_of_a_managed_client(sdk: Any) -> None:
+    simulator = Simulator(
+        SimulatorSettings(clients={"managed": ClientSpec(secret=SECRET)}),
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    account = {"name": "london", "client_id": "managed", "client_secret": SECRET}
+    async with simulator.serve(HOST) as api, proxy_for(api.url, accounts=[account]) as proxy:
+        sdk.configuration.host = proxy.url
+        client = sdk.api_client.ApiClient()
+        with pytest.raises(sdk.rest.ApiException) as caught:
+            await asyncio.to_thread(client.get_client_credentials_token, "managed", "wrong")
+        close(client)
+    assert caught.value.status == 401
+    assert "invalid_client" in str(caught.value.body)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -27,6 +26,7 @@ from tests.kit.certificates import Authority
 from tests.kit.client import exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.process import until
+from tests.kit.upstream import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 SDK = ROOT / "build" / "javascript" / "node_modules"
@@ -55,7 +55,7 @@ class Program:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.api, self.listen, self.admin = free_ports(3)
+        self.api, self.listen, self.admin = (free_port() for _ in range(3))
         self.environ = {
             "PATH": f"{folder}:{os.environ['PATH']}",
             "HOME": str(folder),
@@ -110,14 +110,6 @@ class Program:
         except ConnectionError:
             return False
         return parse_response(data).status == 200
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 @asynccontextmanager

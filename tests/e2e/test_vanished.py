@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 import pytest
 
@@ -19,7 +20,9 @@ from tests.kit.proxy import TOKEN, accounts_of, proxy_for
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import RawUpstream
 
-HERE, THERE = "198.18.77.1", "198.18.77.2"  # RFC 2544: for tests of networks
+# RFC 2544: for tests of networks. Two runs on one machine have networks of their own.
+NETWORK = ip_network("198.18.0.0/15")[4 * (os.getpid() % 2**15)]
+HERE, THERE = str(NETWORK + 1), str(NETWORK + 2)
 WAITING = "POST /api/v2/recordings/exports HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\n"
 CALLER = """
 import socket, sys

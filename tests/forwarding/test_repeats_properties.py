@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -250,6 +251,7 @@ ACTIONS = st.lists(
 )
 
 
+@pytest.mark.no_cover
 @settings(max_examples=200, deadline=None)
 @given(ACTIONS)
 def test_the_api_sees_a_request_once_within_the_window(actions: list[tuple[Any, ...]]) -> None:

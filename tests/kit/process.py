@@ -48,6 +48,15 @@ def document_for(api_url: str, **sections: Mapping[str, Any] | list[Any]) -> dic
     return document
 
 
+def unmeasured() -> dict[str, str]:
+    """The environment for a program that is not ours: its lines are not counted, which takes long.
+
+    Where the tests run with coverage, each Python that is started counts its lines too.
+    """
+    inherited = os.environ  # noqa: TID251 - as a shell hands it on
+    return {name: text for name, text in inherited.items() if not name.startswith("COVERAGE_")}
+
+
 class Process:
     """A running program: where it listens, what it logs, how it ends."""
 

@@ -8,6 +8,7 @@ read by h11, which shares no code with the proxy; one that h11 refuses fails the
 import asyncio
 import contextlib
 import http
+import random
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from tests.kit.listener import HOST, Listener, reset
 
 REAL_TIME = SystemClock()
 LAST_CHUNK = b"0\r\n\r\n"
+NOT_HANDED_OUT = range(10_000, 32_000)  # Linux hands out 32768 and above
+_CHANCE = random.SystemRandom()  # no test seeds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,10 +277,14 @@ def _violations(request: RecordedRequest) -> list[str]:
 
 
 def free_port() -> int:
-    """A port on which nothing listens: connections to it are refused."""
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """A port on which nothing listens: connections to it are refused.
+
+    The kernel gives it to nobody in the meantime: it is below those that it hands out by itself.
+    """
+    for port in _CHANCE.sample(NOT_HANDED_OUT, k=100):
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
+    raise AssertionError("a hundred ports are taken")
 
 
 def _in_order(steps: Iterator[Step], default: Step) -> Callable[[RecordedRequest], Step]:

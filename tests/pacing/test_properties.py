@@ -12,6 +12,7 @@ from itertools import pairwise
 from math import inf
 from typing import assert_never
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -529,6 +530,7 @@ AT_ITS_DEADLINE: list[tuple[Step, bool]] = [  # the second wait ends when the ho
 ]
 
 
+@pytest.mark.no_cover
 @example(AT_ITS_DEADLINE)
 @settings(
     max_examples=4 * settings().max_examples,
@@ -582,6 +584,7 @@ class Newcomer:
     pause: float  # before it comes
 
 
+@pytest.mark.no_cover
 @settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(
     sent=st.lists(st.sampled_from([1.0, 1.5, 3.0]), min_size=1, max_size=4),

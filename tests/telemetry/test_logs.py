@@ -421,6 +421,7 @@ async def test_the_log_level_is_reloaded(tmp_path: Path) -> None:
     assert lines[-1].endswith(" info    stopped")
 
 
+@pytest.mark.no_cover
 async def test_a_crowd_that_is_refused_costs_no_other_account_a_line(tmp_path: Path) -> None:
     """5,000 refused callers of one account, and a quiet one; neither is configured."""
     export = b"POST /api/v2/recordings/exports HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n"

@@ -259,6 +259,7 @@ def snapshot(metrics: Metrics, accounts: Accounts) -> bytes:
     return metrics.text(is_open=False)
 
 
+@pytest.mark.no_cover
 async def test_requests_that_are_all_different_add_no_series() -> None:
     """Through the whole proxy: strange methods and paths, and a token each for those forwarded."""
     async with (
