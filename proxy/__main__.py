@@ -1,8 +1,8 @@
 """The program `export-proxy`, also as `python -m proxy`.
 
 Its first lines run before the imports, which take most of a second: a SIGHUP in that time, from an
-operator who reloads, would end the process; a descriptor 0 to 2 that is closed would be given to
-the first socket, which then receives the log.
+operator who reloads, would end the process; a closed descriptor 0 to 2 would go to the first
+socket, which would then receive the log.
 """
 
 import os
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """Open those that are missing on the null device."""
+    """Open each missing standard descriptor on the null device."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)

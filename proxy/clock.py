@@ -1,10 +1,10 @@
 """The two clocks, and, with the timers, the only place that reads them or waits for them.
 
-There are two because each is wrong for the other's work. The monotonic clock paces: it never goes
-back and nobody sets it, but it counts from nowhere, so it cannot judge a date. The wall clock
-judges dates, in Retry-After fields and in tokens, but may be set forward or back at any moment: a
-pace kept by it would stall or burst. A value of one never meets a value of the other in a
-subtraction.
+Two clocks, because neither can do the other's work. The monotonic clock paces: it never goes back
+and nobody sets it, but it counts from an arbitrary moment, so it cannot judge a date. The wall
+clock judges dates, in Retry-After fields and in tokens, but may be set forward or back at any
+moment: a pace kept by it would stall or burst. No code subtracts a value of one from a value of the
+other.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ from proxy.timers import Timers, is_supported
 
 class Timer(Protocol):
     def cancel(self) -> None:
-        """Keep the callback from being called; once it has been, nothing happens."""
+        """Prevent the call; after the call this does nothing."""
 
 
 class Clock(Protocol):
-    """What the proxy knows of time. The last method is the same for every clock, so it is here."""
+    """A source of both times, and of timers. `sleep_until` is the same for every clock."""
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary moment; never goes back."""
         ...
 
     def wall(self) -> float:
-        """Seconds since the Unix epoch; goes wherever somebody sets it."""
+        """Seconds since the Unix epoch; may jump when the clock is set."""
         ...
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
         """Call back from the event loop once monotonic() has reached `when`, never earlier.
 
-        A moment already past is due at once, yet the call is still made by the loop.
+        If the moment is already past, the loop makes the call at its next pass.
         """
         ...
 

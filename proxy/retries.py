@@ -1,7 +1,7 @@
 """How often and how soon a request is sent again: the strategies of tenacity, on our own clock.
 
-Nothing here sleeps. A refused request waits at the front of its queue (pacing/), one that never
-left waits on the injected clock (forwarding/sending.py); both ask here whether and how long.
+Nothing here sleeps. A refused request waits at the front of its queue (pacing/), an unsent one
+waits on the injected clock (forwarding/sending.py); both ask here whether to wait, and how long.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class RetryRules:
         return float(wait(_state(refusals)))
 
     def after_unsent(self, attempts: int) -> float:
-        """Return the seconds before the next try when the n-th one never left.
+        """Return the seconds before the next try, after n tries that never left.
 
         Equal jitter: half of the exponential step is fixed, half random. Four tries at the default
         settings span at least 1.75 s.

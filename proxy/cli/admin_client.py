@@ -1,4 +1,4 @@
-"""Asking the admin port of a running proxy, for the commands that do.
+"""Calls of the admin port of a running proxy, for the command line.
 
 Every failure is one sentence for the person at the terminal.
 """
@@ -57,7 +57,7 @@ async def _ask(method: str, url: str, *segments: str, **request: Any) -> Mapping
 
 
 def printable(text: str) -> str:
-    """Return what a terminal can show without obeying it."""
+    """Return a text without control characters, cut to a bounded length."""
     return "".join(char if char.isprintable() else "?" for char in text)[:_SHOWN]
 
 

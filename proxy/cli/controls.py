@@ -14,7 +14,7 @@ Action = Literal["pause", "resume", "interval"]
 async def order(
     url: str, token_file: Path | None, account: str, action: Action, document: Mapping[str, float]
 ) -> str:
-    """Give an order, and return what the account obeys now, in a line. Raises `NoAnswer`."""
+    """Give an order, and return in one line what the account obeys now. Raises `NoAnswer`."""
     answer = await admin_client.post(
         url, "accounts", account, action, document=document, token=_read(token_file)
     )
@@ -25,7 +25,7 @@ async def order(
 
 
 def in_a_line(answer: Mapping[str, Any]) -> str:
-    """Return what an account obeys, as the admin port said it."""
+    """Return the admin port's answer about an account's orders as one line."""
     paused, slowed = answer["paused"], answer["slowed"]
     line = f"{printable(answer['name'])}: "
     if paused is None:

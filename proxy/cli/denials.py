@@ -1,4 +1,4 @@
-"""What a 403 of the API says is missing, from an answer that somebody saved."""
+"""What a saved 403 of the API says is missing."""
 
 from rich.console import Console
 from rich.text import Text
@@ -18,7 +18,7 @@ def is_lacking(found: MissingHere) -> bool:
 def advice(found: MissingHere) -> str:
     """Return the one sentence that fits best."""
     if found.status not in {None, _FORBIDDEN}:
-        return f"That is a {found.status} and no 403: it says nothing of permissions."
+        return f"That is a {found.status} and not a 403: it says nothing about permissions."
     if not found.permissions and not found.divisions:
         if is_lacking(found):
             return "A permission is missing, and the answer does not say which: ask the vendor."

@@ -1,7 +1,7 @@
-"""Why is this a 403? The scopes a token holds against those the routes need, and what to do.
+"""Why a request gets 403: the scopes a token holds, those the routes need, and what to do.
 
 A `Subject` is what is known of a token: from the admin port of a running proxy, or from the token
-itself. `ask` and `show` do I/O, the rest is pure. It mints, verifies and prints no token.
+itself. `ask` and `show` do I/O, the rest is pure. Nothing here mints, verifies or prints a token.
 """
 
 import re
@@ -27,7 +27,7 @@ _TOKEN: Final = re.compile(r"\s*(?:[Bb]earer +)?([!-~]+)\s*")
 
 
 class CannotExplain(Exception):
-    """There is nothing to judge; the message says why."""
+    """There is no token to explain; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class Row:
 
 
 def rows_of(routes: Sequence[Route], held: frozenset[str] | None) -> list[Row]:
-    """Return the needs of all routes, by method and by channel, against what is held."""
+    """Return the needs of all routes, by method and by channel, each with whether it is held."""
     return [
         Row(route.name, request, scope, None if held is None else scope in held)
         for route in routes

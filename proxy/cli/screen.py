@@ -35,7 +35,7 @@ _Row = dict[str, Text | str]
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How much room there is; without a height there is as much as it takes."""
+    """The size of the terminal; without a height, lines are unlimited."""
 
     width: int = 80
     height: int | None = None
@@ -48,8 +48,8 @@ class Screen:
 def rendered(status: Status, screen: Screen = Screen()) -> Group:
     """Return the status as shown: the proxy, what to do, the accounts, then the last refusals.
 
-    What to do comes first and whole, the gravest first. Where the screen has a height, the table
-    and what is below it get what is left of it.
+    What to do comes first and uncut, the most severe first. If the screen has a height, the table
+    and the remarks below it get the lines that are left.
     """
     try:
         accounts = sorted(status["accounts"], key=lambda one: _GRAVITY[one["level"]])
@@ -87,12 +87,12 @@ def _headline(status: Status) -> Text:
 
 
 def _proxy(status: Status) -> Account:
-    """Return what is noted of the proxy, as an account's notes are."""
+    """Return the notes on the proxy in the form of an account's."""
     return {"name": "proxy", "notes": status.get("notes", ())}
 
 
 def _advice(accounts: Sequence[Account]) -> list[Text]:
-    """Return what to do, the gravest first; what is true of several accounts is said once."""
+    """Return what to do, the most severe first; advice for several accounts is one line."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for account in accounts:
         for note in account["notes"]:
@@ -113,7 +113,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def _is_idle(account: Account) -> bool:
-    """True if the account has nothing to show: it goes into the line of idle accounts."""
+    """True if the account has nothing to show, so it goes into the line of idle accounts."""
     is_quiet = not any(queue["queue_depth"] for queue in account["routes"])
     return (
         account["level"] == "ok"
@@ -134,7 +134,7 @@ def _idle(accounts: Sequence[Account], screen: Screen) -> list[Text]:
 
 
 def _table(rows: Sequence[_Row], screen: Screen, left: int | None) -> list[Table | Text]:
-    """Return the accounts, as many as there is room for, and the number of the others."""
+    """Return as many accounts as there is room for, and the number of the others."""
     if not rows:
         return []
     fit = len(rows) if left is None else max(1, left - _TABLE_LINES)
@@ -245,7 +245,7 @@ def _listed(scopes: Sequence[str]) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a time as people read it."""
+    """Return seconds as text with a fitting unit."""
     _, size, unit = next(row for row in _UNITS if seconds >= row[0])
     digits = 1 if size == 1 and seconds < 10 else 0  # noqa: PLR2004 -- below, tenths tell
     return f"{seconds / size:.{digits}f} {unit}"

@@ -33,8 +33,8 @@ def show(answer: Status, console: Console) -> None:
 async def watch(url: str, console: Console, clock: Clock) -> None:
     """Show the status every second until cancelled; ask again if there is no answer.
 
-    A terminal shows it in place. A pipe, or a terminal that cannot move its cursor, gets one after
-    the other, as plain lines.
+    A terminal shows each status in the place of the last one. A pipe, or a terminal that cannot
+    move its cursor, gets plain lines, one status after the other.
     """
     if _is_plain(console):
         await _repeat(url, clock, console, lambda shown: _print(shown, console))
@@ -64,7 +64,7 @@ def _screen_of(console: Console) -> Screen:
 
 
 def _print(shown: Group | Text, console: Console) -> None:
-    """Print it; into a pipe, each remark is one line, however long."""
+    """Print a status; into a pipe, each remark is one line, however long."""
     if not console.is_terminal:
         console.width = _PIPE
     console.print(shown, soft_wrap=not console.is_terminal)

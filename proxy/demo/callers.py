@@ -1,6 +1,6 @@
-"""What the callers do: log in, send their exports in two bursts, keep what they were answered.
+"""The callers of the demo: they log in, send exports in two bursts, and keep the answers.
 
-They know their credentials and the proxy's URL. What reached the API is not known here.
+They know their credentials and the proxy's URL, and not what reached the API.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ HANG_UP_AFTER: Final = 1.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceAccount:
-    """Who logs in, and what kind of recordings it exports."""
+    """A service account of the demo, and the kind of recordings it exports."""
 
     name: str
     client_id: str
@@ -50,7 +50,8 @@ class Callers:
     async def act(self, http: aiohttp.ClientSession, clock: Clock) -> None:
         """Log in, send everything, and return once no caller waits.
 
-        The caller that hangs up comes with the second burst, so it stands amid the queue.
+        The caller that hangs up comes with the second burst, so it waits in the middle of the
+        queue.
         """
         token = await self._log_in(http)
         half = self.staying // 2
@@ -87,7 +88,7 @@ class Callers:
     async def _ask(
         self, http: aiohttp.ClientSession, token: str, path: str, key: str
     ) -> int | None:
-        """Ask for an export; `key` is how the API would notice that it created one twice."""
+        """Ask for an export; by `key` the API would notice that it created one twice."""
         body = {"channel": self.account.channel, "externalId": key}
         headers = {"Authorization": f"Bearer {token}"}
         self.waiting += 1

@@ -29,7 +29,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """Where progress goes, and how many seconds apart it is worth showing."""
+    """Where progress is shown, and how many seconds apart."""
 
     show: Callable[[float, Sequence[Progress]], None]
     period: float
@@ -37,7 +37,7 @@ class Display:
 
 @contextmanager
 def open_display(console: Console) -> Iterator[Display]:
-    """Show progress in place on a terminal that can, and as a line now and then anywhere else."""
+    """Show progress in place on a capable terminal, else as a line now and then."""
     if not console.is_terminal or console.is_dumb_terminal:
         yield Display(
             lambda at, rows: console.print(progress_line(at, rows), soft_wrap=True), period=1.0

@@ -1,4 +1,4 @@
-"""What is judged: which promises an outcome breaks. Plain values in, sentences out."""
+"""Which promises an outcome breaks. Plain values in, sentences out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TOLERANCE: Final = 0.020
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one account's exports: seen by its callers, and reported by the API."""
+    """The results of one account's exports: as its callers saw them, and as the API reports."""
 
     account: str
     staying: int

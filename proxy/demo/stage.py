@@ -1,4 +1,4 @@
-"""The demo put together: who takes part, on which ports, and when it is over."""
+"""The wiring of the demo: its parts, their ports, and its end."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ _PLOT: Final = (
 
 
 async def run() -> int:
-    """Play the demo on the terminal; return 0 if every promise held, else 1."""
+    """Run the demo on the terminal; return 0 if every promise held, else 1."""
     # A line per request, which `serve` logs, would drown what is shown.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     console = Console(highlight=False)
@@ -82,7 +82,7 @@ def _simulator(cast: Sequence[Callers], clock: Clock) -> Simulator:
 
 
 def _settings(api_url: str) -> Settings:
-    """Set the proxy up as config/demo.yaml does, on free ports."""
+    """Return the settings of config/demo.yaml, with free ports."""
     return Settings(
         listen=Listen(host=_HOST, port=0),
         admin=Admin(host=_HOST, port=0),

@@ -1,1 +1,1 @@
-"""The rules as pure functions: values in, values out; no I/O, no clock, no chance, no logging."""
+"""The rules as pure functions: values in, values out; no I/O, clock, randomness or logging."""

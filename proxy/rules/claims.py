@@ -1,8 +1,8 @@
 """What a token says of itself, read without verifying it.
 
-Good enough to judge the freshness of a token we fetched ourselves, and to tell whose key would have
-to verify a caller's; never an identity. Reading is strict, because the verifier of the token later
-must have read the same: one value a name, and no more than `MAX_TOKEN` characters.
+This is enough to judge the freshness of a token we fetched ourselves, and to find the issuer whose
+key must verify a caller's token; it never proves an identity. Reading is strict, so that the later
+verifier reads the same values: one value per name, and at most `MAX_TOKEN` characters.
 
 Obeys RFC 7515 section 3.1 (compact form) and RFC 7519 section 4 (claims).
 """
@@ -31,14 +31,14 @@ class Claims:
     payload: Mapping[str, Any]
 
     def number(self, name: str) -> float | None:
-        """Return a NumericDate (RFC 7519 section 2), None if it is absent or no sane number."""
+        """Return a NumericDate (RFC 7519 section 2), None if it is absent or not usable."""
         value = self.payload.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         return float(value) if abs(value) < _FAR else None  # which NaN is not
 
     def scopes(self) -> frozenset[str] | None:
-        """Return the scopes it carries; None if it has no claim about scopes."""
+        """Return the token's scopes; None if it has no claim about scopes."""
         present = [self.payload[name] for name in _SCOPE_CLAIMS if name in self.payload]
         if not present:
             return None
@@ -59,7 +59,7 @@ def read_claims(token: str) -> Claims | None:
 def mentions(token: str, issuer: str) -> bool:
     """True if a token that cannot be read has this name in its payload.
 
-    A loose search, for refusing what pretends to be the issuer's; never for believing it.
+    A loose search, good for refusing a token that claims an issuer; never for trusting it.
     """
     payload = token.partition(".")[2].partition(".")[0].rstrip("=")
     try:
@@ -72,7 +72,7 @@ def mentions(token: str, issuer: str) -> bool:
 def held_scopes(claims: Claims | None, answer_scope: str | None) -> frozenset[str] | None:
     """Return the scopes of a token: by its claims, else by the token answer's `scope`.
 
-    None: nobody says (an opaque token), so nothing can be known to be missing.
+    None if unknown (an opaque token): then no scope is known to be missing.
     """
     scopes = None if claims is None else claims.scopes()
     if scopes is None and answer_scope is not None:
@@ -89,7 +89,7 @@ def _words(value: object) -> Sequence[str]:
 
 
 def _object(part: str) -> dict[str, Any] | None:
-    """Return a base64url-encoded JSON object; None if it is none, or names something twice."""
+    """Decode a base64url-encoded JSON object; None for anything else, or if a name comes twice."""
     if _BASE64URL.fullmatch(part) is None:
         return None
     try:

@@ -1,7 +1,7 @@
 """Content codings: the plain text of a body that a server coded without being asked to.
 
-The proxy passes bodies on as they came. Only what it reads itself is decoded here, and never into
-more than `limit` bytes: some hundred bytes can stand for gigabytes.
+The proxy passes bodies on unchanged. It decodes only what it reads itself, and never into more than
+`limit` bytes: a hundred bytes can stand for gigabytes.
 
 Obeys RFC 9110 section 8.4.1 (gzip, deflate), RFC 7932 (br) and RFC 8878 (zstd). br and zstd are
 read if a library for them is installed: `brotli` from 1.2, which can bound its output, and
@@ -126,9 +126,9 @@ _NOT_AT_ALL: Final = re.compile(r"q\s*=\s*0(?:\.0*)?", re.IGNORECASE)
 def readable_codings(wishes: Iterable[str]) -> str:
     """Return what a request asks for so that its answer can be read here too.
 
-    `wishes` holds the values of the caller's `Accept-Encoding` fields, and the result asks for
-    nothing that they do not accept (RFC 9110 section 12.5.3): no field accepts any coding, but then
-    the plain text is asked for.
+    `wishes` holds the values of the caller's `Accept-Encoding` fields. The result contains no
+    coding that they exclude (RFC 9110 section 12.5.3). Without such a field the caller accepts any
+    coding; then the proxy asks for plain text.
     """
     items = [item.strip(" \t") for value in wishes for item in value.split(",")]
     named = {_name(item.partition(";")[0]) for item in items}

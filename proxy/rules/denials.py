@@ -5,8 +5,8 @@ only (https://developer.genesys.cloud/platform/api/errors). A permission is `dom
 a scope such as `recordings:export` looks alike and is read alike. A division is named by its id or
 in brackets or quotes.
 
-The text is what somebody saved: a body, or a whole answer with its head. It is not trusted: what is
-read has bounded length, and nothing else of it is shown but the code.
+The text is a saved body, or a whole answer with its head. It is not trusted: names have a bounded
+length, and nothing else of the text is shown but the code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The hashes by which accounts and tokens are known, so that neither is kept or told as it is."""
+"""The hashes that stand for accounts and tokens, so that neither is stored as plain text."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ STORE_PREFIX: Final = "export-proxy:2:"
 
 
 def account_id(client_id: str) -> str:
-    """Return the name by which an account is known without its client id being told."""
+    """Return the id of an account: a hash, so that it does not reveal the client id."""
     is_uuid = _UUID.fullmatch(client_id) is not None
     return digest(client_id.lower() if is_uuid else client_id)
 
@@ -23,7 +23,7 @@ def digest(text: str) -> str:
 
 
 def hash_token(token: str) -> bytes:
-    """Return the SHA-256 of a token: what is kept instead of it."""
+    """Return the SHA-256 of a token, which is stored instead of the token."""
     return hashlib.sha256(token.encode()).digest()
 
 

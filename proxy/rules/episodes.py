@@ -1,15 +1,15 @@
-"""Episodes: one trouble from its begin to its end, and what the service desk is still to be told.
+"""Episodes: one trouble from its start to its end, and what the desk must still be told.
 
     not opened ──open──> opened ──(news) update──> opened ──(over) close──> done
         │                                              │
         └──(over) opened all the same, then closed     └── a person may close it meanwhile
 
-An episode that is over before it could be opened is opened and closed when the desk answers again:
-nothing is missed. Of those the oldest go, when they are over for `KEPT_SECONDS` or more than
-`MOST_KEPT`. Trouble that is still there is never given up.
+An episode that ends before it could be opened is opened and closed when the desk answers again. Of
+these the oldest are dropped, if they ended more than `KEPT_SECONDS` ago or are more than
+`MOST_KEPT`. Trouble that still lasts is never dropped.
 
-An incident that is found at the desk after a restart is an episode too: it is not `confirmed` until
-the trouble is seen here. If that does not happen within `UNSEEN_SECONDS`, it is over.
+An incident found at the desk after a restart is an episode too: it is `confirmed` once its trouble
+is seen here. If that does not happen within `UNSEEN_SECONDS`, the episode is over.
 
 Monotonic seconds, except where a name says wall; `now` is an argument.
 """
@@ -39,7 +39,7 @@ Step = Literal["open", "update", "close"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """One trouble from begin to end.
+    """One trouble from start to end.
 
     `reported` is what the desk knows of it, `handle` the desk's own name for it. `over_at` is wall
     time, `ended` the monotonic moment of the same.
@@ -64,11 +64,11 @@ class Episode:
 
     @property
     def is_unreported(self) -> bool:
-        """True if it came and went, and the desk knows nothing of it."""
+        """True if the trouble is over and the desk was never told."""
         return self.is_over and self.reported is None
 
     def after_look(self, sighting: Sighting, *, now: float, wall: float) -> "Episode":
-        """Return the episode after another look at its trouble."""
+        """Return the episode after its trouble was looked at again."""
         match sighting:
             case Trouble():
                 trouble = replace(sighting, since=self.trouble.since)
@@ -85,7 +85,7 @@ class Episode:
         return replace(self, ended=now, over_at=wall, notes=notes)
 
     def step(self) -> Step | None:
-        """Return what the desk is to be told next."""
+        """Return the next thing to tell the desk."""
         if self.reported is None:
             return "open"
         if self.is_over:
@@ -116,7 +116,7 @@ class Episode:
         )
 
     def later(self, seconds: float, *, now: float) -> "Episode":
-        """Return the episode with its next step so much later."""
+        """Return the episode with its next step postponed by that many seconds."""
         return replace(self, not_before=now + seconds)
 
     def refused(self, *, now: float) -> "Episode | None":
@@ -129,7 +129,7 @@ class Episode:
 
 
 def surplus(episodes: Iterable[Episode], now: float) -> Sequence[Episode]:
-    """Return the episodes to give up, of those the oldest first that nobody was told of."""
+    """Return the unreported episodes to drop, the oldest first."""
     unreported = [episode for episode in episodes if episode.is_unreported]
     stale = [one for one in unreported if one.ended is not None and one.ended + KEPT_SECONDS < now]
     excess = len(unreported) - MOST_KEPT

@@ -1,8 +1,8 @@
 """Which header fields cross the proxy, in which direction, and which never do.
 
 Fields are (name, value) pairs in the order they came, duplicates kept. Hop-by-hop fields and those
-that `Connection` nominates are removed first (RFC 9110 section 7.6.1), ours are added by the
-caller afterwards: so nobody can have one of ours removed by naming it in `Connection`.
+that `Connection` names are removed first (RFC 9110 section 7.6.1), then the calling code adds ours:
+so a caller cannot remove one of ours by naming it in `Connection`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ _NAMES: Final = 256  # names whose reading is kept; a usual request and its answ
 
 
 def wire_fields(raw: Iterable[tuple[bytes, bytes]], values: Iterable[str]) -> list[Field]:
-    """Return fields in the spelling of the wire, which a parser's own mapping may not keep.
+    """Return fields as spelled on the wire, which a parser's own mapping may not keep.
 
     `values` are the same fields' values as that mapping has them, in the same order. Bytes that are
     not UTF-8 become lone surrogates, in both.
@@ -54,7 +54,7 @@ def wire_fields(raw: Iterable[tuple[bytes, bytes]], values: Iterable[str]) -> li
 
 
 def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
-    """Return what of a caller's fields goes upstream.
+    """Return the fields of a caller that go to the API.
 
     `connection` holds the values of the `Connection` fields. Framing is not forwarded: the body is
     sent with a length of its own. Names with `_` are dropped, since many servers read them as `-`.
@@ -63,7 +63,7 @@ def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[F
 
 
 def response_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
-    """Return what of the API's fields goes to the caller."""
+    """Return the fields of the API that go to the caller."""
     return _kept([field for field in fields if _is_for_caller(field[0])], connection)
 
 
@@ -96,7 +96,7 @@ def has_passed(pseudonym: str, received: Sequence[str]) -> bool:
 
 
 def _kept(fields: list[Field], connection: Sequence[str]) -> list[Field]:
-    """Return the fields that can be written and that `Connection` does not nominate."""
+    """Return the fields that can be written and that `Connection` does not name."""
     if not connection and is_writable("".join([value for _, value in fields])):
         return fields  # as nearly always: one look tells it
     nominated = _nominated(connection)

@@ -1,13 +1,12 @@
 """Holds: the time in which an account, or one route of it, must send nothing.
 
-Theory of operation. What may be held is in one of three phases:
+Theory of operation. An account, or a route of it, is in one of three phases:
 
-    open     nothing keeps it back
-    held     it sends nothing before `hold.until`; then one request, the probe, goes first
-    probing  probes are under way, and all others wait for an answer to one of them
+    open     no hold held     it sends nothing before `hold.until`; then one request, the probe,
+    goes first probing  probes are under way, and all others wait for an answer to one of them
 
-The first probe has `PROBE_SECONDS` to be answered. Unanswered is not refused: then further probes
-go, so that `MOST_PROBES` are under way at once, until the first answer opens.
+The first probe has `PROBE_SECONDS` to be answered. If no answer has come by then, further probes
+go, up to `MOST_PROBES` at once, until the first answer opens.
 
     | event                        | open | held    | probing                                |
     | a slot is granted            | open | probing | probing                                |
@@ -17,8 +16,8 @@ go, so that `MOST_PROBES` are under way at once, until the first answer opens.
     | the last probe is lost       |      |         | held                                   |
 
 The API may name a longer wait than the proxy obeys without a probe (the clamp).
-`until` is the clamped end: after it a probe goes. `named_until` is what the API named: until then
-nothing else is promised to a caller.
+`until` is the clamped end: after it a probe goes. `named_until` is what the API named: callers are
+told to wait until then.
 
 Invariants: neither end ever moves back. Only the answer to a probe, after the hold, opens again.
 `now` is always an argument, in monotonic seconds.
@@ -36,9 +35,9 @@ MOST_PROBES: Final = 2  # so that an API that still refuses is asked once more, 
 class Hold:
     """A hold: since and until when (monotonic seconds), and what the API named.
 
-    If it was over for a while before it was renewed, `since` is later by that while. `refusals`
-    counts the refusals in a row that named no usable time: the wait grows with it where the API
-    does not say how long. `limit` is the name of the limit that was hit, if the API told it.
+    If the hold was over for a while before it was renewed, that while does not count: `since` is
+    later by it. `refusals` counts the refusals in a row that named no usable time: the wait grows
+    with it. `limit` is the name of the limit that was hit, if the API told it.
     """
 
     since: float
@@ -56,7 +55,7 @@ class Hold:
         return max(0.0, self.until - now, self.named_until - now)
 
     def kept(self, now: float) -> float:
-        """Return the seconds kept so far, without the wait for the probe and its answer."""
+        """Return the seconds held so far, without the wait for the probe and its answer."""
         return max(0.0, min(now, self.until) - self.since)  # the sums may round
 
 
@@ -153,7 +152,7 @@ class HoldState:
         return 1 if self.hold is None else self.hold.refusals + is_probe
 
     def probes_ended(self) -> "HoldState":
-        """Return the state after a probe was refused: those beside it prove nothing any more."""
+        """Return the state after a probe was refused: the other probes no longer count."""
         return replace(self, probes=0)
 
     def probe_ended(self, now: float, *, accepted: bool) -> "HoldState":

@@ -1,4 +1,4 @@
-"""Incidents: which trouble of an account is told to a service desk, and in which words.
+"""Incidents: which trouble of an account is reported to a service desk, and in which words.
 
 An account has one incident per kind of trouble at most:
 
@@ -11,8 +11,8 @@ An account has one incident per kind of trouble at most:
 | in_doubt | the answer of an unsafe request was lost within the last `DOUBT_SECONDS` |
 
 A `Sighting` says of one kind: it is there (`Trouble`), it is not (`CLEAR`), or nobody can tell yet
-(`UNKNOWN`), as after a restart. Text that comes from a request is bounded, and only ever a value:
-it is put into a template once, and what it holds is never read as a template or as JSON.
+(`UNKNOWN`), as after a restart. Text from a request is bounded, and is only a value: it is inserted
+into a template once, and never read as a template or as JSON.
 """
 
 import re
@@ -67,7 +67,7 @@ class Unseen(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What an incident tells of the latest request concerned."""
+    """What an incident tells about the latest affected request."""
 
     route: str = ""
     legal_hold: Value = ""
@@ -76,7 +76,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A trouble that is there; `since` is wall time, in seconds since the epoch.
+    """A present trouble; `since` is wall time, in seconds since the epoch.
 
     `mark` changes when there is news. `scopes` are those that are missing.
     """
@@ -127,7 +127,7 @@ def end_of(kind: TroubleKind) -> str:
 
 
 def subject_of(document: Document, route: str, channel_fields: Iterable[str]) -> Subject:
-    """Return what an incident tells of a request: two scalars at the top level of its body."""
+    """Return what an incident tells about a request: two scalars at the top level of its body."""
     if not isinstance(document, Members):
         return Subject(route)
     members = {key.strip().lower(): value for key, value in document}
@@ -137,7 +137,7 @@ def subject_of(document: Document, route: str, channel_fields: Iterable[str]) ->
 
 
 def scalar(value: Any) -> Value:
-    """Return a JSON scalar as a value of a column; nothing for any other, or for a long one."""
+    """Return a JSON scalar as a column's value; empty for any other value, or a long one."""
     match value:
         case bool():
             return value
@@ -154,9 +154,9 @@ def scalar(value: Any) -> Value:
 
 
 def lasts(state: HoldState, now: float, *, open_after: float) -> bool | None:
-    """True if a hold has lasted so long, False if there is none; None for one that may become so.
+    """True if a hold has lasted `open_after` seconds, False if there is none, None if it still may.
 
-    A hold that nobody probes is over when the time that the API named is.
+    A hold without a probe is over at the end of the time that the API named.
     """
     hold = state.hold
     if hold is None:
@@ -215,7 +215,7 @@ def utc(at: float) -> str:
 
 
 def unknown_placeholders(template: Value) -> Sequence[str]:
-    """Return the placeholders of a template that stand for nothing."""
+    """Return the placeholders of a template that do not exist."""
     if isinstance(template, bool):
         return ()
     names = [found[1] for found in _PLACEHOLDER.finditer(template) if found[1] is not None]
@@ -225,7 +225,7 @@ def unknown_placeholders(template: Value) -> Sequence[str]:
 def columns(fields: Mapping[str, Value], trouble: Trouble) -> dict[str, Value]:
     """Return each column's value: its template with the placeholders replaced, once.
 
-    A template that is one placeholder alone takes its value as it is, true and false included.
+    A template that is only one placeholder gives its value unchanged, true and false included.
     """
     values: dict[str, Value] = {
         "account": trouble.account,

@@ -1,4 +1,4 @@
-"""What a 429 says of the limit that was hit, and which requests a hold because of it covers.
+"""What a 429 says about the limit that was hit, and which requests the hold covers.
 
 The vendor's error body (`ErrorBody`) may name the limit: `limit.namespace` is a service of the
 platform, `limit.key` what is counted, per token, client or organization
@@ -25,7 +25,7 @@ class Limit:
 
     @property
     def name(self) -> str | None:
-        """What to call the limit in front of people."""
+        """The limit's name for people."""
         return self.key or self.namespace
 
 
@@ -51,8 +51,8 @@ def limit_of(document: object) -> Limit:
 def reach_of(limit: Limit, rule: HoldRule, *, named: float | None, maximum: float) -> Reach:
     """Return what a hold covers after a 429 that named `named` seconds (None: no usable time).
 
-    Without a namespace, a wait above `maximum` is taken for the quota of that one route, as daily
-    limits are.
+    Without a namespace, a wait above `maximum` seconds is taken as the quota of that one route, as
+    daily limits are.
     """
     match rule:
         case "account":

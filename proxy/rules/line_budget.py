@@ -1,15 +1,15 @@
-"""How many lines the log takes in a second: in all, and of each account or address.
+"""How many lines the log takes in a second: in all, and from each account or address.
 
-The first owner to come may use up all lines of a second. Beyond them, an owner that has logged
-little still has lines: a flood of one account costs no other account a line. What is beyond is
-bounded too, except for configured accounts, whose number the operator knows.
+One owner may use up all lines of a second. Beyond them, an owner that has logged little may still
+write some: a flood of one account does not push out another's lines. Lines beyond are bounded too,
+except for configured accounts, whose number the operator knows.
 """
 
 from collections import Counter
 from typing import Final, NamedTuple
 
-_OWN_SHARE: Final = 2  # one part in so many of all lines is what each owner has at least
-_MOST_BEYOND: Final = 4  # times all lines: what owners may log beyond them that are not configured
+_OWN_SHARE: Final = 2  # each owner has at least this part of all lines
+_MOST_BEYOND: Final = 4  # times all lines: what unconfigured owners together may log beyond them
 
 
 class Owner(NamedTuple):
@@ -32,7 +32,7 @@ class LineBudget:
         self._lines_of: Counter[str] = Counter()
 
     def begin(self, second: int) -> bool:
-        """Count anew if that is another second; True if it is."""
+        """Start a new count if the second has changed; True if it has."""
         if second == self._second:
             return False
         self._second, self._lines, self._beyond = second, 0, 0

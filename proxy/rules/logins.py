@@ -1,12 +1,11 @@
-"""What a call of the token endpoint says of itself: which client logs in, and with what secret.
+"""Which client a call of the token endpoint logs in, and with which secret.
 
 RFC 6749 wants a form in the body and credentials in Basic or in the form. Real programs write the
 form into the query, split it between query and body, send JSON, or encode a secret once too often
-or not at all. Here all spellings are read alike. Nothing is decided about whether the secret is
-right.
+or not at all. All these spellings are read here. Whether the secret is right is decided elsewhere.
 
-A spelling that cannot be read with certainty names no client. `mentions` then finds out whether it
-may still name a certain one: such a call must not get past the account it names.
+An ambiguous call names no client. `mentions` then finds out whether it may still name a given one:
+such a call must not bypass that account.
 """
 
 import base64
@@ -24,12 +23,12 @@ _BASIC: Final = re.compile(r"[Bb][Aa][Ss][Ii][Cc] +(.*)", re.DOTALL)
 
 
 class LoginError(Exception):
-    """The call breaks RFC 6749 in a way that is refused; the text is a sentence for the caller."""
+    """The call breaks RFC 6749 in a way we refuse; the text is a sentence for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret as it stood on the wire, and as it reads form-decoded."""
+    """A secret as it was on the wire, and form-decoded."""
 
     raw: str = field(repr=False)
     decoded: str = field(repr=False)
@@ -122,12 +121,12 @@ def _secrets(fields: Iterable[tuple[str, _Pair]]) -> list[_Pair]:
 
 
 def _values(fields: Iterable[tuple[str, _Pair]], wanted: str) -> list[_Pair]:
-    """An empty value counts as none (RFC 6749 section 3.2)."""
+    """Return the values by name; an empty value counts as none (RFC 6749 section 3.2)."""
     return [pair for name, pair in fields if name == wanted and pair.raw]
 
 
 def _form(text: str) -> list[tuple[str, _Pair]]:
-    """Return what a form or a query says of a log-in; a value keeps how it stood."""
+    """Return a form's or a query's values, each also in its original spelling."""
     parts = text.split("&", MAX_FIELDS)
     if len(parts) > MAX_FIELDS:
         raise LoginError("The form has too many fields.")
@@ -179,7 +178,7 @@ def _basic(authorization: Sequence[str], *, strict: bool) -> tuple[_Pair, _Pair]
 
 
 def _all_text(query: str, body: bytes, authorization: Sequence[str]) -> bytes:
-    """Return all that the call says, decoded as far as anybody might, in lower case."""
+    """Return all text of the call in lower case, decoded as far as any server might."""
     parts = [query.encode("utf-8", "replace"), body]
     basic = _basic(authorization, strict=False)
     if basic is not None:
@@ -194,5 +193,5 @@ def _is_in(text: bytes, client_id: bytes) -> bool:
 
 
 def has_control(text: str) -> bool:
-    """True if a secret holds what cannot have been meant: a control character."""
+    """True if a secret holds a control character, which can only be a mistake."""
     return any(char < " " or "\x7f" <= char <= "\x9f" for char in text)

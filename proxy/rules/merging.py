@@ -1,9 +1,9 @@
 """Which reads are the same, and which answers may be given to more than one caller.
 
 Equal reads that wait together share one send. Two reads are equal if the API would get the same
-bytes of both, but for the fields that only name a request or its program. So a caller is never
-given what its own credential, cookie or preference would not have brought. The answer must not
-depend on those fields either, and must not be made for one caller.
+bytes from both, except for the fields that only name a request or its program. So a caller gets
+only what its own credential, cookie and preference would have given it. The answer must not depend
+on those fields either, and must not be meant for one caller.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ class Read:
 def read_of(
     method: str, target: str, fields: Iterable[Field], body: bytes, *, has_own_token: bool
 ) -> Read | None:
-    """Return a request as a read that others may equal; None if it is sent by itself.
+    """Return a request as a read to compare; None if it must be sent by itself.
 
     `fields` are those that are forwarded. Without `has_own_token`, `Authorization` is not.
     """
@@ -49,7 +49,7 @@ def read_of(
 
 
 def may_be_shared(method: str, answer: Iterable[Field]) -> bool:
-    """True if an answer with these fields may be given to several callers, once it is whole."""
+    """True if several callers may get an answer with these fields, once it is complete."""
     for name, value in answer:
         low = name.lower()
         if low == "set-cookie" or (low == "vary" and "*" in _listed(value)):

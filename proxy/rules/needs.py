@@ -7,9 +7,9 @@ might read it, so that no spelling hides a channel:
 - every listed field counts, and of a key that comes twice both values;
 - gzip and deflate are undone, up to the size a body may have.
 
-A body that is absent needs what the route needs. So does one that can be read and names no listed
-channel. One that is there and cannot be read may be any channel: it needs the scopes of all of
-them, and the largest cost. Refusing it is the API's business.
+Without a body, or with a readable one that names no listed channel, a request needs what its route
+needs. A body that cannot be read may name any channel: it needs the scopes of all of them, and the
+largest cost. The API decides whether to refuse it.
 """
 
 import json
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 _MOST_STEPS: Final = 50_000  # of the search for nested fields in one body
-_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # zlib's sign for "see which of the two it is"
+_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # zlib's value for "detect which of the two it is"
 _READABLE_CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -43,7 +43,7 @@ class NeedRules:
 
     @property
     def look_at_body(self) -> bool:
-        """Whether the body matters at all."""
+        """True if the needs depend on the body."""
         return bool(self.channels or self.flat_fields)
 
 
@@ -70,7 +70,7 @@ class Members(tuple[tuple[str, Any], ...]):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A body that is there and is no JSON this proxy can read."""
+    """A body that is not JSON this proxy can read."""
 
 
 Document = Members | Unreadable | None
@@ -160,7 +160,7 @@ def _inflated_once(body: bytes, name: str, max_size: int) -> bytes:
 
 
 def _has_zlib_header(body: bytes) -> bool:
-    """Whether it starts as RFC 1950 section 2.2 says: method 8, and a multiple of 31."""
+    """True if it starts as RFC 1950 section 2.2 says: method 8, and a multiple of 31."""
     return len(body) > 1 and body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2]) % 31 == 0
 
 
@@ -180,7 +180,7 @@ def _matches(rule: ChannelRule, document: Document) -> bool:
 
 
 def _is_among(value: object, values: frozenset[str]) -> bool:
-    """Whether it is one of the values, or a list that holds one."""
+    """True if it is one of the values, or a list that holds one."""
     texts = value if isinstance(value, list) else [value]
     return any(isinstance(text, str) and text.strip().lower() in values for text in texts)
 

@@ -1,9 +1,10 @@
-"""What would become of a request if the pace were enforced, where it is only observed.
+"""What would happen to a request if the pace were enforced, where it is only observed.
 
-Theory of operation. An observed account sends everything at once. Beside each of its queues runs a
-queue on paper: a request that arrives is given the moment at which it would have left, behind all
-that would still be waiting. If that is too late for the caller, it would have been refused, and
-then it delays nobody. Room in flight is not part of it, since answers come when they come.
+Theory of operation. An observed account sends everything at once. Each of its queues has a
+simulated queue: for each request that arrives, it computes the moment at which the request would
+have left, behind all that would still be waiting. If that is too late for the caller, the request
+would have been refused, and delays no other. Room in flight does not count, since the simulation
+cannot know when answers would come.
 
 Invariants: nothing here delays a request. `now` is an argument, in monotonic seconds.
 """
@@ -16,7 +17,7 @@ from proxy.rules.pace import Pace, fits
 
 @dataclass(frozen=True, slots=True)
 class Would:
-    """What would have been: how many seconds it would wait, and if it would be refused for that."""
+    """How many seconds a request would have waited, and whether it would have been refused."""
 
     seconds: float
     is_refused: bool
@@ -24,7 +25,7 @@ class Would:
 
 @dataclass(frozen=True, slots=True)
 class PaperQueue:
-    """The queue that would be: its last send, if there was one."""
+    """The simulated queue: its last send, if there was one."""
 
     last: Pace = field(default_factory=lambda: Pace(-inf))
 
@@ -38,7 +39,7 @@ class PaperQueue:
         held: float,
         max_queue: int,
     ) -> tuple["PaperQueue", Would]:
-        """Return the queue after one more arrival, and what would become of it.
+        """Return the queue after one more arrival, and what would have happened to the request.
 
         `held` is how many seconds of a hold are left, `limit` for how many the caller waits.
         """

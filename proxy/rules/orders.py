@@ -1,14 +1,15 @@
 """What operators order for an account: to pause, or to send at longer intervals.
 
 Theory of operation. An account obeys at most one pause and one interval at a time; a new order
-replaces the old one of its kind. While an account is paused nothing is sent, and no probe looks
-whether it may be: only the operator, or the end the operator gave it, ends the pause. The interval
-in force is the larger of the configured one and the ordered one. An order that is over stays known
-as the moment since when the account may send again, so that a late send is not taken for a fault.
+replaces the old one of its kind. While an account is paused the proxy sends nothing for it, not
+even a probe: only the operator, or the end the operator set, ends the pause. The interval in force
+is the larger of the configured one and the ordered one. The end of an order stays known, as the
+moment since which the account may send again; so a send is not counted as late because of the
+order.
 
-Invariants: an order only ever makes sends later. It has no say in holds: to resume an account ends
-its pause, and no hold of the API. `now` is always an argument, in monotonic seconds; `since` is
-wall time, and only shown.
+Invariants: an order can only delay sends. It does not affect holds: to resume an account ends its
+pause, and no hold of the API. `now` is always an argument, in monotonic seconds; `since` is wall
+time, and only shown.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from typing import Any, Final, Literal
 
 from proxy.rules.state import PauseState, SlowdownState
 
-LONGEST_SECONDS: Final = 86_400.0  # a day: an order nobody remembers ends by itself
+LONGEST_SECONDS: Final = 86_400.0  # a day: a forgotten order ends by itself
 LONGEST_INTERVAL: Final = 3_600.0
 _RETURN_AFTER: Final = 30  # seconds: nobody knows when the pause ends, so ask now and then
 _RETURN_SPREAD: Final = 30  # up to so many more, so that callers do not return together
@@ -55,7 +56,7 @@ Kind = Literal["pause", "slowdown"]
 
 
 def kind_of(order: Order) -> Kind:
-    """Return the kind: an order replaces the one before it of the same kind."""
+    """Return the order's kind; a new order replaces the last one of its kind."""
     return "slowdown" if isinstance(order, Slowdown) else "pause"
 
 
@@ -67,7 +68,7 @@ class Orders:
     slowdown: Slowdown | None = None
 
     def after(self, order: Order) -> "Orders":
-        """Return the orders after one more."""
+        """Return the orders with one more order."""
         match order:
             case Pause():
                 return replace(self, pause=order)
@@ -98,7 +99,7 @@ class Control:
         return self.orders.pause is not None and now < self.orders.pause.until
 
     def opens_at(self, now: float) -> float:
-        """Return when a request may be sent; with `-inf`, since when it may."""
+        """Return the moment from which requests may be sent; `-inf` if there was no order."""
         pause = self.orders.pause
         return max(now, self.eased_at, -inf if pause is None else pause.until)
 
@@ -108,7 +109,7 @@ class Control:
         return 0.0 if pause is None or pause.until == inf else max(0.0, pause.until - now)
 
     def is_open_ended(self, now: float) -> bool:
-        """True while it is paused, and nobody knows until when."""
+        """True while a pause without an end lasts."""
         return self.is_paused(now) and self.pause_left(now) <= 0
 
     def interval(self, now: float, configured: float) -> float:
@@ -119,7 +120,7 @@ class Control:
         return max(configured, slowdown.interval)
 
     def pace_left(self, now: float, left: float, left_as_configured: float) -> float:
-        """Return for how long a send keeps the next one back, as the interval will change.
+        """Return for how many seconds a send delays the next one, as the interval will change.
 
         `left` is that by the interval in force, `left_as_configured` that by the configured one.
         """
@@ -157,7 +158,7 @@ class Control:
         )
 
     def obeying(self, orders: Orders, now: float) -> "Control":
-        """Return what is obeyed after these orders came, in the place of all before them."""
+        """Return the control after these orders replaced all earlier ones."""
         old = self.at(now)
         is_paused, was_paused = orders.pause is not None, old.orders.pause is not None
         has_eased = (was_paused and not is_paused) or _interval(orders) < _interval(old.orders)
@@ -169,7 +170,7 @@ class Control:
         ).at(now)
 
     def at(self, now: float) -> "Control":
-        """Return it without the orders that are over."""
+        """Return the control without the orders that are over."""
         over = [order.until for order in _each(self.orders) if order.until <= now]
         if not over:
             return self

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-_DRIFT: Final = 0.03  # of a wait: by how much a pace may be slower than its interval
+_DRIFT: Final = 0.03  # share of a wait by which a pace may be slower than its interval
 _MANY_SECONDS: Final = 120
 _MANY_MINUTES: Final = 7200  # in seconds
 _LATENESS: Final = 0.05  # seconds by which one send may be late
@@ -36,7 +36,7 @@ def interval_of(general: float, *, account: float | None, route: float | None) -
 
 
 def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float) -> float:
-    """Return the seconds until a newcomer would be sent.
+    """Return the seconds until a new request would be sent.
 
     `due` is when the queue may send next (its pace, or a hold if that is longer), `cost_ahead` the
     summed cost, in intervals, of all requests that go before the newcomer.
@@ -45,7 +45,7 @@ def predicted_wait(*, now: float, due: float, cost_ahead: float, interval: float
 
 
 def in_words(seconds: float) -> str:
-    """Return a wait as people say it: in seconds, minutes or hours."""
+    """Return a wait as text: in seconds, minutes or hours."""
     if seconds < _MANY_SECONDS:
         return f"{seconds:.1f} s"
     if seconds < _MANY_MINUTES:
@@ -56,8 +56,8 @@ def in_words(seconds: float) -> str:
 def longest_prediction(limit: float) -> float:
     """Return the longest predicted wait with which a request is sent within the limit.
 
-    Each send is a little late, and the next one counts from it. So a prediction may be short by a
-    share of it, and by the lateness of the send itself.
+    Each send is a little late, and the next interval counts from it. So a real wait may be longer
+    than predicted by a share of the wait, and by the lateness of the send itself.
     """
     return max(0.0, (limit - _LATENESS) / (1 + _DRIFT))
 

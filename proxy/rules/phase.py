@@ -1,9 +1,9 @@
 """When a replica may send while replicas cannot agree: its phase of the wall clock.
 
-Without a store each of N replicas sends once in N intervals, so together they keep the pace. But
-the API refuses one of two replicas that send at the same moment, however seldom each sends. So
-replica number k sends only in a short window that opens k intervals after the beginning of each
-round of N intervals, by the wall clock, which replicas have in common.
+Without a store each of N replicas sends once in N intervals, so together they keep the pace. But if
+two replicas send at the same moment the API refuses one of them, however seldom each sends. So
+replica number k sends only in a short window that opens k intervals after the start of each round
+of N intervals, by the wall clock, which all replicas share.
 
 Invariants: two sends of different numbers are `interval - WINDOW` apart or more. A round lasts
 `SLACK` longer than N intervals, so that a replica that sends a little late in its window is in time
@@ -22,8 +22,8 @@ def next_in_phase(  # noqa: PLR0913 -- moments and their clocks
 ) -> float:
     """Return the first moment from `at` on at which that replica may send.
 
-    `at` and `now` are monotonic, `wall_offset` is what the wall clock is ahead of that. A moment
-    that is over is `now` or earlier only while its window is open.
+    `at` and `now` are monotonic seconds, `wall_offset` is how far the wall clock is ahead of them.
+    The result is `now` or earlier only while a window is open.
     """
     lap = replicas * interval + SLACK
     window = min(WINDOW, interval / 4)

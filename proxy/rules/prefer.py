@@ -1,7 +1,7 @@
 """Prefer: how long a caller is willing to wait.
 
-Preferences other than `wait` are for the API and none of our business. One that cannot be read
-is ignored, as RFC 7240 section 2 asks: nothing a caller writes raises here.
+Preferences other than `wait` are for the API. One that cannot be read is ignored, as RFC 7240
+section 2 asks: nothing a caller writes raises here.
 
 Obeys RFC 7240 sections 2 (Prefer) and 4.3 (wait).
 """

@@ -1,7 +1,7 @@
 """The quota that the API announces on its ordinary answers: how much of a window is used.
 
-Obeyed, it spares the refusal that the next request would earn. It only ever slows down: a quota
-that is missing, or written in an odd way, changes nothing. `now` is in monotonic seconds.
+To obey it avoids the 429 that the next request would get. A quota can only slow sends down; one
+that is missing or malformed changes nothing. `now` is in monotonic seconds.
 """
 
 import re
@@ -25,7 +25,7 @@ class Quota:
     ) -> "Quota | None":
         """Return what the values of the three fields say; None unless each is one number.
 
-        A window without requests or without seconds is no window.
+        A window of zero requests or zero seconds counts as none.
         """
         numbers = [_number(values) for values in (count, allowed, reset)]
         used, most, seconds = numbers

@@ -1,7 +1,7 @@
-"""When a token is minted, and how long a missing scope is waited for.
+"""When a token is minted, and for how long a missing scope may still appear.
 
 Monotonic seconds; `now` is an argument. A newly granted scope may take minutes to appear in tokens:
-while that window is open the token is renewed in steps that double, whatever the request rate.
+while that window is open the token is renewed at pauses that double, whatever the request rate.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +18,8 @@ _MOST_DOUBLINGS: Final = 16
 def renew_at(*, received_at: float, expires_at: float, margin: float, jitter: float) -> float:
     """Return when to renew: `margin` before expiry or at 80 % of life, whichever is later.
 
-    `jitter` in [0, 1) takes off up to a tenth of what is left then, so that accounts that started
-    together do not renew together.
+    `jitter` in [0, 1) makes it earlier by up to a tenth of the life left then, so that accounts
+    that started together do not renew together.
     """
     at = max(expires_at - margin, received_at + _RENEW_AT * (expires_at - received_at))
     return at - jitter * 0.1 * (expires_at - at)
@@ -51,9 +51,9 @@ class Window:
 class Schedule:
     """When one account's token is minted next, and who may cause it.
 
-    Nothing may before `not_before`: that keeps `min_interval` between tokens, and the pause a login
-    server asks for. `missing` is what requests needed and the last token lacked; the window
-    is there exactly while it is not empty.
+    No token is minted before `not_before`: that keeps `min_interval` between tokens, and the pause
+    a login server asks for. `missing` holds the scopes that requests needed and the last token
+    lacked; a window exists exactly while `missing` is not empty.
     """
 
     def __init__(self, *, min_interval: float, window_length: float) -> None:
@@ -103,8 +103,8 @@ class Schedule:
     def want(self, missing: frozenset[str], now: float) -> None:
         """Note that a request needs scopes the token lacks.
 
-        A scope that was not missed before opens the window anew, with a renewal as soon as that may
-        be. After the window a request causes one, but seldom.
+        A newly missed scope opens the window again, with a renewal as soon as allowed. After the
+        window a request still causes a renewal, but seldom.
         """
         if not missing <= self.missing:
             self.missing |= missing
@@ -115,7 +115,7 @@ class Schedule:
     def order_renewal(self, reason: Reason, now: float) -> bool:
         """Order another token for this reason; False if none may be minted now.
 
-        Because of 403s (`stale_scope`) it is minted in steps that double while they go on.
+        Because of 403s (`stale_scope`) tokens are minted at pauses that double while 403s go on.
         """
         if self._is_minting:
             return True
@@ -135,7 +135,7 @@ class Schedule:
         self._asked = self._asked or reason
 
     def allow_now(self) -> None:
-        """Allow the next token at once: what kept it back is gone."""
+        """Allow the next token at once."""
         self.not_before = -inf
 
     def begin(self, now: float) -> None:
@@ -144,7 +144,7 @@ class Schedule:
         self._last_mint = now
 
     def succeed(self, now: float, *, renew_at: float, held: frozenset[str] | None) -> None:
-        """Note a token that was received, and the scopes it holds (None: nobody says)."""
+        """Note a token that was received, and the scopes it holds (None: unknown)."""
         self._end(now + self._min_interval)
         self._renew_at = renew_at
         self.missing = frozenset() if held is None else self.missing - held
@@ -152,7 +152,7 @@ class Schedule:
         self._window = None if still_misses is None else still_misses.after_renewal(now)
 
     def fail(self, now: float, *, pause: float) -> None:
-        """Note that no token came, and that none may be asked for so many seconds."""
+        """Note that no token came, and that none may be requested for that many seconds."""
         self._end(now + pause)
 
     def _end(self, not_before: float) -> None:

@@ -1,9 +1,8 @@
 """Which request is the same as an earlier one, and what is kept of a request for that.
 
 A caller whose answer was lost sends the same request again, and the API would carry it out twice.
-What is kept is a `Record`, under the digest of its Idempotency-Key if it has one, and under its
-sameness: method, raw target and body. Both digests hold the caller too, so no caller is ever given
-another's answer.
+So the proxy keeps a `Record`, under two digests: one of its Idempotency-Key if it has one, and one
+of method, raw target and body. Both digests include the caller, so no caller gets another's answer.
 
 | how it ended | what is kept, and for how long |
 | --- | --- |
@@ -28,7 +27,7 @@ _UNKNOWN: Final = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer that can be given again; it never has a Set-Cookie."""
+    """An answer that can be given again, without Set-Cookie."""
 
     status: int
     reason: str
@@ -46,12 +45,12 @@ class KeptAnswer:
 
 @dataclass(frozen=True, slots=True)
 class InDoubt:
-    """It was sent, and what became of it is not known."""
+    """The request was sent, and its outcome is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A replica has it in hand: it waits to be sent, or it `is_sent` and its answer is awaited."""
+    """A replica handles the request: it waits, or `is_sent` and its answer is awaited."""
 
     is_sent: bool
 
@@ -102,13 +101,13 @@ def digests_of(scope: bytes, key: str, method: str, target: str, body: bytes) ->
 
 
 def is_reused(record: Record, digests: Digests) -> bool:
-    """True if the request has the key of another one."""
+    """True if the request uses the key of a different request."""
     return digests.key is not None and record.sameness != digests.sameness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a request ended that was sent: with this answer (None: too large to keep, or none)."""
+    """How a sent request ended: with this answer (None: too large to keep, or none)."""
 
     status: int | None
     answer: KeptAnswer | None
@@ -118,7 +117,7 @@ class Ended:
 def kept_of(
     ended: Ended, digests: Digests, *, window: float, keep: float
 ) -> Iterator[tuple[bytes, State, float]]:
-    """Yield what is kept of a request: under which name, what, and for how many seconds."""
+    """Yield the records to keep of a request: name, record, and for how many seconds."""
     names = [digests.sameness] if digests.key is None else [digests.key, digests.sameness]
     if ended.status is None or ended.status in _UNKNOWN:
         yield from ((name, InDoubt(), window) for name in names)

@@ -1,7 +1,7 @@
-"""Retry-After: how long a server asks to be left alone, and how we ask the same of a caller.
+"""Retry-After: reading a server's field, and writing our own.
 
 A field that cannot be read counts as absent: nothing a server writes raises here, or makes a wait
-that is negative, infinite or not a number. Whether anything waits for it is decided elsewhere.
+that is negative, infinite or not a number. What waits for it is decided elsewhere.
 
 Every `now` is wall time in epoch seconds; dates mean nothing on another clock.
 
@@ -26,11 +26,11 @@ def retry_after(
 ) -> float | None:
     """Seconds to wait from receipt: the largest of the valid fields, at most `maximum`.
 
-    0 if the time has come or is past, None if no field can be read. A date counts from `date`,
-    the response's own, for the two come from one clock and that need not agree with ours; where
-    it is absent, unreadable or more than a day from `now`, from `now`. Decimals such as `1.5` are
-    not in the grammar and are rounded up. Neither are lists such as `2, 2`, as which some servers
-    and proxies write a field that is there twice: each value of a list counts.
+    0 if the time has come or is past, None if no field can be read. A date counts from `date`, the
+    response's own, since both come from the server's clock, which need not agree with ours; if
+    `date` is absent, unreadable or more than a day from `now`, it counts from `now`. The grammar
+    has no decimals such as `1.5`; they are rounded up. It has no lists such as `2, 2` either, but
+    some servers and proxies join two fields so: each value of a list counts.
     """
     sent = _sent(date, now=now)
     waits = [wait for value in values for wait in _waits(value, sent=sent, now=now)]
@@ -38,14 +38,14 @@ def retry_after(
 
 
 def believable(wait: float | None, *, maximum: float) -> float | None:
-    """Return the wait that a server named, or `maximum` in the place of one that is absurd."""
+    """Return the wait that a server named, or `maximum` instead of an absurd one."""
     return maximum if wait is not None and wait > max(LONGEST_NAMED, maximum) else wait
 
 
 def http_date(value: str, *, now: float) -> float | None:
     """Epoch seconds of an HTTP-date in one of its three forms, else None.
 
-    A weekday that does not belong to the date is let pass: the instant is clear without it.
+    A wrong weekday is accepted: the date is clear without it.
     `now` settles the century of a two-digit year.
     """
     text = value.strip(_OWS)
@@ -81,7 +81,7 @@ _LIST = re.compile(r"[ \t]*,[ \t]*")
 
 
 def _sent(date: str | None, *, now: float) -> float:
-    """When the response says it was made, if that can be believed."""
+    """Return when the response was made, by its own Date if that is plausible."""
     stamp = None if date is None else http_date(date, now=now)
     return now if stamp is None or abs(stamp - now) > SANE_SKEW_SECONDS else stamp
 

@@ -1,13 +1,13 @@
 """When refused callers should come back, so that they do not all come back at one moment.
 
-Theory of operation. A refused caller is given the next free moment after those that were given
-before, one interval apart, as if the refused stood in a queue of their own. So those who obey
-return at the pace at which the real queue empties, and find a place. A moment that has passed is
-free again: nobody has to tell that a caller returned, or gave up.
+Theory of operation. A refused caller gets the next free moment after those given before, one
+interval apart, as if refused callers had a queue of their own. So callers that obey return at the
+pace at which the real queue empties, and find a place. A moment that has passed is free again, so
+callers need not say that they returned or gave up.
 
-Invariant: no moment given is earlier than the caller's own wait requires, and none lies further
-ahead of that than `LONGEST_AHEAD`. That bounds what a caller that asks again and again, and does
-not wait, can do to what the others are told.
+Invariant: no moment given is earlier than the caller's own wait requires, nor more than
+`LONGEST_AHEAD` later. This bounds how far a caller that asks again and again, without waiting,
+delays the moments of others.
 """
 
 from dataclasses import dataclass

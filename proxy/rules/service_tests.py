@@ -1,4 +1,4 @@
-"""Which verified JWTs are a service's and not a person's, and which client they name.
+"""Which verified JWTs belong to a service and not to a person, and which client they name.
 
 A test is a list of alternatives; the conditions of one of them must all hold. The presets say how
 identity providers mark the tokens of their client-credentials grant.
@@ -64,7 +64,7 @@ class ServiceTest:
         return present[0] if present and isinstance(present[0], str) and present[0] else None
 
     def is_service(self, claims: Mapping[str, Any], client_id: str) -> bool:
-        """True if the token is that client's own, and no person's."""
+        """True if the token belongs to the client itself and not to a person."""
         return any(
             all(condition.holds(claims, client_id) for condition in conditions)
             for conditions in self.alternatives
@@ -120,7 +120,7 @@ PRESETS: Final[Mapping[str, ServiceTest]] = {
 
 
 def differs_only_in_form(issuer: str, configured: str) -> bool:
-    """True if two issuers are one but for case, a trailing slash or the scheme."""
+    """True if two issuers differ only by case, a trailing slash or the scheme."""
     return issuer != configured and _bare(issuer) == _bare(configured)
 
 

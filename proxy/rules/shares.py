@@ -1,7 +1,7 @@
-"""How much of what all share one peer may take, when little of it is left.
+"""How much of a shared resource one peer may take, when little of it is left.
 
-One peer may take most of it while nobody else wants it. The last tenth is kept for peers that hold
-little: so a newcomer finds room, whatever one address does.
+One peer may take most of it while no other wants it. The last tenth is kept for peers that hold
+little: so a new peer finds room, whatever one address does.
 """
 
 from typing import Final, Literal
@@ -11,7 +11,7 @@ from typing import Final, Literal
 Reason = Literal["limit", "peer", "handshake", "descriptor"]
 
 _KEPT: Final = 0.1  # of the whole
-FEW_CONNECTIONS: Final = 100  # that a peer may hold and still have room in what is kept
+FEW_CONNECTIONS: Final = 100  # that a peer may hold and still get room from the kept part
 
 
 def has_room(*, used: float, whole: float, held: float, little: float, wanted: float = 1) -> bool:

@@ -1,8 +1,8 @@
-"""Names for clients that are not configured, by which metrics and the status tell them apart.
+"""Short names for unconfigured clients, for metrics and the status.
 
-A name is the beginning of the client's account id, which is a hash (digests.py), so that the client
-id itself is told to nobody. The first clients get one and keep it until a restart; the others are
-shown together as `other`, so a crowd of clients adds a bounded number of series.
+A name is the start of the client's account id, which is a hash (digests.py), so that it does not
+reveal the client id. The first clients get one and keep it until a restart; the others are shown
+together as `other`, so a crowd of clients adds a bounded number of series.
 """
 
 from collections.abc import Container, Iterable

@@ -12,10 +12,11 @@ OTHER = "other"  # the name under which all unconfigured accounts are shown
 class QueueState:
     """One queue; seconds.
 
-    `predicted_seconds` is what a newcomer would wait, behind all that wait now. `last_gap_seconds`
-    is what lay between the last two of the `sent` requests: None before there were two, and where
-    several queues are shown as one. The hold is that of this route alone; `hold_named_seconds` is
-    what is left of what the API named, `hold_limit` the limit it named.
+    `predicted_seconds` is what a new request would wait, behind all that wait now.
+    `last_gap_seconds` is the time between the last two of the `sent` requests: None before there
+    were two, and where several queues are shown as one. The hold is that of this route alone;
+    `hold_named_seconds` is the time left of the wait that the API named, `hold_limit` the limit it
+    named.
     """
 
     name: str
@@ -34,8 +35,8 @@ class QueueState:
 class TokenState:
     """A managed account's token; seconds, `issued_at` in seconds since the epoch.
 
-    `scopes` is None where nobody says (opaque tokens); `rejected` tells that the login server
-    refuses the account's credentials.
+    `scopes` is None if unknown (opaque tokens); `rejected` is True while the login server refuses
+    the account's credentials.
     """
 
     expires_in: float | None
@@ -48,10 +49,10 @@ class TokenState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Answers of our own in place of the API's, of one type; times are seconds since the epoch.
+    """The proxy's own refusals of one type; times are seconds since the epoch.
 
     `count` is how many there were since `since`; `at` and `detail` are those of the last one.
-    Nothing in type and detail is the caller's.
+    Type and detail hold nothing that a caller sent.
     """
 
     at: float

@@ -1,8 +1,8 @@
 """Which queue takes a path after a reload, and by which name replicas share its leases.
 
-A pace belongs to what is sent, not to a route's name. So replicas name the leases of a queue by
-what its route takes: a route that was renamed shares them with itself on a replica that was not
-reloaded yet. And a queue inherits the last send of each queue that took one of its paths before.
+A pace belongs to what is sent, not to a route's name. So replicas name the leases of a queue by the
+paths and methods that its route takes: a renamed route shares them with a replica that still has
+the old name. And a queue inherits the last send of each queue that took one of its paths before.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Which names come most often, in bounded memory.
 
-Theory of operation. A full tally gives up the name with the smallest count for a new one, which
+Theory of operation. A full tally replaces the name with the smallest count by the new one, which
 takes over that count: the space-saving algorithm (Metwally, Agrawal and El Abbadi, ICDT 2005). So a
-name that came more often than all names together divided by the number of places is always there,
-and a count may be too high, never too low.
+name that makes up more than 1/places of all additions is always there, and a count may be too high,
+never too low.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from math import inf
 
 @dataclass(frozen=True, slots=True)
 class CallerCount:
-    """A caller, and how many of its requests are meant."""
+    """A caller, and the number of its requests."""
 
     caller: str
     count: int
@@ -45,7 +45,7 @@ class Tally:
 
 
 class RecentTally:
-    """Counts names of late: of a whole span of seconds at least, and of two at most."""
+    """Counts recent names: over at least one span of seconds, and at most two."""
 
     __slots__ = ("_last", "_places", "_present", "_seconds", "_since")
 

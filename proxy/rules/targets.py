@@ -4,7 +4,7 @@ A target is kept twice: raw, exactly as it will be forwarded, and as a copy for 
 Two spellings that a lenient server could take for one resource share one copy, or one of them is
 refused, so that a paced route is not escaped by writing its path another way.
 
-What a route means is decided elsewhere, and no authority that a caller wrote leaves this file.
+What a route means is decided elsewhere. This module drops any authority that a caller wrote.
 
 Obeys RFC 9112 section 3.2 (forms of a target) and RFC 3986 sections 2 and 3.3 (escapes, segments).
 """
@@ -63,7 +63,7 @@ class PathPattern:
         return cls(text, re.compile("/" + "/".join(expressions)))
 
     def matches(self, match_path: str) -> bool:
-        """Whether the `match` of a target fits."""
+        """True if the pattern matches the `match` of a target."""
         return self.regex.fullmatch(match_path) is not None
 
 
@@ -81,7 +81,7 @@ class RouteRule:
         object.__setattr__(self, "regex", re.compile("|".join(expressions)))
 
     def covers(self, match_path: str) -> bool:
-        """Whether the path alone fits."""
+        """True if the route takes the path, whatever the method."""
         return self.regex.fullmatch(match_path) is not None
 
 

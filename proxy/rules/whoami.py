@@ -1,11 +1,11 @@
-"""Asking the API whose a token is: what its answers mean, and when a question may be asked.
+"""Asking the API whose token it is: what its answers mean, and when to ask.
 
 Values in, values out; `now` is monotonic seconds where not said otherwise. Asking, waiting
 and sending are in identity/whoami.py.
 
-The bounds keep a flood of tokens from becoming a flood of questions: `Pace` allows so many in a
-second, `Places` serves waiting questions in turn between callers' addresses, `Switch` stops
-asking an API that has no such call.
+The bounds keep a flood of tokens from becoming a flood of questions: `Pace` allows a number of
+questions per second, `Places` serves waiting questions in turn between callers' addresses, and
+`Switch` stops asking an API that has no such call.
 """
 
 from collections import deque
@@ -47,7 +47,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """Nobody is named; `is_missing` if the API says that it has no such call."""
+    """The answer names no client; `is_missing` if the API says that it has no such call."""
 
     is_missing: bool = False
 
@@ -74,16 +74,16 @@ def _at(document: object, path: Sequence[str]) -> str | None:
 
 
 def _organization(document: Mapping[str, Any]) -> str | None:
-    """Return the organization the token works in; None if it is at home in another one."""
+    """Return the token's organization; None if its home organization is another one."""
     works_in = _at(document, ("organization", "id"))
     home = _at(document, ("homeOrganization", "id"))
     return works_in if home in {None, works_in} else None
 
 
 def _names_a_person(value: object, depth: int = 0) -> bool:
-    """True if anything in the answer speaks of a user, or of another grant than a service's.
+    """True if the answer names a user, or another grant than a service's.
 
-    Deeper than any answer of the vendor nobody looks, and supposes one.
+    Also True if the answer is nested deeper than any answer of the vendor.
     """
     if depth > _MAX_DEPTH:
         return True
@@ -102,7 +102,7 @@ def _is_other_grant(value: object) -> bool:
 
 
 class Pace:
-    """Allows so many questions a second."""
+    """Allows a number of questions per second."""
 
     def __init__(self) -> None:
         self._asked: deque[float] = deque((-inf,) * A_SECOND, maxlen=A_SECOND)
@@ -125,7 +125,7 @@ _T = TypeVar("_T", bound=Hashable)
 
 
 class Places(Generic[_T]):
-    """What waits for a place: first in, first out for one address, the addresses in turn."""
+    """Items that wait for a place: addresses take turns, each first in, first out."""
 
     def __init__(self, limit: int = WAITING) -> None:
         self._limit = limit
@@ -141,8 +141,8 @@ class Places(Generic[_T]):
     def add(self, peer: str, item: _T) -> _T | None:
         """Let an item wait. Return the one that finds no room: this one, or another in its place.
 
-        When it is full, the last one of the address with the most has to leave, if that is not the
-        newcomer's own.
+        If it is full, the last item of the address with the most leaves, unless that address is the
+        new item's own.
         """
         leaving = None
         if len(self) >= self._limit:
@@ -165,7 +165,7 @@ class Places(Generic[_T]):
         return item
 
     def discard(self, item: _T) -> bool:
-        """Let an item wait no longer; False if it does not wait."""
+        """Remove an item; False if it was not waiting."""
         for peer, waiting in self._waiting.items():
             if item in waiting:
                 del waiting[item]

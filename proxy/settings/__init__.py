@@ -2,7 +2,7 @@
 
 * `sections`: the keys, their defaults and what must agree between them
 * `values`: what a single value must be
-* `loading`: the file and the environment, read and told apart when they are wrong
+* `loading`: the file and the environment, read and checked
 * `schema`: the same for editors, as JSON Schema
 
 Reading a secret's file does not belong here: the user of a secret reads it again when it

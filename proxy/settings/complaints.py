@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as sentences: the key, and what it must be."""
+"""The problems of a configuration as sentences: the key, and what it must be."""
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -46,7 +46,7 @@ def complaints(error: ValidationError) -> Iterator[Complaint]:
 
 
 def _keys_beside(loc: Loc) -> Iterable[str]:
-    """Return the keys that are known where `loc` ends; none where no section is."""
+    """Return the known keys of the section that holds `loc`; none if there is no section."""
     annotation: Any = Settings
     for step in loc[:-1]:
         sections = _all_sections_of(annotation)
@@ -66,7 +66,7 @@ def _all_sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return a question after the known name that is most alike; nothing if none is."""
+    """Return a question that suggests the most similar known name; empty if none is similar."""
     nearest = get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 

@@ -1,9 +1,9 @@
 """Reading the small files that the configuration names: secrets, tokens, certificates, keys.
 
-A FIFO or a device would make the process wait for a writer, for ever; so only regular files are
-read, and no more of them than fits a secret or a certificate chain. A network file system that does
-not answer makes a read wait, too; so each read has a thread of its own and two seconds. While a
-read hangs, further reads of that file fail at once: the process waits once and not for ever.
+A FIFO or a device could make the process wait for ever; so only regular files are read, up to the
+size of a secret or a certificate chain. A network file system that does not answer makes a read
+wait, too; so each read has its own thread and two seconds. While a read hangs, further reads of
+that file fail at once, so the process waits only once.
 """
 
 import errno
@@ -69,7 +69,7 @@ def _read(path: Path) -> str:
 
 
 def check_regular_file(path: Path) -> None:
-    """Raise OSError if a library that is given this path would have to wait for its bytes."""
+    """Raise OSError unless the path is a regular file, which a library can read without waiting."""
 
     def read() -> None:
         _check(path.stat().st_mode)

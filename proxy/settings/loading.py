@@ -1,10 +1,10 @@
 """The configuration file and the environment, read into one `Settings`.
 
-* The environment beats the file: `EXPORT_PROXY__PACING__INTERVAL=0.25`. A list is given as a whole,
-  as JSON; `null` unsets what may be null. A name that overrides nothing is a problem.
+* The environment overrides the file: `EXPORT_PROXY__PACING__INTERVAL=0.25`. It gives a list as a
+  whole, as JSON; `null` unsets a key that may be null. A name that overrides nothing is a problem.
 * `${NAME}` in a value of the file is replaced from the environment; `$${` is a plain `${`.
 * A number in the file is a number. Only text out of the environment is read as one.
-* A problem names the key and never quotes the value, for any value may hold a secret.
+* A problem names the key and never quotes the value, since any value may hold a secret.
 """
 
 import re
@@ -45,7 +45,7 @@ class ConfigError(Exception):
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read the configuration file, and let the environment override it.
 
-    Raises ConfigError with every problem that can be told at once.
+    Raises ConfigError with every problem that can be found at once.
     """
     document, problems = _read_file(path, environ)
     overrides, unknown = _read_environment(environ)
@@ -61,7 +61,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def written_secrets(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the keys whose value is a secret that stands in the file itself, as plain text.
+    """Return the keys whose secret is in the file itself, as plain text.
 
     For a file that `load` has read.
     """
@@ -137,7 +137,7 @@ def _prepare(
 ) -> Iterator[Complaint]:
     """Replace references in the text below `node`, in place, and report keys that come twice.
 
-    PyYAML keeps the last of equal keys without a word. `seen` is what an alias may lead back to.
+    PyYAML silently keeps the last of equal keys. `seen` holds the nodes that an alias may repeat.
     """
     if id(node) in seen:
         return
@@ -171,7 +171,7 @@ _TRAPS: Final = {
 
 
 def _prepare_scalar(node: yaml.ScalarNode, environ: Mapping[str, str]) -> list[str]:
-    """Fill references in, keep `off` and its like as words, and complain of what misleads."""
+    """Replace references, keep words such as `off`, and report misleading numbers."""
     if node.tag == "tag:yaml.org,2002:str":
         node.value, complaints = _replaced(node.value, environ)
         return complaints

@@ -1,7 +1,8 @@
 """The JSON Schema of the configuration file, for editors that complete and check it.
 
-It is the model's own, without titles that repeat the keys. Where a value is not text, `${NAME}` is
-allowed too. What only `load` can tell – conflicts between keys, patterns of names – is not in it.
+It is the model's own schema, without titles that repeat the keys. Where a value is not text,
+`${NAME}` is allowed too. It leaves out what only `load` can check: conflicts between keys, and
+patterns of names.
 """
 
 from typing import Any, Final
@@ -22,7 +23,7 @@ def schema() -> dict[str, Any]:
 
 
 def _cleaned(node: Any) -> Any:
-    """Return a schema, or a part of one, without what is of no use to an editor."""
+    """Return a schema, or a part of one, without what editors do not need."""
     if isinstance(node, list):
         return [_cleaned(item) for item in node]
     if not isinstance(node, dict):

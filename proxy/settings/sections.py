@@ -69,7 +69,7 @@ def dotted(loc: Loc) -> str:
 
 
 class _Conflict(NamedTuple):
-    """Values that are each fine and do not go together; `loc` is the key to look at."""
+    """Values that are each valid but contradict each other; `loc` is the key to look at."""
 
     loc: Loc
     complaint: str
@@ -235,7 +235,7 @@ class Quota(Section):
 
 
 class Tokens(Section):
-    """When managed tokens are renewed, and what becomes of a request they cannot serve."""
+    """When managed tokens are renewed, and what happens to a request whose scope they lack."""
 
     refresh_margin: Seconds = 60.0
     """Seconds before expiry at which a token is renewed, or at 80 % of its life, whichever is
@@ -245,8 +245,8 @@ class Tokens(Section):
     min_refresh_interval: PositiveSeconds = 15.0
     """Seconds between two tokens of one account; doubles up to 120 while a scope is missing."""
     on_missing_scope: Literal["reject", "wait", "forward"] = "reject"
-    """What becomes of a request whose scope is missing: refused, held back until it appears (needs
-    `pacing.max_wait` above `min_refresh_interval`), or sent anyway."""
+    """What the proxy does with a request whose scope is missing: refuse it, let it wait until the
+    scope appears (needs `pacing.max_wait` above `min_refresh_interval`), or send it anyway."""
 
 
 class ClaimTest(Section):
@@ -336,8 +336,9 @@ def _whole_key(value: object) -> object:
 class Account(Section):
     """A service account.
 
-    With a secret it is managed: its callers are sent on with its own token. `keys` are hashes of
-    what callers may present instead of one. `interval` overrides that of `pacing`.
+    With a secret it is managed: the proxy sends its callers' requests with its own token. `keys`
+    are hashes of keys that callers may present instead of a token. `interval` overrides that of
+    `pacing`.
     """
 
     name: Name
@@ -376,9 +377,9 @@ class Account(Section):
 
 
 class Channel(Section):
-    """What a body needs in which one of `fields` has one of `values`.
+    """The needs of a body in which one of `fields` has one of `values`.
 
-    A body that is there and cannot be read needs what all channels of the route need.
+    A body that cannot be read needs what all channels of the route need.
     `require_scopes` stand in for those of the route. `cost` is in intervals.
     """
 
@@ -393,7 +394,7 @@ class Channel(Section):
 
 
 class Route(Section):
-    """Requests that are treated alike; `require_scopes` maps a method to what it needs."""
+    """Requests that are treated alike; `require_scopes` maps a method to its scopes."""
 
     name: Name
     """Label in metrics and logs; not other, login or none."""
@@ -435,7 +436,7 @@ class Route(Section):
 
 
 class Store(Section):
-    """Where the state of pacing lives; the URL is a secret because it may hold a password."""
+    """Where the state of pacing is kept; the URL is a secret because it may hold a password."""
 
     url: StoreUrl = SecretStr("memory://")
     """`memory://`, `redis://host:port/db`, `rediss://…` or
@@ -640,7 +641,7 @@ class Settings(Section):
     repeats: Repeats = Repeats()
     """Requests that the proxy recognises when a caller sends them again."""
     store: Store = Store()
-    """Where the state of the pace lives."""
+    """Where the state of the pace is kept."""
     incidents: Incidents | None = None
     """Where the proxy reports lasting trouble; null: nowhere."""
     limits: Limits = Limits()

@@ -1,7 +1,7 @@
 """What a single value of the configuration must be, as annotated types.
 
-Every complaint is a sentence about its key, and none quotes the value: any value may hold a secret.
-What must agree between two keys is not said here.
+Each complaint is a sentence about its key, and quotes no value: any value may hold a secret.
+Conflicts between two keys are not checked here.
 """
 
 import ipaddress
@@ -38,7 +38,7 @@ class EnvironmentText(str):
 
 
 def number(value: object) -> object:
-    """Refuse what is no number as written."""
+    """Refuse a value that is not written as a number."""
     # pydantic would take true for 1 and "5" for 5.
     if isinstance(value, bool | str) and not isinstance(value, EnvironmentText):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic gathers only this kind
@@ -131,7 +131,7 @@ def _path_pattern(text: str) -> str:
 
 
 def key_hash(text: str) -> str:
-    """Return the hash of a key in its one spelling; raises ValueError if it is none."""
+    """Return the hash of a key in lower case; raises ValueError if it is not a hash."""
     digits = text.lower().removeprefix("sha256:")
     if re.fullmatch(r"[0-9a-f]{64}", digits) is None:
         raise ValueError("must be sha256: and 64 hexadecimal digits")

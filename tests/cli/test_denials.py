@@ -64,7 +64,7 @@ def test_an_answer_that_names_nothing() -> None:
 
 def test_another_status_is_no_denial() -> None:
     answer = MissingHere(status=429, code="too.many.requests")
-    assert advice(answer) == "That is a 429 and no 403: it says nothing of permissions."
+    assert advice(answer) == "That is a 429 and not a 403: it says nothing about permissions."
 
 
 # The command

@@ -412,4 +412,4 @@ async def test_an_account_that_is_configured_no_longer_has_no_open_incident(
             without = proxy.proxy.settings.model_copy(update={"accounts": ()})
             proxy.proxy.apply(without)
             (row,) = await has_rows(simulator, 1, active=0)
-    assert row["close_notes"].startswith("The account is configured no longer.")
+    assert row["close_notes"].startswith("The account is no longer configured.")
