@@ -63,9 +63,11 @@ class SystemClock(Clock):
         self._timers: Timers | None = None
 
     def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        timers, loop = self._timers, asyncio.get_running_loop()
+        if when <= time.monotonic():
+            return loop.call_soon(callback)
         if not is_supported:
             return _LoopTimer(when, callback)
-        timers, loop = self._timers, asyncio.get_running_loop()
         if timers is None or timers.loop is not loop:
             timers = self._timers = Timers(loop)
         return timers.call_at(when, callback)

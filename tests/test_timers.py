@@ -47,9 +47,9 @@ def test_a_callback_that_fails_is_told_and_keeps_no_other_from_being_called(loop
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: failures.append(context["exception"])
         )
-        now = clock.monotonic()
-        clock.call_at(now, lambda: 1 / 0)
-        await clock.sleep_until(now)
+        soon = clock.monotonic() + 0.002
+        clock.call_at(soon, lambda: 1 / 0)
+        await clock.sleep_until(soon)
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
@@ -62,10 +62,10 @@ def test_a_timer_may_cancel_another_one_of_the_same_moment(loop: Loop) -> None:
     calls: list[str] = []
 
     async def main() -> None:
-        now = clock.monotonic()
-        clock.call_at(now, lambda: second.cancel())  # noqa: PLW0108 -- bound later
-        second = clock.call_at(now, lambda: calls.append("cancelled"))
-        await clock.sleep_until(now + 0.001)
+        soon = clock.monotonic() + 0.002
+        clock.call_at(soon, lambda: second.cancel())  # noqa: PLW0108 -- bound later
+        second = clock.call_at(soon, lambda: calls.append("cancelled"))
+        await clock.sleep_until(soon + 0.001)
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
