@@ -4,7 +4,6 @@ What may follow, another attempt or the answer to the caller, is decided in send
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from math import inf
@@ -47,8 +46,7 @@ class QueueCaller(NamedTuple):
     weight: int = 1
 
 
-@dataclass(slots=True)
-class PendingRequest:
+class PendingRequest(NamedTuple):
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
     `caller` takes turns with the other callers of the account. `managed` is the account's own
@@ -101,6 +99,8 @@ class Attempts:
             with spell:
                 outcome = await self._send(pending, slot, token, begun=spell.begun)
                 match outcome:
+                    case Response():
+                        attempt = "answered"
                     case Withheld():
                         spell.part, attempt = "connecting", None
                     case Unsent():
@@ -110,7 +110,7 @@ class Attempts:
                         pass  # of a safe request, which may be sent once more
                     case ApiRefusal(reason="rate_limited"):
                         attempt = "refused"
-                    case ApiRefusal(reason=None) | Response():
+                    case ApiRefusal(reason=None):
                         attempt = "answered"
                     case ApiRefusal():
                         attempt = "stale token"

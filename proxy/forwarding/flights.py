@@ -137,8 +137,8 @@ class Flights:
         done = asyncio.get_running_loop().create_future()
         flight = Flight(pending, digests, owner, done)
         # What refers back to the flight is the task's alone, so that both go when the task is over.
-        watched = replace(
-            pending, is_present=flight.has_callers, on_sent=lambda: self._mark(flight)
+        watched = pending._replace(
+            is_present=flight.has_callers, on_sent=lambda: self._mark(flight)
         )
         if digests.key is not None:
             self._by_key[digests.key] = flight

@@ -19,7 +19,6 @@ its requests are over.
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from proxy.forwarding.api_refusals import ApiRefusal
@@ -151,7 +150,7 @@ class Group:
         """Send one request for all that wait when it leaves."""
         shared = SharedSend(ticket, pending.outgoing.fields)
         # What refers to the shared send is the task's alone, so that both go when it is over.
-        watched = replace(pending, on_sent=lambda: self._take_along(shared))
+        watched = pending._replace(on_sent=lambda: self._take_along(shared))
         shared.task = self._spawn(self._run(shared, watched, slot, send))
         shared.task.add_done_callback(lambda _: slot.report(Unused()))  # it may never have begun
         return await self._outcome_of(shared, pending, ticket)
@@ -213,12 +212,8 @@ class Merging:
         return f"<Merging: {len(self._groups)} groups>"
 
     @contextmanager
-    def joined(self, pending: PendingRequest, ticket: Ticket) -> Iterator[Group | None]:
-        """Keep a request in the group of its equals; None if it is sent by itself."""
-        read = _read(pending) if pending.may_merge else None
-        if read is None:
-            yield None
-            return
+    def joined(self, pending: PendingRequest, read: Read, ticket: Ticket) -> Iterator[Group]:
+        """Keep a request in the group of its equals, which are the same read."""
         key = pending.queue, read
         group = self._groups.get(key)
         if group is None:
@@ -232,7 +227,10 @@ class Merging:
                 del self._groups[key]
 
 
-def _read(pending: PendingRequest) -> Read | None:
+def read_to_merge(pending: PendingRequest) -> Read | None:
+    """Return a request as a read that others may equal; None if it is sent by itself."""
+    if not pending.may_merge:
+        return None
     outgoing = pending.outgoing
     return read_of(
         outgoing.method,

@@ -12,9 +12,9 @@ Invariant: nothing waits between the look-up that finds nothing and the start of
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, Final
 
 from proxy.clock import Clock
@@ -79,37 +79,45 @@ class Repeats:
         """True if requests of this method and route are recognised when they come again."""
         return paced and self._rules.window > 0 and method not in SAFE_METHODS
 
-    @asynccontextmanager
-    async def answering(
-        self, pending: PendingRequest, sender: Sender, digests: Digests
-    ) -> AsyncIterator[Answer | Response]:
-        """Return the request's answer, of this send or of an earlier one; the block delivers it.
+    def answering(self, pending: PendingRequest, sender: Sender, digests: Digests) -> "Answering":
+        """Return the block that delivers the request's answer, of this send or an earlier one."""
+        return Answering(self, pending, sender, digests)
 
-        It is delivered when the block succeeds and all of the answer has left. Raises a Problem
-        when there is no answer.
+    async def find_answer(
+        self, pending: PendingRequest, sender: Sender, digests: Digests
+    ) -> tuple[Answer | Response, Flight | None]:
+        """Return the answer, and the flight that the caller leaves once it has it.
+
+        Raises a Problem when there is no answer.
         """
         exchange = pending.exchange
         while True:
             found = await self._look_up(pending, digests)
             if isinstance(found, KeptAnswer):
-                yield _marked(Answer(found.status, found.reason, list(found.fields), found.body))
-                return
+                kept = Answer(found.status, found.reason, list(found.fields), found.body)
+                return _marked(kept), None
             flight = self._flights.start(pending, sender, digests) if found is None else found
             self._flights.join(flight, exchange)
-            is_delivered = False
             try:
                 answer = await self._answer(flight, exchange)
-                if answer is None:
-                    continue
-                if not exchange.request.is_present():
-                    raise ConnectionResetError("the caller left")
-                yield answer if found is None else _marked(answer)
-                if not exchange.is_cut:
-                    await exchange.request.flushed()  # the caller may leave before it has it all
-                    is_delivered = True
-                return
-            finally:
-                self._flights.leave(flight, exchange, is_delivered=is_delivered)
+            except BaseException:
+                self._flights.leave(flight, exchange, is_delivered=False)
+                raise
+            if answer is not None and exchange.request.is_present():
+                return answer if found is None else _marked(answer), flight
+            self._flights.leave(flight, exchange, is_delivered=False)
+            if answer is not None:
+                raise ConnectionResetError("the caller left")
+
+    async def leave(self, flight: Flight, exchange: Exchange, *, has_answer: bool) -> None:
+        """Let a caller go; it `has_answer` if the whole of one was written for it."""
+        is_delivered = False
+        try:
+            if has_answer:
+                await exchange.request.flushed()  # the caller may leave before it has it all
+                is_delivered = True
+        finally:
+            self._flights.leave(flight, exchange, is_delivered=is_delivered)
 
     async def _look_up(
         self, pending: PendingRequest, digests: Digests
@@ -227,6 +235,38 @@ class Repeats:
     def _reused(self, label: str) -> Problem:
         self._metrics.repeated(label, "reused")
         return Problem("key-reused", "Another request was sent with this Idempotency-Key.")
+
+
+class Answering:
+    """A block that delivers an answer: delivered if it succeeds and all of the answer has left.
+
+    Every send on a paced route passes here; a generator would cost it several times as much.
+    """
+
+    __slots__ = ("_digests", "_flight", "_pending", "_repeats", "_sender")
+
+    def __init__(
+        self, repeats: Repeats, pending: PendingRequest, sender: Sender, digests: Digests
+    ) -> None:
+        self._repeats = repeats
+        self._pending = pending
+        self._sender = sender
+        self._digests = digests
+        self._flight: Flight | None = None
+
+    async def __aenter__(self) -> Answer | Response:
+        answer, self._flight = await self._repeats.find_answer(
+            self._pending, self._sender, self._digests
+        )
+        return answer
+
+    async def __aexit__(
+        self, error: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self._flight is not None:
+            exchange = self._pending.exchange
+            has_answer = error is None and not exchange.is_cut
+            await self._repeats.leave(self._flight, exchange, has_answer=has_answer)
 
 
 def _may_wait_on(flight: Flight, exchange: Exchange) -> bool:

@@ -125,9 +125,10 @@ class Routes:
 
         A request with a bearer token is none, and may go wherever a route takes it.
         """
+        if not target.match.endswith(LOGIN_PATH):
+            return None
         credentials = request.headers.getall("Authorization", ())
-        has_token = any(value.lower().startswith("bearer ") for value in credentials)
-        if has_token or not target.match.endswith(LOGIN_PATH):
+        if any(value.lower().startswith("bearer ") for value in credentials):
             return None
         path = f"{self._listen.login_prefix}{LOGIN_PATH}"
         return f"Tokens are asked for at {path}: does the base URL have a path, such as /api?"

@@ -19,7 +19,7 @@ from proxy.forwarding.api_refusals import ApiRefusal
 from proxy.forwarding.attempts import Attempts, PendingRequest, outcome_unknown
 from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
-from proxy.forwarding.merging import Group, Merging, Outcome
+from proxy.forwarding.merging import Group, Merging, Outcome, read_to_merge
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
 from proxy.http.received import Response
 from proxy.pacing.accounts import Accounts
@@ -74,9 +74,10 @@ class Sender:
             caller=pending.caller.id,
             weight=pending.caller.weight,
         )
-        if not pending.may_merge:
+        read = read_to_merge(pending)
+        if read is None:
             return await self._send(pending, ticket, None)
-        with self._merging.joined(pending, ticket) as group:
+        with self._merging.joined(pending, read, ticket) as group:
             return await self._send(pending, ticket, group)
 
     async def _send(
@@ -95,11 +96,17 @@ class Sender:
                 if refusal is None or self._drain.has_begun:
                     raise
                 return refusal.passed_on(pending.queue.holds.named_left())
-            outcome = await self._outcome(pending, ticket, token, slot=slot, group=group)
+            outcome: Outcome
+            if slot is not None and (group is None or not group.others_wait(ticket)):
+                with slot:
+                    outcome = await self._attempts.make(pending, slot, token)
+            else:
+                assert group is not None  # noqa: S101 -- for the type checker
+                outcome = await self._merged(pending, ticket, token, slot=slot, group=group)
             exchange.is_merged = slot is None
             match outcome:
-                case Withheld():
-                    pass  # no try, so nothing is counted; it is first in the queue again
+                case Response() | Answer():
+                    return self._final(pending, outcome)
                 case OutcomeUnknown():
                     self._repeat(pending)
                 case Unsent():
@@ -109,27 +116,23 @@ class Sender:
                         return self._final(
                             pending, refusal.passed_on(pending.queue.holds.named_left())
                         )
-                case Response() | Answer():
-                    return self._final(pending, outcome)
+                case _:  # it was withheld: no try, so nothing is counted; it is first again
+                    pass
 
-    async def _outcome(
+    async def _merged(
         self,
         pending: PendingRequest,
         ticket: Ticket,
         token: Token | None,
         *,
         slot: Slot | None,
-        group: Group | None,
+        group: Group,
     ) -> Outcome:
-        """Send once, with a slot, or wait for the send that takes the request along."""
-        if group is not None and slot is None:
+        """Send once for all that wait, or wait for the send that takes the request along."""
+        if slot is None:
             return await self._taken_along(pending, ticket, group)
-        assert slot is not None  # noqa: S101 -- for the type checker
-        if group is not None and group.others_wait(ticket):
-            send = partial(self._attempts.make, slot=slot, token=token)
-            return await group.send(pending, ticket, slot, send)
-        with slot:
-            return await self._attempts.make(pending, slot, token)
+        send = partial(self._attempts.make, slot=slot, token=token)
+        return await group.send(pending, ticket, slot, send)
 
     async def _taken_along(self, pending: PendingRequest, ticket: Ticket, group: Group) -> Outcome:
         """Wait for what became of the send of an equal request, which counts as an attempt."""

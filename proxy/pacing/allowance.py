@@ -49,13 +49,11 @@ class Allowance:
     @property
     def interval(self) -> float:
         """Seconds between two sends on a paced route without an interval of its own, now."""
-        return self._as_ordered(self.configured_interval)
+        return self.interval_on(None)
 
-    def interval_on(self, route: str) -> float:
+    def interval_on(self, route: str | None) -> float:
         """Return the seconds between two sends on that paced route, as configured and ordered."""
-        return self._as_ordered(self.configured_interval_on(route))
-
-    def _as_ordered(self, configured: float) -> float:
+        configured = self.configured_interval_on(route)
         if self.control is FREE_HAND:
             return configured
         return self.control.interval(self.context.clock.monotonic(), configured)

@@ -110,20 +110,26 @@ class AccountScheduler:
     def grant(self, queue: AccountQueue, ticket: Ticket, now: float) -> Slot:
         """Give the slot that is due to that ticket."""
         not_before = queue.paced_due(now)
-        due = max(not_before, ticket.joined_at, self._allowance.room_since)
-        if self._allowance.is_observed:
-            due = ticket.joined_at
-        else:
-            for holding in (self._allowance.holding, queue.holding):
-                due = max(due, holding.state.opens_at(-inf))
-        due = max(due, self._allowance.control.opens_at(-inf))
+        due_at = now  # of one that has only just come
+        if ticket.joined_at < now:
+            due_at = min(self._due_since(queue, ticket, not_before), now)
         ticket.had_slot = True
-        slot = Slot(queue, ticket, at=now, due_at=min(due, now), not_before=not_before)
+        slot = Slot(queue, ticket, at=now, due_at=due_at, not_before=not_before)
         self._allowance.granted(slot, now)
         queue.holding.granted(slot, now)
         queue.queue.granted(slot)
         queue.waiters.served(ticket)
         return slot
+
+    def _due_since(self, queue: AccountQueue, ticket: Ticket, not_before: float) -> float:
+        """Return since when that ticket could have had the slot."""
+        if self._allowance.is_observed:
+            due = ticket.joined_at
+        else:
+            due = max(not_before, ticket.joined_at, self._allowance.room_since)
+            for holding in (self._allowance.holding, queue.holding):
+                due = max(due, holding.state.opens_at(-inf))
+        return max(due, self._allowance.control.opens_at(-inf))
 
     # What becomes of a slot
 

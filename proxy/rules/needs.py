@@ -15,7 +15,7 @@ largest cost. The API decides whether to refuse it.
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 _MOST_STEPS: Final = 50_000  # of the search for nested fields in one body
@@ -31,6 +31,10 @@ class ChannelRule:
     values: frozenset[str]
     scopes: frozenset[str]
     cost: float
+    names: frozenset[str] = field(init=False, repr=False)  # the fields, in lower case
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(name.lower() for name in self.fields))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +175,9 @@ def _matches(rule: ChannelRule, document: Document) -> bool:
         case Unreadable():
             return True
         case Members() as members:
-            names = {field.lower() for field in rule.fields}
             return any(
-                _is_among(value, rule.values)
+                key.strip().lower() in rule.names and _is_among(value, rule.values)
                 for key, value in members
-                if key.strip().lower() in names
             )
 
 

@@ -52,7 +52,7 @@ class Sink:
         self.clock = clock
         self.dropped = 0
         self._descriptor = descriptor
-        self._events: queue.Queue[_Line | None] = queue.Queue(_WAITING_LINES)
+        self._events: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._lock = threading.Lock()
@@ -67,10 +67,7 @@ class Sink:
     def close(self, *, within: float = _FLUSH_SECONDS) -> None:
         """Write what waits, for so many seconds at most."""
         self._is_closing.set()
-        try:
-            self._events.put(None, timeout=within)
-        except queue.Full:
-            return
+        self._events.put(None)
         self._thread.join(within)
 
     def take_room(self, owner: Owner) -> bool:
@@ -132,9 +129,9 @@ class Sink:
             self._drop()
 
     def _queue(self, event: Event) -> None:
-        try:
-            self._events.put_nowait((event, self.settings.format))
-        except queue.Full:
+        if self._events.qsize() < _WAITING_LINES:
+            self._events.put((event, self.settings.format))
+        else:
             self._drop()
 
     def _drop(self) -> None:
