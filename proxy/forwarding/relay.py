@@ -87,6 +87,12 @@ class Relay:
 
 async def read_or_keep(api: Client, answer: Response, limit: int) -> Answer | Response:
     """Read an answer whole; one that is too long or breaks off is still to be streamed."""
+    if answer.is_complete:  # nothing to wait for
+        data = answer.read_nowait()
+        if len(data) <= limit:
+            return Answer(answer.status, *answer.head(), data)
+        answer.keep(data)
+        return answer
     body = bytearray()
     try:
         while chunk := await api.next_chunk(answer):

@@ -5,8 +5,6 @@ their turn. So that one address cannot take all the room, the last tenth is for 
 little.
 """
 
-from collections import Counter
-
 from proxy.rules.shares import has_room
 from proxy.settings import Limits
 
@@ -19,7 +17,7 @@ class Room:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._taken = 0
-        self._taken_by: Counter[str] = Counter()
+        self._taken_by: dict[str, int] = {}
 
     @property
     def taken(self) -> int:
@@ -28,17 +26,17 @@ class Room:
 
     def take(self, peer: str, size: int) -> bool:
         """Count `size` more bytes of that address; False, and nothing is counted, without room."""
-        limits = self.limits
+        limits, held = self.limits, self._taken_by.get(peer, 0)
         if not has_room(
             used=self._taken,
             whole=limits.max_buffered,
-            held=self._taken_by[peer],
+            held=held,
             little=max(limits.max_buffered / _LITTLE, limits.max_body),  # one body at least
             wanted=size,
         ):
             return False
         self._taken += size
-        self._taken_by[peer] += size
+        self._taken_by[peer] = held + size
         return True
 
     def give_back(self, peer: str, size: int) -> None:

@@ -125,7 +125,8 @@ class AccountQueue:
 
     def _opens_at(self, now: float) -> float:
         if not self.queue.paced:
-            return self.queue.lease.opens(now)  # which it waits for until a shared hold is known
+            # It waits for the lease until a shared hold is known.
+            return self.queue.lease.present.opens(now)
         interval = self.allowance.interval_on(self.queue.route)
         opens = self.queue.opens_at(now, interval * self.allowance.spread)
         return self.leased.own_moment(opens, interval)

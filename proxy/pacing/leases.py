@@ -62,10 +62,6 @@ class QueueLease:
         self.present = Lease(self._expected_at, inf) if paced else FREE
         self.contenders = 1
 
-    def opens(self, now: float) -> float:
-        """When the present lease may be used; `inf` if there is none."""
-        return self.present.opens(now)
-
     def predicted(self, now: float) -> float:
         """When a lease may be used, as far as can be told."""
         opens = self.present.opens(now)

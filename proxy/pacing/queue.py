@@ -66,7 +66,7 @@ class Queue:
 
     def opens_at(self, now: float, interval: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
-        return max(self.pace_due(interval), self.lease.opens(now))
+        return max(self.pace_due(interval), self.lease.present.opens(now))
 
     def pace_left(self, now: float, interval: float) -> float:
         """Return the seconds for which the last send from here keeps the next one back."""
