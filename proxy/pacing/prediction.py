@@ -42,7 +42,8 @@ def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
     """Return the wait behind requests of that cost, in intervals.
 
     The pace and the hold bound it, and so does room in flight, which answers make: the first room
-    may be a whole answer away, and the others follow as the answers do.
+    may be a whole answer away, and the others follow as the answers do. One answer that is late
+    says nothing of the others while there is room beside it.
     """
     allowance, inner = queue.allowance, queue.queue
     if allowance.is_observed:
@@ -61,6 +62,7 @@ def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
     without_room = cost + 1 + allowance.in_flight - in_flight
     if without_room <= 0:
         return by_pace
-    rounds = 1 + (without_room - 1) / in_flight
-    by_room = held + rounds * inner.answer_seconds(now)
+    first = inner.answer_seconds(now)
+    others = inner.average_answer_seconds if allowance.in_flight < in_flight else first
+    by_room = held + first + (without_room - 1) / in_flight * others
     return max(by_pace, by_room)

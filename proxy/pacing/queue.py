@@ -81,6 +81,11 @@ class Queue:
         """Return what lies between two sends from here, replicas and their leases considered."""
         return interval * max(self.lease.contenders, spread)
 
+    @property
+    def average_answer_seconds(self) -> float:
+        """Return how long answers took of late."""
+        return self._answer_seconds
+
     def answer_seconds(self, now: float) -> float:
         """Return how long answers take: of late, or as long as the oldest request has waited."""
         oldest = next(iter(self._unanswered), None)

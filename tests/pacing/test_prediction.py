@@ -1,10 +1,11 @@
-"""Whom a newcomer would push out of time."""
+"""How long a newcomer would wait, and whom it would push out of time."""
 
 import random
 
 import pytest
 
 from proxy.pacing.prediction import predicted_wait, pushes_out
+from proxy.pacing.slot import Answered
 from proxy.rules.pace import fits
 from proxy.settings import Pacing
 from tests.kit.pacing import bench
@@ -37,3 +38,19 @@ async def test_newcomer_pushes_out_those_whom_its_cost_makes_late(seed: int) -> 
             assert pushes_out(queue, newcomer, now) is bool(late)
         for one in waiting:
             one.cancel()
+
+
+@pytest.mark.parametrize(("room", "predicted"), [(2, 100.0), (1, 60.0 * 201)])
+async def test_a_late_answer_tells_of_the_others_only_if_no_room_is_left_beside_it(
+    room: int, predicted: float
+) -> None:
+    """One is a minute late and 200 wait; with room beside it they are sent at the pace."""
+    async with bench(Pacing(interval=0.5, max_in_flight=room)) as b:
+        late = b.send(await b.get(b.queue()))
+        waiting = [b.join(b.queue(), limit=1e6) for _ in range(200)]
+        await b.clock.advance(0)
+        b.clock.stall(60.0)
+        assert b.predicted_wait(b.ticket()) == pytest.approx(predicted)
+        for one in waiting:
+            one.cancel()
+        late.report(Answered())
