@@ -239,6 +239,7 @@ def test_no_balancer_gives_up_before_the_proxy_does(replica: Settings) -> None:
         r"proxy_read_timeout (\d+)s",
         r"`timeout \w+ (\d+)s`",
         r"timeout_seconds=(\d+)",
+        r"idle_timeout\.seconds=(\d+)",
     ):
         found = [int(one) for one in re.findall(pattern, page)]
         relevant = [one for one in found if one > 100]  # not those of idle connections
@@ -255,6 +256,36 @@ def test_nginx_closes_idle_connections_before_the_proxy_does() -> None:
     assert "proxy_next_upstream off;" in block
     (body,) = re.findall(r"client_max_body_size (\d+)m;", block)
     assert int(body) * 2**20 > defaults.limits.max_body
+
+
+@pytest.mark.needs("nginx")
+def test_nginx_takes_the_block_of_the_page(tmp_path: Path) -> None:
+    """Inside `http`, as the page says; with a port that needs no root."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```nginx\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block.count("listen 80;") == 1
+    block = block.replace("listen 80;", f"listen {HOST}:8000;")
+    names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    folders = "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in names)
+    file = tmp_path / "nginx.conf"
+    file.write_text(
+        f"pid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{folders}{block}}}\n",
+        encoding="utf-8",
+    )
+    command = [
+        str(program("nginx")),
+        "-t",
+        "-q",
+        "-e",
+        "stderr",
+        "-p",
+        str(tmp_path),
+        "-c",
+        str(file),
+    ]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603 -- a fixed command
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_cluster_is_not_started_where_something_answers_already() -> None:

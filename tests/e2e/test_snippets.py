@@ -91,11 +91,16 @@ class Program:
 
         So it is the median, and one refusal is let pass.
         """
-        head = "GET /simulator/report HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        answer = parse_response(await exchange(HOST, self.api, head.encode(), timeout=10))
-        account = json.loads(answer.body)["accounts"]["any-id"]
+        account = await self.report()
         assert account["refused"] <= 1
         return float(account["median_gap"])
+
+    async def report(self) -> dict[str, Any]:
+        """What the API recorded of the account."""
+        head = "GET /simulator/report HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = parse_response(await exchange(HOST, self.api, head.encode(), timeout=10))
+        account: dict[str, Any] = json.loads(answer.body)["accounts"]["any-id"]
+        return account
 
     async def is_ready(self) -> bool:
         """Whether both of them answer."""
@@ -154,16 +159,15 @@ async def as_in_the_readme(
         yield running
 
 
-@pytest.mark.needs(PACKAGE)
-async def test_python(tmp_path: Path) -> None:
-    """Six exports from four threads are 0.5 s apart, and it prints what the README shows."""
+async def test_the_first_script(tmp_path: Path) -> None:
+    """Ten exports that come at once are 0.5 s apart, and it prints what the README shows."""
     async with as_in_the_readme(tmp_path) as running:
         script = tmp_path / "exports.py"
-        script.write_text(running.adapted(snippet(README, "python", "post_recording_jobs")))
+        script.write_text(running.adapted(snippet(README, "python", "range(10)")))
         lines = (await running.run(sys.executable, str(script))).splitlines()
         gap = await running.gap()
-    shown = re.compile(r"\d\.\d s: export \d is PENDING")
-    assert len(lines) == 6
+    shown = re.compile(r"\d\.\d s: export \d got 202")
+    assert len(lines) == 10
     assert all(shown.fullmatch(line) for line in lines)
     (example,) = snippets(README, "text")
     assert all(shown.fullmatch(line) for line in example.splitlines()[:-1])
@@ -238,13 +242,16 @@ async def test_each_script_exports_through_the_proxy(tmp_path: Path) -> None:
             assert (name, await run_script(running, name, text_of(name), {})) == (name, printed)
 
 
-@pytest.mark.needs("requests")
-async def test_the_batch_is_served_without_retries(tmp_path: Path) -> None:
-    """The script of the page, with fewer exports and a shorter interval."""
-    text = snippet(CLIENTS, "python", "10_000")
+@pytest.mark.needs("requests", "aiohttp")
+async def test_a_batch_is_served_without_retries(tmp_path: Path) -> None:
+    """By 20 workers and fired at once, with fewer exports, connections and a shorter interval."""
+    workers = snippet(CLIENTS, "python", "10_000").replace("10_000", "60")
+    at_once = text_of("aiohttp").replace("range(20)", "range(100, 160)").replace("(500)", "(9)")
     async with as_in_the_readme(tmp_path, QUICK, interval=0.001) as running:
-        shorter = text.replace("10_000", "60")
-        assert await run_script(running, "batch", shorter, {}) == "60 exports accepted\n"
+        assert await run_script(running, "workers", workers, {}) == "60 exports accepted\n"
+        assert await run_script(running, "at once", at_once, {}) == f"{[202] * 60}\n"
+        report = await running.report()
+    assert (report["exports"], report["duplicates"]) == (120, {})
 
 
 # How each client learns of an authority, as the page's table says it.
