@@ -134,13 +134,13 @@ def _let_everything_happen(metrics: Metrics) -> None:
     metrics.servers.clock_skew("api", 0)
     metrics.servers.store_is(up=True)
     metrics.servers.store_bypassed()
-    line = QueueState(name="r", queue_depth=0, oldest_seconds=0, interval=1)
+    queue = QueueState(name="r", queue_depth=0, oldest_seconds=0, interval=1)
     token = TokenState(
         expires_in=1, scopes=(), missing=(), next_refresh_in=1, issued_at=1, rejected=False
     )
     state = AccountState(
         name="a",
-        routes=(line,),
+        routes=(queue,),
         in_flight=0,
         hold_remaining_seconds=0,
         quota_remaining=0,

@@ -91,10 +91,10 @@ class Intake:
             case _:
                 assert_never(caller)
         key = caller.key if isinstance(caller, Configured) else None
-        turn = self._turn_of(caller, authorization[0], request.peer)
-        return Identified(account, managed, turn, None if key is None else key.name)
+        queue_caller = self._queue_caller(caller, authorization[0], request.peer)
+        return Identified(account, managed, queue_caller, None if key is None else key.name)
 
-    def _turn_of(self, caller: Caller, credential: str, address: str) -> QueueCaller:
+    def _queue_caller(self, caller: Caller, credential: str, address: str) -> QueueCaller:
         """Return as whom a request takes turns: its key, else its credential and address."""
         if self.settings.pacing.fairness == "none":
             return QueueCaller(None)

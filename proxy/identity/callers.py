@@ -8,7 +8,7 @@ is refused, and never passed on. The rules, in this order:
 3. a caller key of an account;
 4. a token whose client the API names when it is asked (`identity/whoami.py`).
 
-The API's word decides the queue. It brings the managed token only if it proves the service: it
+The API's answer decides the queue. It brings the managed token only if it proves the service: it
 names no person, and the organization is the account's. Any other token is a stranger's: it
 identifies only itself.
 
@@ -225,7 +225,7 @@ class Identity:
         return Configured(name)
 
     async def _is_service(self, found: Found, token: str, keeper: TokenKeeper) -> bool:
-        """True if the API's word proves the managed account's service.
+        """True if the API's answer proves the managed account's service.
 
         A token that is over proves nothing until the API was asked again: else one that leaked
         would serve for as long as the API cannot be asked.

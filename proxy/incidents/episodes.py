@@ -1,4 +1,4 @@
-"""The episodes of trouble there are: those that are seen, and those of which the desk is to hear.
+"""The episodes of trouble there are: those not over, and those the desk is still to be told of.
 
 Invariants: of each incident at most one episode is not over. The steps of one incident are due in
 the order of its episodes.

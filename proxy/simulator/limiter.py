@@ -60,16 +60,16 @@ class AccountPace:
     """What is remembered of one account, as monotonic times."""
 
     due: float = -math.inf
-    quiet_until: float = -math.inf
+    pause_until: float = -math.inf
     eaten_until: float = -math.inf
 
 
 def judge(state: AccountPace, now: float, pace: Pace) -> tuple[AccountPace, Decision]:
     """Judge one arrival. `now` must not be earlier than that of the arrival judged before."""
-    paused_until = max(state.quiet_until, state.eaten_until)
+    paused_until = max(state.pause_until, state.eaten_until)
     if now < state.eaten_until:
         return _refuse(state, now, paused_until, Reason.EATEN)
-    if now < state.quiet_until:
+    if now < state.pause_until:
         return _refuse(state, now, paused_until, Reason.STORM)
     if now < state.due - pace.tolerance - _CLOCK_GRAIN:
         return _refuse(state, now, max(state.due, now + pace.retry_after), Reason.EARLY)
@@ -81,9 +81,9 @@ def _refuse(
 ) -> tuple[AccountPace, Refused]:
     seconds = max(1, math.ceil(until - now - _CLOCK_GRAIN))
     # A storm does not make the pause longer: rounding up again and again would.
-    starts_pause = reason is not Reason.STORM and state.quiet_until < until
-    quiet_until = now + seconds if starts_pause else state.quiet_until
-    return replace(state, quiet_until=quiet_until), Refused(reason, seconds)
+    starts_pause = reason is not Reason.STORM and state.pause_until < until
+    pause_until = now + seconds if starts_pause else state.pause_until
+    return replace(state, pause_until=pause_until), Refused(reason, seconds)
 
 
 class Limiter:

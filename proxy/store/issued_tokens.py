@@ -5,7 +5,7 @@ entry for a managed account carries an HMAC of its content under the account's s
 access to the store is not enough to make a token stand for another account.
 
 Replicas ask the API about a token once: the one that writes the token's question first asks, the
-others wait for its entry, or for its word that the API names nobody.
+others wait for its entry, or for its note that the API names nobody.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class SharedTokens:
         self._connection.restorers.append(restore)
 
     async def add(self, issued: IssuedToken) -> None:
-        """Tell the other replicas; they do not learn it while the store is down."""
+        """Tell the other replicas; they are not told while the store is down."""
         try:
             await self._write(issued)
         except StoreDown:

@@ -201,7 +201,7 @@ async def test_a_configured_client_has_its_name_and_keeps_its_callers_tokens() -
         assert proxy.upstream.requests[-1].values("Authorization") == [b"Bearer l1"]
 
 
-async def test_what_was_learned_lives_as_long_as_the_token() -> None:
+async def test_an_issued_token_is_known_for_as_long_as_it_lives() -> None:
     async with bench(identity=REJECT) as proxy:
         assert await proxy.status_of("t") == 401
         await proxy.log_in("a", "t", lifetime=600)
@@ -227,7 +227,7 @@ async def statuses(proxy: Bench, tokens: Sequence[str]) -> list[int]:
     return [await proxy.status_of(token) for token in tokens]
 
 
-async def test_beyond_the_bound_the_first_learned_goes() -> None:
+async def test_beyond_the_bound_the_oldest_issued_token_goes() -> None:
     async with bench(identity={**REJECT, "max_learned": 2}) as proxy:
         for token in ("one", "two", "three"):
             await proxy.log_in("a", token)
@@ -245,8 +245,8 @@ async def test_what_has_expired_goes_before_what_has_not() -> None:
 
 async def test_no_token_can_be_read_from_the_outside() -> None:
     async with bench() as proxy:
-        await proxy.log_in("a", "s3cr3t-learned")
-        for token in ("s3cr3t-learned", "s3cr3t-stranger"):
+        await proxy.log_in("a", "s3cr3t-issued")
+        for token in ("s3cr3t-issued", "s3cr3t-stranger"):
             await proxy.status_of(token)
         port = port_of(proxy.proxy.admin_url)
         for path in ("/metrics", "/status.json"):
@@ -272,7 +272,7 @@ NAMED = {"name": "paris", "client_id": "paris-id"}
 
 
 def issuing(request: RecordedRequest) -> Step:
-    """Serve the issuer's keys, the managed token, and learned tokens as `granting` does."""
+    """Serve the issuer's keys, the managed token, and issued tokens as `granting` does."""
     if request.target == b"/keys":
         return Reply(200, (), KEYS)
     if request.target == b"/oauth/token" and request.values("Authorization"):
@@ -368,7 +368,7 @@ async def test_without_an_issuer_a_signed_token_is_a_stranger() -> None:
         assert proxy.accounts() == ["other"]
 
 
-async def test_a_learned_token_is_not_verified_again() -> None:
+async def test_an_issued_token_is_not_verified_again() -> None:
     """The first rule that claims a credential decides; its expiry lets the next one."""
     async with managing() as proxy:
         foreign = of_issuer(exp=NOW - 3600)

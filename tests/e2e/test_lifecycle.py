@@ -446,7 +446,7 @@ async def hang_up(process: Process) -> None:
 
 @pytest.mark.timed
 async def test_an_account_goes_on_where_it_was_whatever_it_is_called(tmp_path: Path) -> None:
-    """Learned, then configured, renamed, given a pace and removed: one queue all the while."""
+    """Known by a token, configured, renamed, given a pace and removed: one queue all the while."""
     unnamed = f"client:{account_id('id')[:8]}"
     slow, own, login = 1.2, 0.4, {"access_token": "T", "token_type": "bearer", "expires_in": 3600}
     issue = Reply(body=json.dumps(login).encode())

@@ -237,7 +237,7 @@ class Process:
 
     async def waiting(self) -> int:
         accounts = json.loads((await get(self.admin_port, "/status.json")).body)["accounts"]
-        return sum(line["queue_depth"] for account in accounts for line in account["routes"])
+        return sum(queue["queue_depth"] for account in accounts for queue in account["routes"])
 
     async def has_a_crowd(self) -> bool:
         return await self.waiting() >= CROWD_ACCOUNTS * CROWD_CALLERS / 2

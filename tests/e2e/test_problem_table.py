@@ -271,7 +271,7 @@ async def has_waiting(proxy: Running) -> None:
 
     async def question() -> bool:
         accounts = (await accounts_of(proxy)).values()
-        return any(line["queue_depth"] for account in accounts for line in account["routes"])
+        return any(queue["queue_depth"] for account in accounts for queue in account["routes"])
 
     await until(question)
 

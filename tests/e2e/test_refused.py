@@ -125,7 +125,7 @@ async def is_on_hold(proxy: Running) -> bool:
 # One refusal
 
 
-async def test_one_refusal_quiets_its_account_and_no_other() -> None:
+async def test_one_refusal_holds_its_account_and_no_other() -> None:
     """A hold of two seconds on all routes, then one by one; nobody sees a 429."""
     held_until = 0.0
 

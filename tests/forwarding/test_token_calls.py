@@ -1,6 +1,6 @@
 """The token endpoint's front: which calls teach who a token belongs to, and its own errors.
 
-What was learned shows where everybody must be known: the token is then let in.
+An issued token shows where everybody must be known: it is then let in.
 """
 
 import asyncio

@@ -117,7 +117,7 @@ class Process:
     async def waiting(self) -> int:
         """How many requests wait in all its queues."""
         accounts = (await self.accounts()).values()
-        return sum(line["queue_depth"] for account in accounts for line in account["routes"])
+        return sum(queue["queue_depth"] for account in accounts for queue in account["routes"])
 
     async def has_waiting(self, count: int) -> None:
         """Wait until so many requests wait."""

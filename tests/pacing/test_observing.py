@@ -46,7 +46,7 @@ async def test_what_is_slow_to_leave_does_not_hold_back_the_others() -> None:
             b.send(slot).report(Answered())
 
 
-async def test_who_would_be_refused_is_sent_and_counted() -> None:
+async def test_a_request_that_would_be_refused_is_sent_and_counted() -> None:
     async with bench(mode="observe") as b:
         assert b.admit(b.queue(), 0.7) is None
         callers = come(b, 5, limit=0.7)

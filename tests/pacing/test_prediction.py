@@ -12,7 +12,7 @@ from tests.kit.pacing import bench
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_newcomer_pushes_out_those_whom_its_cost_makes_late(seed: int) -> None:
+async def test_newcomer_pushes_out_the_waiters_that_its_cost_makes_late(seed: int) -> None:
     """Whatever some that left wanted; each waiter is looked at only if one could be late."""
     chance = random.Random(seed)  # noqa: S311 -- no secret
     async with bench(Pacing(interval=1.0)) as b:

@@ -122,7 +122,7 @@ def test_length_that_an_answer_to_head_announces_is_not_sent() -> None:
     assert may_be_shared("HEAD", [("Content-Length", str(10 * MAX_SHARED))])
 
 
-def test_an_answer_that_varies_by_a_field_is_for_those_who_sent_the_same() -> None:
+def test_an_answer_that_varies_by_a_field_is_for_requests_with_the_same_field() -> None:
     mine, same, other = [("User-Agent", "a")], [("user-agent", "a")], [("User-Agent", "b")]
     varying = [("Vary", "Accept, user-agent")]
     assert is_for_both(varying, mine, same)

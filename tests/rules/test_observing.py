@@ -34,7 +34,7 @@ def test_the_first_would_leave_at_once_and_the_others_an_interval_apart() -> Non
     assert waits(3, cost=2.0) == [0.0, 1.0, 2.0]
 
 
-def test_those_who_come_when_the_queue_is_empty_would_not_wait() -> None:
+def test_a_request_at_an_empty_queue_would_not_wait() -> None:
     queue, _ = arrive(PaperQueue(), 10.0)
     _, would = arrive(queue, 10.5)
     assert would == Would(0.0, is_refused=False)
@@ -51,7 +51,7 @@ def test_a_route_that_is_not_paced_would_wait_for_holds_only() -> None:
     assert waits(2, interval=0.0, held=5.0) == [5.0, 5.0]
 
 
-def test_who_would_be_refused_delays_nobody() -> None:
+def test_a_request_that_would_be_refused_delays_no_other() -> None:
     queue, _ = arrive(PaperQueue(), 10.0)
     same, would = arrive(queue, 10.0, limit=0.5)
     assert would == Would(0.5, is_refused=True)  # 0.5 s is no time for a send after 0.5 s
@@ -60,7 +60,7 @@ def test_who_would_be_refused_delays_nobody() -> None:
     assert would == Would(0.5, is_refused=False)
 
 
-def test_who_takes_a_free_slot_only_would_be_refused_where_none_is_free() -> None:
+def test_a_caller_that_takes_only_a_free_slot_would_be_refused_without_one() -> None:
     queue, would = arrive(PaperQueue(), 10.0, limit=0.0)
     assert not would.is_refused
     assert arrive(queue, 10.0, limit=0.0)[1].is_refused

@@ -20,7 +20,7 @@ def test_a_full_tally_gives_up_the_smallest_count() -> None:
     assert tally.counts() == {"a": 3, "c": 2}
 
 
-def test_who_comes_often_stays_in_a_flood_of_others() -> None:
+def test_a_frequent_caller_stays_in_a_flood_of_others() -> None:
     tally = Tally(10)
     for number in range(5000):
         tally.add(f"other-{number}")

@@ -1,4 +1,4 @@
-"""What one replica learned of tokens, all know; what somebody forged, nobody believes."""
+"""All replicas know the tokens issued through one of them, and believe no forged entry."""
 
 import asyncio
 import hashlib
@@ -75,7 +75,7 @@ async def lookups(server: RedisServer) -> int:
 
 
 @pytest.mark.parametrize("account", [MANAGED, STRANGER])
-async def test_token_learned_by_one_is_known_to_the_other(account: str, tmp_path: Path) -> None:
+async def test_token_issued_through_one_is_known_to_the_other(account: str, tmp_path: Path) -> None:
     async with deployed(tmp_path) as (server, here, there):
         await here.tokens.add(TOKEN, account, 60)
         assert await there.knows() == account
@@ -203,7 +203,7 @@ async def test_what_the_store_lost_it_is_told_again(tmp_path: Path) -> None:
 
 
 async def test_replica_that_asked_too_early_asks_again_soon(tmp_path: Path) -> None:
-    """The store is back, or was flushed, and who learned the token has yet to tell it again."""
+    """The store is back, or was flushed, and has yet to be told of the token again."""
     async with deployed(tmp_path) as (server, here, there):
         assert await there.knows() is None
         await server.kill()

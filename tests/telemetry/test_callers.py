@@ -7,7 +7,7 @@ from proxy.telemetry.callers import Callers, TopCallers, anonymous
 from tests.kit.proxy import settings_for
 
 
-def test_those_who_wait_are_counted_while_they_do() -> None:
+def test_callers_are_counted_while_they_wait() -> None:
     callers = Callers()
     with callers.waiting("london", "a"), callers.waiting("london", "b"):
         with callers.waiting("london", "a"), callers.waiting("paris", "c"):
