@@ -34,10 +34,10 @@ class RetryRules:
         return float(wait(_state(refusals)))
 
     def after_unsent(self, attempts: int) -> float:
-        """Return the seconds before the next try, after n tries that never left.
+        """Return the seconds before the next attempt, after n attempts that never left.
 
-        Equal jitter: half of the exponential step is fixed, half random. Four tries at the default
-        settings span at least 1.75 s.
+        Equal jitter: half of the exponential step is fixed, half random. At the default settings
+        four attempts span at least 1.75 s.
         """
         exponential = wait_exponential_jitter(
             multiplier=self.settings.initial_backoff, max=self.settings.max_backoff, jitter=0

@@ -20,12 +20,12 @@ _LONGEST_PATH: Final = 512
 _LONGEST_TEXT: Final = 256
 
 Part = Literal["queue", "token", "pause", "connecting", "upstream"]
-"""What time goes to; `connecting` is that of tries which lost their slot while they connected."""
+"""What time goes to; `connecting` is that of connects that lost the slot meanwhile."""
 
 _NOTHING_SPENT: Final[dict[Part, float]] = dict.fromkeys(get_args(Part), 0.0)
 
 Attempt = Literal["never left", "refused", "stale token", "answered", "no answer"]
-"""What became of a send, or of a try to send that counts as one."""
+"""What became of an attempt: of a send, or of a connect that failed."""
 
 
 @dataclass(slots=True)
@@ -34,10 +34,10 @@ class Exchange:
 
     `path` is that of a target that was accepted: nothing of a refused one is shown, which may hold
     user information or a fragment. `limit` is how long it may wait in all, `held` the part of its
-    time in the queue that a hold took. `first_sent` is when its first try began, `sent_at` the wall
-    time of a send that may have been carried out. `is_cut` says that the answer broke off on its
-    way to the caller, `is_merged` that it is the answer to an equal request. `correlation_id` is
-    the API's name for it, `problem` that of our refusal, `lacks` what the API's last 403 says is
+    time in the queue that a hold took. `first_sent` is when its first attempt began, `sent_at` the
+    wall time of a send that may have been carried out. `is_cut` says that the answer broke off on
+    its way to the caller, `is_merged` that it is the answer to an equal request. `correlation_id`
+    is the API's name for it, `problem` that of our refusal, `lacks` what the API's last 403 says is
     missing. `subject` is what an incident tells of it, `trouble` the kind of incident it is a sign
     of. `key_name` is the name of the key that the caller presented, if that has one.
     """
@@ -82,7 +82,7 @@ class Exchange:
 
     @property
     def waited(self) -> float:
-        """Seconds it has waited: in the queue, for a token, between tries."""
+        """Seconds it has waited: in the queue, for a token, between attempts."""
         return sum(self.spent.values()) - self.spent["upstream"]
 
     @property
@@ -101,11 +101,11 @@ class Exchange:
 
     @property
     def since_first_send(self) -> float:
-        """Seconds since the first try to send it, 0 before that."""
+        """Seconds since the first attempt to send it, 0 before that."""
         return 0.0 if self.first_sent is None else self.clock.monotonic() - self.first_sent
 
     def attempted(self, attempt: Attempt, *, begun: float) -> None:
-        """Add what became of a try that began at that moment."""
+        """Add what became of an attempt that began at that moment."""
         if self.first_sent is None:
             self.first_sent = begun
         self.attempts = (*self.attempts, attempt)

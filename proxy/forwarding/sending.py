@@ -116,7 +116,7 @@ class Sender:
                         return self._final(
                             pending, refusal.passed_on(pending.queue.holds.named_left())
                         )
-                case _:  # it was withheld: no try, so nothing is counted; it is first again
+                case _:  # it was withheld: no attempt, so nothing is counted; it is first again
                     pass
 
     async def _merged(
@@ -246,7 +246,7 @@ class Sender:
         self._metrics.retried(pending.account.label, "connection_closed")
 
     async def _back_off(self, pending: PendingRequest) -> None:
-        """Wait outside the queue before another try, or give up a request that never left."""
+        """Wait outside the queue before another attempt, or give up a request that never left."""
         exchange, attempts = pending.exchange, len(pending.exchange.attempts)
         pause = self._rules.after_unsent(attempts)
         if pause > exchange.may_wait or not self._rules.may_send_again(

@@ -72,7 +72,7 @@ class Watch:
         self._clock = clock
         self._notes: dict[str, _Notes] = {}
         self._by_id: dict[str, tuple[str, TroubleKind]] = {}
-        self._answered_last = -inf  # when the latest try began that the API answered
+        self._answered_last = -inf  # when the latest attempt began that the API answered
         self.apply(settings)
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class Watch:
             notes.latest = subject
 
     def answered(self, account: str, *, begun: float) -> None:
-        """Note that the API answered a request of which the first try began at that moment."""
+        """Note that the API answered a request of which the first attempt began at that moment."""
         self._answered_last = max(self._answered_last, begun)
         notes = self._notes.get(account)
         if notes is not None:

@@ -201,7 +201,7 @@ class _Table(Generic[_Key]):
     first account is predicted to be idle.
 
     A request keeps its account also while that is idle: its body is still coming, or it pauses
-    before another try. Until the request ends, a dropped account is found again, or one caller
+    before another attempt. Until the request ends, a dropped account is found again, or one caller
     would have two queues on one route.
     """
 

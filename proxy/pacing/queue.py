@@ -6,7 +6,7 @@ account, 0 on a route that is not paced; `spread` is the factor by which it grow
 cannot take turns.
 
 Invariants: while a slot of a paced queue is out, no other is due. The pace counts from the send, or
-from a try that failed, and never from the grant: a slot that is given back unused costs nothing.
+from an attempt that failed, never from the grant: a slot that is given back unused costs nothing.
 """
 
 from math import inf
@@ -131,7 +131,7 @@ class Queue:
         return self._last_gap
 
     def spend(self, slot: Slot, at: float) -> None:
-        """Keep the distance from a send, or from a try that failed."""
+        """Keep the distance from a send, or from an attempt that failed."""
         self._pace, self._has_sent = Pace(sent_at=at, cost=slot.cost), True
 
     def keep_distance(self, now: float, interval: float, replicas: int) -> None:

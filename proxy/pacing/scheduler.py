@@ -180,7 +180,7 @@ class AccountScheduler:
         self._spend(queue, slot, at)
 
     def _spend(self, queue: AccountQueue, slot: Slot, at: float) -> None:
-        """Keep the distance from a send, or from a try that never left."""
+        """Keep the distance from a send, or from an attempt that never left."""
         if not queue.paced:
             return
         queue.queue.spend(slot, at)

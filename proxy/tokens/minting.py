@@ -1,4 +1,4 @@
-"""Getting one token from the login server: the tries, and what a failure means.
+"""Getting one token from the login server: the attempts, and what a failure means.
 
 It decides neither when to mint nor who may ask: that is rules/refresh.py. The outcome is a value:
 a `Token`, or a `NoToken` that says why there is none and how long to leave the login server alone.
@@ -19,7 +19,7 @@ from proxy.tokens.login_server import LoginServer, Rejected, Throttled, TokenAns
 from proxy.tokens.token import Token
 
 _TRIES: Final = 3  # of one mint, when the login server is in trouble
-_REJECTED_PAUSE: Final = 60.0  # seconds between tries with credentials that were refused
+_REJECTED_PAUSE: Final = 60.0  # seconds between attempts with credentials that were refused
 _SKEW_WORTH_A_WARNING: Final = 60.0  # seconds; the leeway most servers give
 
 _log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class NoToken:
     is_rejection: bool  # the login server refuses the credentials
 
     def problem(self, wait: float) -> Problem:
-        """Return the refusal of a request that needs a token; the next try is in `wait` seconds."""
+        """Return the refusal of a request that needs a token; the next attempt is `wait` s away."""
         detail = f"There is no valid token: {self.detail}."
         if self.is_rejection:
             return Problem("token-rejected", detail)
@@ -62,7 +62,7 @@ class Minter:
         self._tried_secret: bytes | None = None
 
     def apply(self, retries: RetryRules) -> None:
-        """Obey new settings from the next try on."""
+        """Obey new settings from the next attempt on."""
         self._retries = retries
 
     def use(self, credentials: Credentials) -> bool:
