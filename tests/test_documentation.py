@@ -185,9 +185,8 @@ def test_the_architecture_says_what_lives_in_each_module() -> None:
 def test_the_page_lists_what_the_admin_port_serves() -> None:
     settings = settings_for("http://localhost")
     parts = [name for name in signature(Admin).parameters if name != "settings"]
-    application = Admin(settings, **dict.fromkeys(parts, Mock())).application()
-    routes = [route for route in application.router.routes() if route.method != "HEAD"]
-    served = {f"{one.method} {one.resource.canonical}" for one in routes if one.resource}
+    endpoints = Admin(settings, **dict.fromkeys(parts, Mock())).endpoints
+    served = {f"{one.method} {one.path}" for one in endpoints.all}
     table = OPERATIONS.replace("/NAME", "/{name}").partition("## The admin port\n")[2]
     rows = re.findall(r"^\| (`(?:GET|POST) .*?) \|", table, re.MULTILINE)
     assert {one for row in rows for one in re.findall(r"`(.*?)`", row)} == served

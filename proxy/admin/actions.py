@@ -4,15 +4,17 @@ The line names the peer, the action, the configured account and the outcome; not
 peer sent is logged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 import structlog
-from aiohttp import web
-from aiohttp.typedefs import Handler
 
-SAFE: Final = frozenset({"GET", "HEAD"})
+from proxy.admin.endpoints import SAFE, Found
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer
 
 _ACTIONS: Final = {
     "/accounts/{name}/refresh": "refresh",
@@ -24,38 +26,40 @@ _ACTIONS: Final = {
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request: the status of its answer, 500 until there is one."""
+
+    status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+
+
 class ActionLog:
     """Logs what operators do, and what they were refused."""
 
     def __init__(self, is_configured: Callable[[str], bool]) -> None:
         self._is_configured = is_configured
 
-    @web.middleware
-    async def note(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Handle the request, then log it unless its method is safe."""
-        if request.method in SAFE:
-            return await handler(request)
-        status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+    @contextmanager
+    def noting(self, request: Request, found: Found | OwnAnswer) -> Iterator[Outcome]:
+        """Log the request at the end of the block, unless its method is safe."""
+        outcome = Outcome()
         try:
-            response = await handler(request)
-            status = response.status
-            return response
-        except web.HTTPException as refusal:
-            status = refusal.status
-            raise
+            yield outcome
         finally:
-            self._write(request, status)
+            if request.method not in SAFE:
+                self._write(request.peer, found, outcome.status)
 
-    def _write(self, request: web.Request, status: int) -> None:
-        resource = request.match_info.route.resource
-        name = request.match_info.get("name", "")
+    def _write(self, peer: str, found: Found | OwnAnswer, status: int) -> None:
+        action, name = "unknown", ""
+        if isinstance(found, Found):
+            action, name = _ACTIONS.get(found.endpoint.path, action), found.name
         _log.info(
             "operator action",
-            peer=request.remote,
-            action=_ACTIONS.get("" if resource is None else resource.canonical, "unknown"),
+            peer=peer,
+            action=action,
             account=name if self._is_configured(name) else None,
             outcome=_outcome(status),
-            code=status,
+            code=int(status),
         )
 
 

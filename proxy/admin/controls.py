@@ -6,9 +6,10 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
-from aiohttp import web
-
-from proxy.http.responses import OwnResponse
+from proxy.admin.answers import json_of, text
+from proxy.http.bodies import Bodies
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
 from proxy.rules.orders import BadOrder, check_no_fields, read_pause, read_slowdown
@@ -21,20 +22,20 @@ LISTED: Final = 20  # names in one answer
 class Controls:
     """Answers what operators order; the accounts obey it at once."""
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, bodies: Bodies) -> None:
         self._accounts = accounts
+        self._bodies = bodies
 
-    async def obey(self, action: Action, request: web.Request) -> web.StreamResponse:
-        """Take an order, and answer what the account obeys now."""
-        name = request.match_info["name"]
+    async def obey(self, action: Action, request: Request, name: str) -> OwnAnswer:
+        """Take an order, and answer what the account obeys now. Raises the Problem of its body."""
         if not self._accounts.is_configured(name):
             return unknown("account", self._accounts.names())
         account = self._accounts.configured(name)
         try:
-            document = _document(await request.read())
+            document = _document(await self._bodies.read(request))
             is_shared = await self._order(action, account, document)
         except BadOrder as error:
-            return OwnResponse(text=f"{error}\n", status=HTTPStatus.UNPROCESSABLE_ENTITY)
+            return text(f"{error}\n", HTTPStatus.UNPROCESSABLE_ENTITY)
         now, allowance = self._accounts.context.clock.monotonic(), account.allowance
         paused, slowed = allowance.control.pause_state(now), allowance.control.slowdown_state(now)
         answer = {
@@ -44,7 +45,7 @@ class Controls:
             "interval": allowance.interval,
             "all_replicas": is_shared,
         }
-        return OwnResponse(text=json.dumps(answer), content_type="application/json")
+        return json_of(answer)
 
     async def _order(self, action: Action, account: Account, document: Mapping[str, Any]) -> bool:
         """Give the order; True if all replicas obey it. Raises BadOrder."""
@@ -74,10 +75,9 @@ def _document(body: bytes) -> Mapping[str, Any]:
     return document
 
 
-def unknown(kind: str, names: Iterable[str]) -> web.Response:
+def unknown(kind: str, names: Iterable[str]) -> OwnAnswer:
     """Answer that there is no account of that name, and list those there are."""
     known = sorted(names)
     listed = f"known: {', '.join(known[:LISTED])}" if known else "none is configured"
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    text = f"No such {kind}; {listed}{more}.\n"
-    return OwnResponse(text=text, status=HTTPStatus.NOT_FOUND)
+    return text(f"No such {kind}; {listed}{more}.\n", HTTPStatus.NOT_FOUND)

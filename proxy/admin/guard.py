@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from aiohttp import web
-from aiohttp.typedefs import Handler
-
-from proxy.admin.actions import SAFE
-from proxy.http.responses import OwnResponse
+from proxy.admin.answers import text
+from proxy.admin.endpoints import SAFE
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer
 from proxy.settings import Admin
 from proxy.settings.files import read_small_file
 
@@ -33,28 +32,20 @@ class AdminGuard:
         self._is_local = settings.host == "localhost" or _is_loopback(settings.host)
         self._token_file = settings.token_file
 
-    @web.middleware
-    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse a request, or pass it to its handler."""
-        refusal = self._refusal(request)
-        return await handler(request) if refusal is None else refusal
-
-    def _refusal(self, request: web.Request) -> web.Response | None:
-        host = request.headers.get("Host")
-        if host is not None and not self._is_known(host):  # every browser sends one
-            return OwnResponse(text="Unknown Host.\n", status=HTTPStatus.FORBIDDEN)
+    def refusal(self, request: Request) -> OwnAnswer | None:
+        """Return the answer to a request that may not reach its handler, None if it may."""
+        hosts = request.headers.getall("Host", ())  # every browser sends one
+        if len(hosts) > 1 or not all(self._is_known(host) for host in hosts):
+            return text("Unknown Host.\n", HTTPStatus.FORBIDDEN)
         if _is_cross_site(request):
-            return OwnResponse(text="Not for other sites.\n", status=HTTPStatus.FORBIDDEN)
+            return text("Not for other sites.\n", HTTPStatus.FORBIDDEN)
         if request.method in SAFE or self._is_local:
             return None
         if self._token_file is None:
-            return OwnResponse(text="Not found.\n", status=HTTPStatus.NOT_FOUND)
+            return text("Not found.\n", HTTPStatus.NOT_FOUND)
         if not _has_token(request, self._token_file):
-            return OwnResponse(
-                text="The admin token is needed.\n",
-                status=HTTPStatus.UNAUTHORIZED,
-                headers={"WWW-Authenticate": 'Bearer realm="export-proxy admin"'},
-            )
+            challenge = ("WWW-Authenticate", 'Bearer realm="export-proxy admin"')
+            return text("The admin token is needed.\n", HTTPStatus.UNAUTHORIZED, [challenge])
         return None
 
     def _is_known(self, host: str) -> bool:
@@ -62,19 +53,19 @@ class AdminGuard:
         return name in self._names or _is_address(name)
 
 
-def _is_cross_site(request: web.Request) -> bool:
+def _is_cross_site(request: Request) -> bool:
     if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         return True
     origin = request.headers.get("Origin")
     if origin is None:
         return False
     try:
-        return urlsplit(origin).netloc.lower() != request.host.lower()
+        return urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower()
     except ValueError:  # no URL, and so no origin of ours
         return True
 
 
-def _has_token(request: web.Request, file: Path) -> bool:
+def _has_token(request: Request, file: Path) -> bool:
     try:
         token = read_small_file(file).strip()
     except (OSError, UnicodeDecodeError):

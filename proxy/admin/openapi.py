@@ -57,8 +57,14 @@ def _endpoints() -> Mapping[str, Mapping[str, _Endpoint]]:
     orders = {
         "200": _of("Orders", "What the account obeys now."),
         **unknown,
-        "413": _text("The body is too large."),
+        "408": {**_PROBLEM, "description": "The body came too slowly."},
+        "413": {**_PROBLEM, "description": "The body is too large."},
         "422": _text("A field is wrong; the text names it."),
+        "503": {
+            **_PROBLEM,
+            "description": "Too many bytes are waiting.",
+            "headers": _RETRY_AFTER,
+        },
     }
     return {
         "/": {

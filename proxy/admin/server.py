@@ -1,31 +1,38 @@
-"""The admin port: metrics, health and status; it never forwards anything."""
+"""The admin port: metrics, health and status; it never forwards anything.
 
-import json
+It is served by a listener of its own (`http/listener.py`), with all that protects the listen port
+and with connections and room for bodies of its own. A head that is no request, or whose body has no
+certain end, is refused as on the listen port; next `AdminGuard` says who may ask.
+"""
+
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from typing import Final, Literal
 
-from aiohttp import web
-
 from proxy.admin import openapi, status_page
 from proxy.admin.actions import ActionLog
-from proxy.admin.controls import LISTED, Controls, unknown
+from proxy.admin.answers import JSON, UNCACHED, content, json_of, text
+from proxy.admin.controls import LISTED, Action, Controls, unknown
+from proxy.admin.endpoints import Endpoint, Endpoints, Found
 from proxy.admin.guard import AdminGuard
 from proxy.admin.snapshot import Snapshots
 from proxy.admin.status_page import ProxyStatus
 from proxy.clock import Clock
+from proxy.http.bodies import Bodies
 from proxy.http.client import Client
-from proxy.http.responses import OwnResponse, problem_response
+from proxy.http.head import check_own_head
+from proxy.http.request import Request
+from proxy.http.responses import OwnAnswer, problem_answer
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.rules.advice import notes_on_connections
 from proxy.rules.claims import read_claims
 from proxy.rules.retry_after import delay_seconds
 from proxy.rules.state import AccountState
-from proxy.settings import ConfigError, Settings
+from proxy.settings import ConfigError, Limits, Settings
 from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.exposition import OPEN_METRICS, TEXT
 from proxy.telemetry.live import Snapshot
@@ -34,6 +41,9 @@ from proxy.tokens.account_token import TooSoon
 from proxy.tokens.managed import ManagedTokens
 
 _CLAIMS: Final = ("iss", "sub", "client_id")  # of a token; nothing else of it is shown
+_ORDERS: Final[Sequence[Action]] = ("pause", "resume", "interval")
+_CONNECTIONS: Final = 24  # fewer than the descriptors that are kept for them
+_MAX_BODY: Final = 2**20  # bytes of an order, more than any has
 
 
 class Admin:
@@ -66,38 +76,54 @@ class Admin:
         self._is_serving = is_serving
         self._reload = reload
         self._routes = settings.routes
-        self._controls = Controls(accounts)
+        self.bodies = Bodies(_own(settings.limits))
+        self._controls = Controls(accounts, self.bodies)
+        self._actions = ActionLog(accounts.is_configured)
+        self.endpoints = Endpoints(self._all_endpoints())
 
     def apply(self, settings: Settings) -> None:
         """Obey new settings from the next request on; the section `admin` needs a restart."""
         self._routes = settings.routes
+        self.bodies.apply(_own(settings.limits))
 
-    def application(self) -> web.Application:
-        """Return the application that serves the port."""
-        actions = ActionLog(self._accounts.is_configured)
-        application = web.Application(middlewares=[actions.note, self._guard.check])
-        application.on_response_prepare.append(_drop_server)
-        application.router.add_get("/", self._serve_root)
-        application.router.add_get("/metrics", self._serve_metrics)
-        application.router.add_get("/healthz", self._serve_health)
-        application.router.add_get("/readyz", self._serve_readiness)
-        application.router.add_get("/status", self._serve_page)
-        application.router.add_get("/status.json", self._serve_status)
-        application.router.add_get("/history.json", self._serve_history)
-        application.router.add_get(openapi.PATH, self._serve_description)
-        application.router.add_get("/accounts/{name}", self._serve_account)
-        application.router.add_post("/accounts/{name}/refresh", self._refresh)
-        for action in ("pause", "resume", "interval"):
-            handler = partial(self._controls.obey, action)
-            application.router.add_post(f"/accounts/{{name}}/{action}", handler)
-        application.router.add_post("/-/reload", self._serve_reload)
-        return application
+    async def handle(self, request: Request) -> None:
+        """Answer a request."""
+        request.answer(await self._answer(request))
 
-    async def _serve_metrics(self, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, request: Request) -> OwnAnswer:
+        try:
+            target = check_own_head(request)
+        except Problem as problem:
+            return _refused(problem)
+        found = self.endpoints.find(request.method, target.path)
+        with self._actions.noting(request, found) as outcome:
+            answer = self._guard.refusal(request)
+            if answer is None:
+                answer = await _handled(request, found)
+            outcome.status = answer.status
+        return answer
+
+    def _all_endpoints(self) -> Iterator[Endpoint]:
+        yield Endpoint("GET", "/", self._serve_root)
+        yield Endpoint("GET", "/metrics", self._serve_metrics)
+        yield Endpoint("GET", "/healthz", self._serve_health)
+        yield Endpoint("GET", "/readyz", self._serve_readiness)
+        yield Endpoint("GET", "/status", self._serve_page)
+        yield Endpoint("GET", "/status.json", self._serve_status)
+        yield Endpoint("GET", "/history.json", self._serve_history)
+        yield Endpoint("GET", openapi.PATH, self._serve_description)
+        yield Endpoint("GET", "/accounts/{name}", self._serve_account)
+        yield Endpoint("POST", "/accounts/{name}/refresh", self._refresh)
+        for action in _ORDERS:
+            handle = partial(self._controls.obey, action)
+            yield Endpoint("POST", f"/accounts/{{name}}/{action}", handle)
+        yield Endpoint("POST", "/-/reload", self._serve_reload)
+
+    async def _serve_metrics(self, request: Request, _: str) -> OwnAnswer:
         """Answer a scrape: the state is read on the loop, the text is made in a thread."""
         is_open = "application/openmetrics-text" in request.headers.get("Accept", "")
 
-        def text(accounts: Sequence[AccountState]) -> bytes:
+        def made(accounts: Sequence[AccountState]) -> bytes:
             self._metrics.live.snapshot = Snapshot(
                 taken_at=self._clock.wall(),
                 accounts=accounts,
@@ -108,33 +134,32 @@ class Admin:
 
         connections = self._api.connections()
         is_stalled = self._accounts.is_stalled()
-        body = await self._snapshots.make(text)
-        return OwnResponse(body=body, headers={"Content-Type": OPEN_METRICS if is_open else TEXT})
+        body = await self._snapshots.make(made)
+        return content(body, OPEN_METRICS if is_open else TEXT)
 
-    async def _serve_health(self, _: web.Request) -> web.StreamResponse:
-        return OwnResponse(text="ok\n")
+    async def _serve_health(self, _: Request, __: str) -> OwnAnswer:
+        return text("ok\n")
 
-    async def _serve_readiness(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_readiness(self, _: Request, __: str) -> OwnAnswer:
         state = self._state()
         if state != "serving":
-            return OwnResponse(text=f"{state}\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+            return text(f"{state}\n", HTTPStatus.SERVICE_UNAVAILABLE)
         observed = self._accounts.observed()
         if observed:
             shown = ", ".join(observed[:LISTED]) + (", ..." if len(observed) > LISTED else "")
-            text = f"ready, but NOT PACING: the pace is only observed, for {shown}\n"
-            return OwnResponse(text=text)
-        return OwnResponse(text="ready\n")
+            return text(f"ready, but NOT PACING: the pace is only observed, for {shown}\n")
+        return text("ready\n")
 
-    async def _serve_root(self, _: web.Request) -> web.StreamResponse:
-        return OwnResponse(status=HTTPStatus.FOUND, headers={"Location": "status"})
+    async def _serve_root(self, _: Request, __: str) -> OwnAnswer:
+        return OwnAnswer(HTTPStatus.FOUND, "", [("Location", "status")], b"")
 
-    async def _serve_page(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_page(self, _: Request, __: str) -> OwnAnswer:
         return status_page.page()
 
-    async def _serve_description(self, _: web.Request) -> web.StreamResponse:
-        return OwnResponse(body=openapi.document(), content_type="application/json")
+    async def _serve_description(self, _: Request, __: str) -> OwnAnswer:
+        return content(openapi.document(), JSON)
 
-    async def _serve_status(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_status(self, _: Request, __: str) -> OwnAnswer:
         status = ProxyStatus(
             at=self._clock.wall(),
             state=self._state(),
@@ -145,19 +170,14 @@ class Admin:
             notes=notes_on_connections(self._refused_connections.recent()),
         )
         body = await self._snapshots.make(lambda states: status_page.document(status, states))
-        return OwnResponse(
-            body=body, content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return content(body, JSON, UNCACHED)
 
-    async def _serve_history(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_history(self, _: Request, __: str) -> OwnAnswer:
         body = await self._snapshots.past(self._metrics.history, status_page.past_document)
-        return OwnResponse(
-            body=body, content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return content(body, JSON, UNCACHED)
 
-    async def _serve_account(self, request: web.Request) -> web.StreamResponse:
+    async def _serve_account(self, _: Request, name: str) -> OwnAnswer:
         """Answer `explain`: the token's state and claims, the routes' needs, the clock skew."""
-        name = request.match_info["name"]
         if not self._accounts.is_configured(name):
             return unknown("account", self._accounts.names())
         token = self._tokens.by_name.get(name)
@@ -168,7 +188,7 @@ class Admin:
             "clock_skew": self._metrics.servers.skews,
             "routes": [route.model_dump(mode="json") for route in self._routes],
         }
-        return OwnResponse(text=json.dumps(answer), content_type="application/json")
+        return json_of(answer)
 
     def _claims(self, name: str) -> dict[str, str]:
         account = self._tokens.by_name.get(name)
@@ -182,35 +202,52 @@ class Admin:
             return "not serving"
         return "stalled" if self._accounts.is_stalled() else "serving"
 
-    async def _refresh(self, request: web.Request) -> web.StreamResponse:
-        """Mint a token for an account now."""
-        token = self._tokens.by_name.get(request.match_info["name"])
+    async def _refresh(self, _: Request, name: str) -> OwnAnswer:
+        """Mint a token for an account now. Raises the Problem that there is none."""
+        token = self._tokens.by_name.get(name)
         if token is None:
             return unknown("managed account", self._tokens.by_name)
         try:
             await token.refresh()
         except TooSoon as too_soon:
-            return OwnResponse(
-                text="A token was minted a moment ago.\n",
-                status=HTTPStatus.TOO_MANY_REQUESTS,
-                headers={"Retry-After": str(delay_seconds(too_soon.wait))},
+            return text(
+                "A token was minted a moment ago.\n",
+                HTTPStatus.TOO_MANY_REQUESTS,
+                [("Retry-After", str(delay_seconds(too_soon.wait)))],
             )
-        except Problem as problem:
-            return problem_response(problem, secrets.token_hex(8))
-        return OwnResponse(text=json.dumps(asdict(token.state())), content_type="application/json")
+        return json_of(asdict(token.state()))
 
-    async def _serve_reload(self, _: web.Request) -> web.StreamResponse:
+    async def _serve_reload(self, _: Request, __: str) -> OwnAnswer:
         """Read the configuration again; a bad one is refused with a line per problem."""
         if self._reload is None:
-            return OwnResponse(text="No configuration file.\n", status=HTTPStatus.NOT_FOUND)
+            return text("No configuration file.\n", HTTPStatus.NOT_FOUND)
         try:
             self._reload()
         except ConfigError as error:
             lines = "".join(f"{problem}\n" for problem in error.problems)
-            return OwnResponse(text=lines, status=HTTPStatus.UNPROCESSABLE_ENTITY)
-        return OwnResponse(text="reloaded\n")
+            return text(lines, HTTPStatus.UNPROCESSABLE_ENTITY)
+        return text("reloaded\n")
 
 
-async def _drop_server(_: web.Request, response: web.StreamResponse) -> None:
-    """Remove the name and version of the HTTP library from its own error answers."""
-    response.headers.popall("Server", None)
+async def _handled(request: Request, found: Found | OwnAnswer) -> OwnAnswer:
+    """Return what the handler answers, if there is one."""
+    if not isinstance(found, Found):
+        return found
+    try:
+        return await found.endpoint.handle(request, found.name)
+    except Problem as problem:
+        return _refused(problem)
+
+
+def _refused(problem: Problem) -> OwnAnswer:
+    return problem_answer(problem, secrets.token_hex(16))
+
+
+def _own(limits: Limits) -> Limits:
+    """Return the limits of this port: times and heads as on the listen port, the rest its own."""
+    own = {
+        "max_connections": _CONNECTIONS,
+        "max_body": _MAX_BODY,
+        "max_buffered": _CONNECTIONS * _MAX_BODY,
+    }
+    return limits.model_copy(update=own)

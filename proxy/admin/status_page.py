@@ -14,11 +14,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal
 
-from aiohttp import web
-
 from proxy import __version__
+from proxy.admin.answers import UNCACHED, content
 from proxy.admin.snapshot import Past
-from proxy.http.responses import OwnResponse
+from proxy.http.responses import OwnAnswer
 from proxy.rules.advice import Note, level_of, notes_on
 from proxy.rules.state import AccountState
 from proxy.telemetry.history import SPAN, WINDOW
@@ -76,19 +75,16 @@ def past_document(past: Mapping[str, Past]) -> bytes:
     return json.dumps({"seconds": WINDOW, "span": SPAN, "accounts": accounts}).encode()
 
 
-def page() -> web.Response:
+def page() -> OwnAnswer:
     """Return /status."""
     text, policy = _read()
-    return OwnResponse(
-        text=text,
-        content_type="text/html",
-        charset="utf-8",
-        headers={
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-store",
-        },
+    return content(
+        text.encode(),
+        "text/html; charset=utf-8",
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        UNCACHED,
     )
 
 
@@ -123,6 +119,6 @@ def _read() -> tuple[str, str]:
 
 
 def _sources(text: str) -> Iterator[str]:
-    for kind, content in _INLINE.findall(text):
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    for kind, code in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
         yield f"{kind}-src 'sha256-{digest}'"

@@ -68,6 +68,10 @@ class Admission:
         if reason is not None:
             self.on_refused(reason)
             return None
+        return self.count(peer)
+
+    def count(self, peer: str) -> Place:
+        """Count a connection of that address, whatever the limits."""
         self._held += 1
         self._held_by[peer] += 1
         return Place(self, peer)

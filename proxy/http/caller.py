@@ -1,4 +1,4 @@
-"""One connection of a caller to the listen port: heads in, requests out, one at a time.
+"""One connection of a caller to one of the ports: heads in, requests out, one at a time.
 
 A head is read by `HeadReader` up to its empty line and no further; the body behind it is framed by
 `IncomingBody`, and what follows that is kept by `EarlyBytes`. So it is known of each byte what it
@@ -94,6 +94,11 @@ class CallerConnection(asyncio.Protocol):
         return self._state in {_State.HEAD, _State.LINGERING}
 
     @property
+    def is_counted(self) -> bool:
+        """True if it has a place among the connections."""
+        return self._place is not None
+
+    @property
     def may_stay(self) -> bool:
         """True if another request may follow the one under way."""
         return not (self._early.is_dropping or self._listener.is_closing)
@@ -126,7 +131,7 @@ class CallerConnection(asyncio.Protocol):
         self._early = EarlyBytes(self._listener.room, self._peer)
         if self._place is None:
             descriptor = transport.get_extra_info("socket").fileno()
-            self._place = self._listener.admission.take(self._peer, descriptor)
+            self._place = self._listener.take(self._peer, descriptor)
         if self._place is None:
             self._state = _State.CLOSED
             transport.abort()
@@ -173,6 +178,15 @@ class CallerConnection(asyncio.Protocol):
         if self.is_idle and self.transport is not None:
             self._state = _State.CLOSED
             self.transport.close()
+
+    def give_way(self) -> None:
+        """End the connection at once, and count it no more, since another one takes its place."""
+        self._state = _State.CLOSED
+        if self._place is not None:
+            self._place.give_back()
+            self._place = None
+        if self.transport is not None:
+            self.transport.abort()
 
     # Heads
 

@@ -22,8 +22,7 @@ _REFUSED_METHODS: Final = frozenset({"CONNECT", "TRACE"})
 
 def check_head(request: Request, pseudonym: str) -> Target:
     """Return the request's target, or raise the Problem that refuses it."""
-    if request.version not in _VERSIONS:
-        raise _malformed("The proxy speaks only HTTP/1.1 and HTTP/1.0.")
+    _check_version(request)
     headers = request.headers
     if request.method in _REFUSED_METHODS:
         raise Problem(
@@ -36,15 +35,26 @@ def check_head(request: Request, pseudonym: str) -> Target:
     _check_host(request)
     if len(headers.getall("Authorization", ())) > 1:
         raise _malformed("There are several Authorization fields.")
-    expectations = headers.getall("Expect", ())
-    if expectations and [value.lower() for value in expectations] != ["100-continue"]:
-        raise Problem("bad-request", "Expect may only be 100-continue.", status=417, close=True)
+    _check_expectation(request)
     if has_passed(pseudonym, headers.getall("Via", ())):
         raise Problem("loop", "The request has already passed through this proxy.")
-    try:
-        return parse_target(request.target)
-    except BadTarget as error:
-        raise _malformed(str(error)) from None
+    return _read_target(request)
+
+
+def check_own_head(request: Request) -> Target:
+    """Return the target of a request that is for the proxy itself, or raise the Problem.
+
+    Its Host and who may ask are checked elsewhere.
+    """
+    _check_version(request)
+    _check_framing(request)
+    _check_expectation(request)
+    return _read_target(request)
+
+
+def _check_version(request: Request) -> None:
+    if request.version not in _VERSIONS:
+        raise _malformed("The proxy speaks only HTTP/1.1 and HTTP/1.0.")
 
 
 def _check_framing(request: Request) -> None:
@@ -57,6 +67,19 @@ def _check_framing(request: Request) -> None:
         raise _malformed("Transfer-Encoding and Content-Length exclude each other.")
     if request.version < HttpVersion11:
         raise _malformed("HTTP/1.0 has no Transfer-Encoding.")
+
+
+def _check_expectation(request: Request) -> None:
+    expectations = request.headers.getall("Expect", ())
+    if expectations and [value.lower() for value in expectations] != ["100-continue"]:
+        raise Problem("bad-request", "Expect may only be 100-continue.", status=417, close=True)
+
+
+def _read_target(request: Request) -> Target:
+    try:
+        return parse_target(request.target)
+    except BadTarget as error:
+        raise _malformed(str(error)) from None
 
 
 def _check_host(request: Request) -> None:

@@ -1,4 +1,8 @@
-"""The listen port: which connections are taken, and how they end.
+"""A port that is listened on: which connections are taken, and how they end.
+
+There are two, the listen port and the admin port, which differ in one thing. If there are too many
+connections, the listen port takes no further one. On the admin port the oldest one gives way, so
+that nobody can keep operators out by holding connections.
 
 How many connections are taken, and from whom, is in `admission.py`; what a connection may do in
 `caller.py`; what all its callers' bytes may take in `room.py`.
@@ -30,7 +34,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
 from proxy.clock import Clock
-from proxy.http.admission import Admission
+from proxy.http.admission import Admission, Place
 from proxy.http.caller import CallerConnection
 from proxy.http.framing import Asked, frame
 from proxy.http.handshakes import TlsServer
@@ -67,7 +71,7 @@ class Listener:
         self.is_closing = False
         self._clock = clock
         self._date = (0, "")
-        self._connections: set[CallerConnection] = set()
+        self._connections: dict[CallerConnection, None] = {}  # the oldest is the first
         self.admission = Admission(lambda: room.limits, on_refused)
         self._all_gone = asyncio.Event()
         self._server: asyncio.Server | TlsServer | None = None
@@ -130,14 +134,18 @@ class Listener:
         if self._connections:
             await self._all_gone.wait()
 
+    def take(self, peer: str, descriptor: int) -> Place | None:
+        """Count a connection of that address; None if it is one too many."""
+        return self.admission.take(peer, descriptor)
+
     def admit(self, connection: CallerConnection) -> None:
         """Keep a connection that has been counted."""
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._all_gone.clear()
 
     def forget(self, connection: CallerConnection) -> None:
         """Note that a connection is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
             self._all_gone.set()
 
@@ -160,3 +168,18 @@ class Listener:
         tasks = [one.task for one in self._connections if one.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
+
+
+class NewestServed(Listener):
+    """Takes each connection, without TLS; if there are too many, the oldest gives way.
+
+    Of those that ask nothing, if there are any: so what is asked is answered.
+    """
+
+    def take(self, peer: str, descriptor: int) -> Place:  # noqa: ARG002 -- some are kept for it
+        """Count a connection of that address, in the place of another one if need be."""
+        if self.connections >= self.limits.max_connections:
+            held = [one for one in self._connections if one.is_counted]
+            idle = [one for one in held if one.is_idle]
+            (idle or held)[0].give_way()
+        return self.admission.count(peer)

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
-from multidict import CIMultiDict
-
 from proxy.http.messages import Answer
 from proxy.problems import PROXY_NAME, Problem
 
@@ -21,14 +18,6 @@ _TOKEN_ERRORS: Final[Mapping[int, str]] = {
     429: "temporarily_unavailable",
     503: "temporarily_unavailable",
 }
-
-
-class OwnResponse(web.Response):
-    """A response that does not name the software and versions it is made with."""
-
-    async def _prepare_headers(self) -> None:
-        await super()._prepare_headers()
-        self.headers.popall("Server", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +49,6 @@ def token_error_answer(problem: Problem, request_id: str) -> OwnAnswer:
         "error_description": problem.detail,
     }
     return _rendered(problem, request_id, body, "application/json")
-
-
-def problem_response(problem: Problem, request_id: str) -> OwnResponse:
-    """Return the same for the admin port."""
-    answer = problem_answer(problem, request_id)
-    response = OwnResponse(
-        body=answer.body, status=answer.status, headers=CIMultiDict(answer.fields)
-    )
-    if answer.close:
-        response.force_close()
-    return response
 
 
 def _rendered(

@@ -28,7 +28,7 @@ from proxy.forwarding.sending import Sender
 from proxy.forwarding.token_calls import TokenCalls
 from proxy.http.bodies import Bodies
 from proxy.http.client import Client
-from proxy.http.listener import Listener
+from proxy.http.listener import Listener, NewestServed
 from proxy.http.request import Request
 from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
@@ -170,6 +170,7 @@ class Proxy:
             is_serving=lambda: self.is_listening and not self.drain.is_announced,
             reload=reload,
         )
+        self.admin_listener = NewestServed(self.admin.handle, self.admin.bodies.room, clock=clock)
 
     def apply(self, settings: Settings) -> None:
         """Obey new settings from now on.

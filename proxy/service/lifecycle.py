@@ -15,22 +15,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import web
-
 from proxy.clock import Clock
 from proxy.http.listener import Listener
-from proxy.http.server import Server, Site
 from proxy.http.sockets import authority
 from proxy.pacing.accounts import Accounts
 from proxy.service.app import Proxy
 from proxy.settings import Admin as AdminSettings
-from proxy.settings import ConfigError, Limits, Listen, Settings
+from proxy.settings import ConfigError, Listen, Settings
 from proxy.telemetry.logs import Sink
 
 _LAST_SECONDS: Final = 2.0  # of the drain, in which what is unanswered is given up and told so
 _DRAIN_POLL: Final = 0.05
 _BACKLOG: Final = 128
-_ADMIN_CONNECTIONS: Final = 24  # fewer than the descriptors that are kept for it
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by itself, in a while
 
 
@@ -71,9 +67,10 @@ async def running(
             stack.push_async_callback(proxy.close)
             if proxy.sharing.store is not None:
                 await proxy.sharing.store.settled.wait()
-            admin = _AdminRunner(proxy.admin.application(), settings.limits)
-            admin_url = await _listen_for_operators(stack, admin, settings.admin)
-            url = await _listen(stack, proxy.listener, settings.listen, proxy.tls)
+            with _opening("admin"):
+                admin_url = await _listen(stack, proxy.admin_listener, settings.admin)
+            with _opening("listen"):
+                url = await _listen(stack, proxy.listener, settings.listen, proxy.tls)
             proxy.is_listening = True
             yield Running(url, admin_url, proxy)
             await _drain(proxy)
@@ -81,20 +78,6 @@ async def running(
         if len(group.exceptions) > 1:
             raise
         raise group.exceptions[0] from None  # as it was before the task group wrapped it
-
-
-class _AdminRunner(web.AppRunner):
-    """Serves the admin port with the listen port's care, and connections of its own to count."""
-
-    __slots__ = ("_limits",)
-
-    def __init__(self, application: web.Application, limits: Limits) -> None:
-        super().__init__(application, access_log=None, shutdown_timeout=_LAST_SECONDS / 4)
-        self._limits = limits.model_copy(update={"max_connections": _ADMIN_CONNECTIONS})
-
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return Server(made.request_handler, self._limits, request_factory=made.request_factory)
 
 
 async def _drain(proxy: Proxy) -> None:
@@ -112,22 +95,14 @@ async def _drain(proxy: Proxy) -> None:
     await proxy.give_up()
 
 
-async def _listen_for_operators(
-    stack: AsyncExitStack, runner: web.BaseRunner, at: AdminSettings
-) -> str:
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    with _opening("admin"):
-        await Site(runner, at.host, at.port, backlog=_BACKLOG).start()
-    return f"http://{authority(at.host, runner.addresses[0][1])}"
-
-
 async def _listen(
-    stack: AsyncExitStack, listener: Listener, at: Listen, tls: ssl.SSLContext | None
+    stack: AsyncExitStack,
+    listener: Listener,
+    at: Listen | AdminSettings,
+    tls: ssl.SSLContext | None = None,
 ) -> str:
     stack.push_async_callback(listener.close, _LAST_SECONDS / 4)
-    with _opening("listen"):
-        port = await listener.listen(at.host, at.port, backlog=_BACKLOG, tls=tls)
+    port = await listener.listen(at.host, at.port, backlog=_BACKLOG, tls=tls)
     return f"{'https' if tls else 'http'}://{authority(at.host, port)}"
 
 

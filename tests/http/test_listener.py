@@ -29,10 +29,12 @@ CHUNKED = b"POST /1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r
 class Served:
     """A listener whose handler answers with the target, each request when it may."""
 
-    def __init__(self, *, write_timeout: float = 60.0, **limits: Any) -> None:
+    def __init__(
+        self, *, kind: type[Listener] = Listener, write_timeout: float = 60.0, **limits: Any
+    ) -> None:
         self.bodies = Bodies(Limits(**{"max_header": MAX_HEADER, **limits}))
         self.refused: list[str] = []
-        self.listener = Listener(
+        self.listener = kind(
             self._handle,
             self.bodies.room,
             clock=SystemClock(),
@@ -46,6 +48,7 @@ class Served:
         self.cancelled = 0
         self.failure: Exception | None = None
         self.begins = False
+        self.padding = b""
         self.port = 0
 
     async def send(self, data: bytes) -> Response:
@@ -67,7 +70,7 @@ class Served:
             await request.send(b"half")
         if self.failure is not None:
             raise self.failure
-        request.answer(OwnAnswer(200, "", [("X-Target", request.target)], body))
+        request.answer(OwnAnswer(200, "", [("X-Target", request.target)], body + self.padding))
 
 
 @asynccontextmanager
