@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11
 
-from proxy.http.head import check_head
+from proxy.http.head import check_head, check_own_head
 from proxy.problems import Problem
 from tests.kit.requests import request_of
 
@@ -117,3 +117,37 @@ def test_a_request_that_was_here_before_is_looping(via: str) -> None:
     problem = check([("Host", "h"), ("Via", "1.1 first"), ("Via", via)])
     assert problem is not None
     assert (problem.name, problem.status) == ("loop", 508)
+
+
+# For the proxy itself
+
+
+OWN: dict[str, tuple[list[Field], str, HttpVersion, int | None]] = {
+    "no host": ([], "/a", HttpVersion11, None),
+    "any host": ([("Host", "evil.example")], "/a", HttpVersion10, None),
+    "an older version": ([], "/a", HttpVersion(0, 9), 400),
+    "another coding": ([("Transfer-Encoding", "gzip")], "/a", HttpVersion11, 400),
+    "two framings": (
+        [("Transfer-Encoding", "chunked"), ("Content-Length", "1")],
+        "/a",
+        HttpVersion11,
+        400,
+    ),
+    "chunked in HTTP/1.0": ([("Transfer-Encoding", "chunked")], "/a", HttpVersion10, 400),
+    "an expectation": ([("Expect", PLANTED)], "/a", HttpVersion11, 417),
+    "two spellings of a path": ([], f"/a/../{PLANTED}", HttpVersion11, 400),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_head_for_the_proxy_itself_has_one_meaning_too(case: str) -> None:
+    """Who may ask, and by which name, is decided elsewhere."""
+    fields, target, version, status = OWN[case]
+    request = request_of("GET", target, fields, version=version)
+    if status is None:
+        assert check_own_head(request).path == target
+        return
+    with pytest.raises(Problem) as refused:
+        check_own_head(request)
+    assert (refused.value.status, refused.value.close) == (status, True)
+    assert PLANTED not in refused.value.detail
