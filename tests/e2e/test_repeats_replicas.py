@@ -214,4 +214,4 @@ async def test_store_knows_neither_token_nor_key_nor_body(tmp_path: Path) -> Non
 
 def test_status_page_says_that_recognition_is_local_while_the_store_is_down() -> None:
     page = status_page.page().body
-    assert b"store down: repeats are recognised by this replica only" in page
+    assert b"store down: this replica recognises only its own repeats" in page
