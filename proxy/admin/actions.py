@@ -1,7 +1,7 @@
-"""One log line for each request that would change something, also for a refused one.
+"""One log line for each request that would change something, refused ones included.
 
-The line names the peer, the action, the configured account and the outcome; nothing else that the
-peer sent is logged.
+The line names the peer, the action, the configured account and the outcome, and nothing else that
+the peer sent.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Outcome:
 
 
 class ActionLog:
-    """Logs what operators do, and what they were refused."""
+    """Logs the actions of operators, refused ones included."""
 
     def __init__(self, is_configured: Callable[[str], bool]) -> None:
         self._is_configured = is_configured

@@ -63,7 +63,7 @@ class Controls:
 
 
 def _document(body: bytes) -> Mapping[str, Any]:
-    """Return the JSON object of a body; an empty body is an empty one. Raises BadOrder."""
+    """Return the JSON object of a body; empty for an empty body. Raises BadOrder."""
     if not body.strip():
         return {}
     try:
@@ -76,7 +76,7 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def unknown(kind: str, names: Iterable[str]) -> OwnAnswer:
-    """Answer that there is no account of that name, and list those there are."""
+    """Answer that there is no account of that name, and list the known ones."""
     known = sorted(names)
     listed = f"known: {', '.join(known[:LISTED])}" if known else "none is configured"
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""

@@ -1,6 +1,6 @@
 """Who may use the admin port: the checks before any of its handlers.
 
-Any web page can point a browser at loopback. So the Host must be an address, localhost or a
+Any web page can direct a browser to loopback. So the Host must be an address, localhost or a
 configured name (DNS rebinding), and cross-site requests are refused (Fetch Metadata,
 https://www.w3.org/TR/fetch-metadata/). Off loopback each request that changes something needs the
 admin token; without a configured token such requests are answered 404.

@@ -1,7 +1,7 @@
 """The description of the admin port, `/openapi.json` (OpenAPI 3.1).
 
-One entry an endpoint; the schemas of the answers are in schemas.py. Tests compare the paths with
-those that are served, and drive the port with a client that is made from this document.
+One entry per endpoint; the schemas of the answers are in schemas.py. Tests compare the paths with
+the served ones, and call the port with a client made from this document.
 """
 
 import json
@@ -17,7 +17,7 @@ PATH: Final = "/openapi.json"
 
 
 class _Endpoint(TypedDict):
-    """One operation; `answers` are those beside the ones that every operation may give."""
+    """One operation; `answers` leaves out those that every operation may give."""
 
     summary: str
     answers: Mapping[str, Json]

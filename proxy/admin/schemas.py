@@ -1,6 +1,6 @@
-"""What the admin port answers as JSON, as schemas.
+"""The schemas of the admin port's JSON answers.
 
-Those of what is known of accounts are made from the values themselves.
+Those about accounts are made from the dataclasses of the values.
 """
 
 from typing import Any, Final

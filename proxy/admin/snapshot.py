@@ -1,7 +1,7 @@
 """The state of all accounts at one moment, read without delaying the event loop.
 
-There may be ten thousand accounts. They live on the loop, so they are read there, a hundred at a
-time; a thread makes the answer from them, one answer after the other.
+There may be ten thousand accounts. Only the event loop may read them, so it does, a hundred at a
+time; a thread then makes the answer from the copies, one answer after the other.
 """
 
 import asyncio
@@ -60,7 +60,8 @@ class Snapshots:
     async def make(self, text: Callable[[Sequence[AccountState]], _T]) -> _T:
         """Return what `text` makes of the accounts; it runs in another thread.
 
-        All unconfigured accounts are one, named `other`, present if there is anything to show.
+        All other unconfigured accounts are one, named `other`, present if there is anything to
+        show.
         """
         async with self._lock:
             states = await self._read()

@@ -29,8 +29,8 @@ _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 class ProxyStatus:
     """The proxy as a whole; `at` is wall time, skews are their clock minus ours, in seconds.
 
-    `observed` are the accounts of which neither the pace nor holds are kept.
-    `connections` are those of callers; `notes` are on the proxy and not on an account.
+    `observed` names the accounts whose pace and holds are not kept. `connections` counts those of
+    callers; `notes` concern the proxy and not an account.
     """
 
     at: float
@@ -55,7 +55,7 @@ def document(status: ProxyStatus, states: Sequence[AccountState]) -> bytes:
 
 
 def past_document(past: Mapping[str, Past]) -> bytes:
-    """Return /history.json: what was sent and held of late, as lists that are short to write.
+    """Return /history.json: the sends and holds of the last ten minutes, as short lists.
 
     A send is [seconds ago, number, smallest gap]; a hold is [route or null, began, ended ago].
     """
@@ -98,7 +98,7 @@ def _rounded(gap: float | None) -> float | None:
 
 
 def _named(value: Any) -> dict[str, object]:
-    """Return a dataclass's fields by name; `asdict` would copy every one of them."""
+    """Return a dataclass's fields by name, without the copies that `asdict` makes."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 

@@ -1,7 +1,7 @@
-"""What the API's refusals mean, and how one is passed on when it is final.
+"""What the API's refusals mean, and how a final one is passed on.
 
-The API did nothing: it asks for no requests for a while (429), or it wants another token (401, or
-403 with the vendor's code for a missing permission).
+In each of them the API did nothing: it wants no requests for a while (429), or another token (401,
+or 403 with the vendor's code for a missing permission).
 """
 
 import json
@@ -27,9 +27,10 @@ Lack = Literal["permission", "division"]
 
 @dataclass(frozen=True, slots=True)
 class ApiRefusal:
-    """An answer by which the API did nothing.
+    """An answer that says the API did nothing.
 
-    `reason` is why sending again may help; None where it would not. `lacks` is what a 403 names.
+    `reason` is why sending again may help; None if it would not. `lacks` is what a 403 says is
+    missing.
     """
 
     answer: Answer
@@ -46,7 +47,7 @@ class ApiRefusal:
 
 
 def denial(answer: Answer) -> ApiRefusal:
-    """Return a 401 or 403 as what it means: another token may help, or not."""
+    """Return what a 401 or 403 means: another token may help, or not."""
     if answer.status == HTTPStatus.UNAUTHORIZED:
         return ApiRefusal(answer, "unauthorized")
     code = _error_code(answer) or ""
@@ -57,7 +58,7 @@ def denial(answer: Answer) -> ApiRefusal:
 
 
 def without_body(response: Response) -> Answer:
-    """Return an answer whose body broke off: the status, and the fields not about the body."""
+    """Return an answer whose body broke off: its status, and the fields not about the body."""
     reason, fields = response.head()
     kept = [field for field in fields if not field[0].lower().startswith("content-")]
     return Answer(response.status, reason, kept, b"")

@@ -1,6 +1,6 @@
-"""One attempt to send a request: what went out, what came back, and what that means.
+"""One attempt to send a request: what was sent, what came back, and what that means.
 
-What may follow, another attempt or the answer to the caller, is decided in sending.py.
+What follows, another attempt or the answer to the caller, is decided in sending.py.
 """
 
 from collections.abc import Callable, Hashable
@@ -40,7 +40,7 @@ _BODY_SECONDS: Final = 1.0  # for the body of a 429, in which the whole account 
 
 
 class QueueCaller(NamedTuple):
-    """Who takes turns in a queue: a caller key, else a credential and an address."""
+    """The caller that takes turns in a queue: a caller key, else a credential and an address."""
 
     id: Hashable
     weight: int = 1
@@ -50,9 +50,9 @@ class PendingRequest(NamedTuple):
     """A request that is ready to be sent: as whom, where it waits, and what it needs.
 
     `caller` takes turns with the other callers of the account. `managed` is the account's own
-    token, sent in the place of the caller's credential. `may_merge` says that an equal one may get
-    the same answer, `is_present` if a caller is still there; `on_sent` is called when the request
-    has left.
+    token, sent instead of the caller's credential. `may_merge` says whether an equal request may
+    get the same answer, `is_present` whether a caller is still there; `on_sent` is called when the
+    request has left.
     """
 
     exchange: Exchange
@@ -76,7 +76,7 @@ class PendingRequest(NamedTuple):
 class Attempts:
     """Sends requests to the API, each once.
 
-    `quota` names the header fields in which the API announces a quota; None: it is not looked at.
+    `quota` names the header fields in which the API announces a quota; None: ignore quotas.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Attempts:
     async def make(
         self, pending: PendingRequest, slot: Slot, token: Token | None
     ) -> Response | ApiRefusal | OutcomeUnknown | Unsent | Withheld:
-        """Send once, and report what became of it, to the slot and to the exchange."""
+        """Send once, and report the outcome to the slot and to the exchange."""
         exchange = pending.exchange
         attempt: Attempt | None = "no answer"
         spell = exchange.spending("upstream")
@@ -154,14 +154,14 @@ class Attempts:
             raise Problem("bad-upstream", "The API's answer is not usable.") from None
 
     def _answered(self, pending: PendingRequest, slot: Slot, response: Response) -> None:
-        """Tell the slot of an answer; one that is still to come takes room until it has."""
+        """Report an answer to the slot; it takes room in flight until it is complete."""
         if not response.is_complete:  # or slow readers could have all connections
             pending.account.scheduler.take_room()
             response.on_release(pending.account.scheduler.make_room)
         slot.report(Answered(self._quota_in(response)))
 
     async def _denied(self, pending: PendingRequest, response: Response) -> Response | ApiRefusal:
-        """Return the refusal that an answer to the managed token is, if it can be read."""
+        """Return what a 401 or 403 to the managed token means; the answer if it is too long."""
         answer = await self._read_denial(response)
         if answer is None:
             return response
@@ -182,9 +182,9 @@ class Attempts:
         return slot.may_leave(self._clock.monotonic())
 
     async def _refused(self, slot: Slot, response: Response) -> ApiRefusal:
-        """Hold what the 429 is about: its body may say so, if it comes in time.
+        """Hold what the 429 covers: its body may say so, if it comes in time.
 
-        Until then nothing of the account leaves, even if the caller leaves meanwhile.
+        Until then nothing of the account is sent, even if the caller leaves meanwhile.
         """
         named = self._named_wait(response)
         slot.report(Refusing())
@@ -222,7 +222,7 @@ class Attempts:
             return without_body(response)
 
     def _note_skew(self, response: Response) -> None:
-        """Compare the clocks by the first answer of each second, in which theirs has just moved."""
+        """Compare the clocks at the first answer whose `Date` shows a new second."""
         text = response.headers.get("Date", "")
         if text == self._seen_date:
             return
@@ -242,9 +242,9 @@ class Attempts:
 
 
 def _signed(outgoing: Outgoing, token: Token | None) -> Outgoing:
-    """Return the request with the managed token in the place of the caller's credential.
+    """Return the request with the managed token instead of the caller's credential.
 
-    It asks only for codings that can be read here: a 403 may mean that the token is stale.
+    It accepts only codings that we can read, since a 403's body may say that the token is stale.
     """
     if token is None:
         return outgoing

@@ -13,7 +13,7 @@ from proxy.problems import draining
 
 
 class Drain:
-    """Knows if the end is near or has begun, and which waits it interrupts."""
+    """Knows whether the drain is announced or has begun, and which waits it interrupts."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -21,16 +21,16 @@ class Drain:
         self._waits: set[_Wait] = set()
 
     def announce(self, closes_at: float) -> None:
-        """Serve until then, but only requests that can be sent by then."""
+        """Announce the drain for that moment; until then only requests sent in time may wait."""
         self.closes_at = closes_at
 
     @property
     def is_announced(self) -> bool:
-        """True once the proxy is about to shut down, or does."""
+        """True once the drain is announced or has begun."""
         return self.has_begun or self.closes_at < inf
 
     def begin(self) -> None:
-        """End every wait, and from now on each as it begins."""
+        """Begin the drain: end every wait now, and each new one as it begins."""
         if not self.has_begun:
             self.has_begun = True
             for wait in self._waits:
@@ -42,7 +42,7 @@ class Drain:
 
 
 class _Wait:
-    """A block that is left early when the end begins, as `asyncio.timeout` leaves one."""
+    """A block that ends early when the drain begins, as `asyncio.timeout` ends one."""
 
     __slots__ = ("_cancelling", "_drain", "_is_interrupted", "_task", "_waits")
 

@@ -1,7 +1,7 @@
-"""What is known of one request while it lives: whose it is, where its time goes, how it ends.
+"""The state of one request under way: its account, how its time is spent, how it ends.
 
-Other modules spend its time through `spending` and add to its attempts through `attempted`; the
-sums that the log and `Server-Timing` show are made here.
+Other modules count its time through `spending` and its attempts through `attempted`; this module
+makes the sums that the log and `Server-Timing` show.
 """
 
 from dataclasses import dataclass, field
@@ -32,14 +32,14 @@ Attempt = Literal["never left", "refused", "stale token", "answered", "no answer
 class Exchange:
     """One request on its way; times and durations are monotonic seconds.
 
-    `path` is that of a target that was accepted: nothing of a refused one is shown, which may hold
-    user information or a fragment. `limit` is how long it may wait in all, `held` the part of its
-    time in the queue that a hold took. `first_sent` is when its first attempt began, `sent_at` the
-    wall time of a send that may have been carried out. `is_cut` says that the answer broke off on
-    its way to the caller, `is_merged` that it is the answer to an equal request. `correlation_id`
-    is the API's name for it, `problem` that of our refusal, `lacks` what the API's last 403 says is
-    missing. `subject` is what an incident tells of it, `trouble` the kind of incident it is a sign
-    of. `key_name` is the name of the key that the caller presented, if that has one.
+    `path` is that of an accepted target, empty for a refused one, which may hold user information
+    or a fragment. `limit` is how long the request may wait in all, `held` the part of its time in
+    the queue during a hold. `first_sent` is when its first attempt began, `sent_at` the wall time
+    of a send that may have been carried out. `is_cut` says that the answer broke off on its way to
+    the caller, `is_merged` that it is the answer to an equal request. `correlation_id` is the API's
+    id of it, `problem` the name of our refusal, `lacks` what the API's last 403 says is missing.
+    `subject` is what an incident tells about it, `trouble` the kind of incident that it indicates.
+    `key_name` is the name of the key that the caller presented, if it has one.
     """
 
     request: Request
@@ -70,12 +70,12 @@ class Exchange:
 
     @property
     def account_label(self) -> str:
-        """Whose request it is, as ops see it; all callers without a proof are one."""
+        """The account's label in metrics and logs; all unknown callers share one."""
         return self.account.label if self.account else OTHER
 
     @property
     def caller_label(self) -> str:
-        """Who calls, as ops see it: the name of its key, or its address and agent."""
+        """The caller's label on the status: the name of its key, or its address and agent."""
         if self.key_name is not None:
             return self.key_name
         return anonymous(self.request.peer, self.request.headers.get("User-Agent") or "")
@@ -119,7 +119,7 @@ class Exchange:
         self.origin, self.problem = "proxy", problem
 
     def server_timing(self) -> str:
-        """Return where the time went, in ms; the parts sum to the elapsed time."""
+        """Return how the time was spent, in ms; the parts sum to the elapsed time."""
         token, upstream = self.spent["token"], self.spent["upstream"]
         rest = self.elapsed - self.held - token - upstream
         return (
@@ -128,7 +128,7 @@ class Exchange:
         )
 
     def facts(self, *, code: int, seconds: float) -> dict[str, object]:
-        """Return what the log says of a request that is over; nothing of it is a secret."""
+        """Return the log fields of a request that is over; they hold no secret."""
         headers = self.request.headers
         facts: dict[str, object] = {
             "request_id": self.id,
@@ -160,7 +160,7 @@ class Exchange:
 
 
 class Spell:
-    """A block whose time is counted; the block may change what it is spent on."""
+    """A block whose time is counted; the block may change the part it counts for."""
 
     __slots__ = ("_exchange", "begun", "part")
 

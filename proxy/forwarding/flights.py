@@ -1,13 +1,13 @@
-"""Flights: sends that do not end with the caller they are for.
+"""Flights: sends that go on when their caller leaves.
 
-Theory of operation. An unsafe request on a paced route is sent by a flight: a task of its own, for
-which one or more callers wait. If all of them leave before it is sent, it ends with them. If they
-leave later, the flight reads the answer to its end, for at most `upstream.response_timeout`. What
-is kept of it then, rules/repeats.py decides.
+Theory of operation. An unsafe request on a paced route is sent by a flight: a separate task, for
+which one or more callers wait. If all of them leave before the request is sent, the flight ends. If
+they leave later, the flight reads the answer to its end, for at most `upstream.response_timeout`.
+Then rules/repeats.py decides what to keep of it.
 
-Invariants: one replica has one flight for a key at most. Only a flight that was sent outlives its
-callers. Every flight is settled once, when it is over and no caller is left. A mark that other
-replicas see of a flight is gone when the flight is, or is in the place of what is kept of it.
+Invariants: one replica has at most one flight for a key. Only a sent flight outlives its callers.
+Every flight is settled once, when it is over and no caller is left. The mark by which other
+replicas see a flight is removed with the flight, or replaced by the record that is kept of it.
 """
 
 import asyncio
@@ -45,8 +45,9 @@ _RENEWAL: Final = 3.0  # seconds after which a claim is renewed
 class Flight:
     """One request on its way, and its callers; `done` has the answer, or the Problem.
 
-    `marked` are the names under which other replicas see it. `is_lost` says that all its callers
-    left before the answer came: it is kept as one that was not delivered, even if another came.
+    `marked` holds the names under which other replicas see it. `is_lost` says that all its callers
+    left before the answer came: its record counts as not delivered, even if another caller came
+    later.
     """
 
     pending: PendingRequest
@@ -63,12 +64,12 @@ class Flight:
 
     @property
     def exchange(self) -> Exchange:
-        """The exchange of the caller that came first."""
+        """The exchange of the first caller."""
         return self.pending.exchange
 
     @property
     def is_sent(self) -> bool:
-        """True if it may have been carried out."""
+        """True if the API may have carried it out."""
         return self.exchange.sent_at is not None
 
     def has_callers(self) -> bool:
@@ -76,12 +77,12 @@ class Flight:
         return any(exchange.request.is_present() for exchange in self.callers.values())
 
     def record(self, state: State, *, seconds: float, now: float) -> Record:
-        """Return what is to be kept of it, at the wall time `now`."""
+        """Return the record to keep of it, at the wall time `now`."""
         return record_of(self.exchange, self.digests, state, until=now + seconds)
 
 
 def record_of(exchange: Exchange, digests: Digests, state: State, *, until: float) -> Record:
-    """Return what is to be kept of a request; `until` is wall time."""
+    """Return the record to keep of a request; `until` is wall time."""
     return Record(
         sameness=digests.sameness,
         request_id=exchange.id,
@@ -122,7 +123,7 @@ class Flights:
 
     @property
     def without_callers(self) -> int:
-        """How many answers are read for callers who left."""
+        """How many answers are still read for callers that left."""
         return len(self._reading)
 
     def find(self, digests: Digests) -> Flight | None:
@@ -151,7 +152,7 @@ class Flights:
         flight.callers[id(exchange)] = exchange
 
     def leave(self, flight: Flight, exchange: Exchange, *, is_delivered: bool) -> None:
-        """Let a caller go, with its answer or without."""
+        """Remove a caller, with its answer or without."""
         del flight.callers[id(exchange)]
         if is_delivered and not flight.is_lost:
             flight.is_delivered = True
@@ -186,7 +187,7 @@ class Flights:
                 self._settle(flight)
 
     def _settle(self, flight: Flight) -> None:
-        """Keep of a flight that is over what its repeats need."""
+        """Keep what repeats of a finished flight need."""
         failed = flight.done.cancelled() or flight.done.exception() is not None
         result = None if failed else flight.done.result()
         if isinstance(result, Response):
@@ -205,7 +206,7 @@ class Flights:
         self.forget(flight)
 
     def forget(self, flight: Flight) -> None:
-        """End what is known of a flight here, and what other replicas see of it."""
+        """Forget a flight here, and remove what other replicas see of it."""
         if flight.timer is not None:
             flight.timer.cancel()
             flight.timer = None

@@ -1,7 +1,7 @@
 """The life of one request, from its head to the last byte of its answer.
 
-`Handler._serve` is the list of the steps, one a line; each raises a Problem to end the request
-there. How a request waits and is sent is in sending.py, how its answer is given in relay.py.
+`Handler._serve` lists the steps, one per line; each raises a Problem to end the request there. How
+a request waits and is sent is in sending.py, how its answer reaches the caller in relay.py.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _CALLER_WENT: Final = 499
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """Serves the listen port with the parts that the wiring made."""
+    """Answers the requests of the listen port."""
 
     intake: Intake
     routes: Routes
@@ -40,7 +40,7 @@ class Handler:
     journal: Journal
 
     async def __call__(self, request: Request) -> None:
-        """Answer a request, whatever happens, and account for it."""
+        """Answer a request, whatever happens, and record it."""
         exchange = self.journal.open(request)
         code = _CALLER_WENT
         try:
@@ -130,13 +130,13 @@ class Handler:
         return answer.status
 
     async def _deny(self, exchange: Exchange, answer: Answer) -> int:
-        """Give a caller the API's own 401 to its token, once the whole request has come."""
+        """Give a caller the API's own 401 to its token, once its request has come whole."""
         await self.intake.body(exchange.request)
         self.intake.release(exchange.request)
         return self.relay.pass_on(exchange, answer)
 
     def _refuse(self, exchange: Exchange, problem: Problem) -> int:
-        """Give a refusal of ours to the caller; return its status."""
+        """Give one of our refusals to the caller; return its status."""
         self.journal.refused(exchange, problem)
         render = token_error_answer if exchange.route == "login" else problem_answer
         answer = render(problem, exchange.id)

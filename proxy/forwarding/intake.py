@@ -1,6 +1,6 @@
 """Taking a request in, step by step: its head, its limit, its caller, its body.
 
-Nothing has been sent yet. So all that waits here is refused as soon as the proxy shuts down.
+Nothing has been sent yet. So requests that wait here are refused as soon as the drain begins.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from proxy.tokens.account_token import TokenKeeper
 
 
 class Identified(NamedTuple):
-    """Whose request it is, and as whom it takes turns.
+    """The account of a request, and the caller as which it takes turns.
 
-    `managed` is the account's own token, if the request is sent on with that one. `key_name` is the
-    name of the key that the caller presented, if that has one.
+    `managed` is the account's own token, if the request is sent with that one. `key_name` is the
+    name of the key that the caller presented, if it has one.
     """
 
     account: Account
@@ -56,7 +56,7 @@ class Intake:
         return check_head(request, self.pseudonym)
 
     def limit(self, request: Request) -> float:
-        """Return the seconds the request may wait in all, as configured or as it prefers."""
+        """Return the seconds the request may wait in all: as configured, or by `Prefer: wait`."""
         wish = prefer_wait(request.headers.getall("Prefer", ()))
         longest = self.settings.pacing.max_wait
         return longest if wish is None else min(wish, longest)
@@ -95,7 +95,7 @@ class Intake:
         return Identified(account, managed, queue_caller, None if key is None else key.name)
 
     def _queue_caller(self, caller: Caller, credential: str, address: str) -> QueueCaller:
-        """Return as whom a request takes turns: its key, else its credential and address."""
+        """Return the caller that takes turns: by its key, else by its credential and address."""
         if self.settings.pacing.fairness == "none":
             return QueueCaller(None)
         if isinstance(caller, Configured) and caller.key is not None:

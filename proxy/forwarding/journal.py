@@ -1,4 +1,4 @@
-"""The record of requests: each opened with an id, and at its end counted and logged."""
+"""The record of requests: each gets an id when it comes, and is counted and logged at its end."""
 
 import random
 import re
@@ -89,7 +89,7 @@ class Journal:
             self._log("request", exchange.facts(code=code, seconds=seconds))
 
     def _tell_watch(self, exchange: Exchange) -> None:
-        """Note what an incident may be made of."""
+        """Note trouble that may become an incident."""
         account = exchange.account_label
         if exchange.origin == "upstream" and exchange.first_sent is not None:
             self._watch.answered(account, begun=exchange.first_sent)
@@ -100,7 +100,7 @@ class Journal:
 
 
 def _owner(exchange: Exchange) -> Owner:
-    """Return whose line in the log it is: the account's, or the address's before one is known."""
+    """Return the owner of the log line: the account, or the address if no account is known."""
     account = exchange.account
     if account is None:
         return Owner(exchange.request.peer, is_configured=False)

@@ -1,18 +1,18 @@
-"""Merging of reads: equal ones that wait together share one send.
+"""Merging of reads: equal reads that wait together share one send.
 
 Theory of operation. Each request waits in its queue with a ticket of its own, so it keeps its own
 place, turn and deadline. Equal requests form a `Group`. When one of them gets a slot while others
-wait, a task of its own sends it. In the step in which the bytes leave, the others leave the queue
-and wait for the answer, too. Callers may leave at any moment: the answer is for those who stay, and
-if nobody does, it is broken off.
+wait, a separate task sends it. In the step in which the bytes leave, the others leave the queue and
+wait for the answer, too. Callers may leave at any moment: the answer goes to the remaining ones; if
+none remains, the task breaks it off.
 
-Once an answer has come whole, each gets it, if it may be shared (rules/merging.py). Any other
-answer goes to the one request that was sent, or to another if its caller left. Those without an
-answer go back to their places in the queue: together if the API did nothing (a refusal, an idle
-connection that it closed), else each to be sent by itself.
+Once an answer has come whole, each request gets it, if it may be shared (rules/merging.py). Any
+other answer goes to the one request that was sent, or to another if its caller left. The requests
+without an answer go back to their places in the queue: together if the API did nothing (a refusal,
+an idle connection that it closed), else each is sent by itself.
 
-Invariants: a request is only given the answer to a send that began after the request had arrived.
-A slot that a group takes is reported, whatever happens to the task. Nothing refers to a group when
+Invariants: a request only gets the answer to a send that began after the request had arrived. A
+slot that a group takes is reported, whatever happens to the task. Nothing refers to a group once
 its requests are over.
 """
 
@@ -60,11 +60,11 @@ class SharedSend:
         return len(self._members) > 1
 
     def take_along(self, ticket: Ticket) -> None:
-        """Let another request wait for the answer."""
+        """Add a request that waits for the answer."""
         self._members.add(ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """Let a request go; the answer is broken off if it was the last and nobody took it."""
+        """Remove a request; after the last, break off an answer that no request has taken."""
         self._members.discard(ticket)
         if self._members:
             return
@@ -78,9 +78,9 @@ class SharedSend:
                 result.release()
 
     async def outcome(self, ticket: Ticket, fields: list[Field]) -> Outcome | None:
-        """Wait for what became of it, for the request with that ticket and those fields.
+        """Wait for the outcome, for the request with that ticket and those fields.
 
-        None if the answer is not for this one.
+        None if the answer is not for this request.
         """
         try:
             found = await asyncio.shield(self.done)
@@ -124,7 +124,7 @@ class Group:
 
     @property
     def is_empty(self) -> bool:
-        """True if nobody is in it."""
+        """True if no request is in the group."""
         return not self._tickets
 
     def join(self, ticket: Ticket) -> None:
@@ -133,7 +133,7 @@ class Group:
         ticket.group = self
 
     def leave(self, ticket: Ticket) -> None:
-        """Let a request go, wherever it waits; it is sent by itself from now on."""
+        """Remove a request, wherever it waits; from now on it is sent by itself."""
         self._tickets.pop(ticket, None)
         ticket.group = None
         sent = self._sends.pop(ticket, None)
@@ -156,7 +156,7 @@ class Group:
         return await self._outcome_of(shared, pending, ticket)
 
     async def outcome(self, pending: PendingRequest, ticket: Ticket) -> Outcome:
-        """Wait for what became of the send that took a request along."""
+        """Wait for the outcome of the send that took a request along."""
         return await self._outcome_of(self._sends.pop(ticket), pending, ticket)
 
     async def _outcome_of(

@@ -1,4 +1,4 @@
-"""What crosses the proxy: requests on their way out, answers on their way back, bytes unchanged.
+"""Requests on their way to the API, and answers on their way back, bytes unchanged.
 
 A request gets one field of ours (Via), an answer three.
 """
@@ -15,7 +15,7 @@ from proxy.rules.targets import Target
 
 
 class Relay:
-    """Makes requests to the API of those of callers, and writes its answers to callers.
+    """Makes requests to the API from those of callers, and writes the answers to callers.
 
     `pseudonym` is the proxy's own name in Via (RFC 9110 section 7.6.3).
     """
@@ -25,7 +25,7 @@ class Relay:
         self._pseudonym = pseudonym
 
     def outgoing(self, request: Request, target: Target, body: bytes) -> Outgoing:
-        """Return what goes upstream for a request."""
+        """Return the request to send to the API."""
         headers = request.headers
         fields = request_fields(
             wire_fields(request.raw_headers, headers.values()), headers.getall("Connection", ())
@@ -66,7 +66,7 @@ class Relay:
         return answer.status
 
     def _marked(self, exchange: Exchange, fields: Sequence[Field]) -> list[Field]:
-        """Add our fields, and note what the API's own say."""
+        """Add our fields, and note those of the API that are logged."""
         correlation_id, has_id = None, False
         for name, value in fields:
             low = name.lower()

@@ -1,12 +1,11 @@
 """No doubles: a request that comes again after its answer was lost is not sent again.
 
-A request is looked up when its body is there, before it is admitted: it joins a flight, gets an
-answer that was kept, is refused as `in-doubt` or `key-reused`, or is sent by a flight of its own
-(flights.py). What is the same, and what is kept, is in rules/repeats.py; where, in
-store/repeats.py.
+A request is looked up when its body has come, before it is admitted: it joins a flight, gets a kept
+answer, is refused as `in-doubt` or `key-reused`, or is sent by its own flight (flights.py).
+rules/repeats.py decides which requests are the same and what is kept; store/repeats.py keeps it.
 
-A joined caller keeps its own deadline: it is refused when the flight is not sent by then, and it
-has a flight of its own if the one it joined was given up earlier.
+A caller that joins keeps its own deadline: it is refused if the flight is not sent by then. If the
+flight was given up earlier, the caller gets its own one.
 
 Invariant: nothing waits between the look-up that finds nothing and the start of the flight.
 """
@@ -72,7 +71,7 @@ class Repeats:
 
     @property
     def under_way(self) -> int:
-        """How many answers are read for callers who left."""
+        """How many answers are still read for callers that left."""
         return self._flights.without_callers
 
     def concern(self, method: str, *, paced: bool) -> bool:
@@ -158,7 +157,7 @@ class Repeats:
     async def _wait_for_replica(
         self, exchange: Exchange, label: str, record: Record, *, is_sent: bool
     ) -> None:
-        """Let some time pass in which the replica that has the request in hand may answer it."""
+        """Wait a little, so that the replica that handles the request may answer it."""
         if exchange.may_wait <= 0:
             if is_sent:
                 raise self._in_doubt(label, record)
@@ -270,7 +269,7 @@ class Answering:
 
 
 def _may_wait_on(flight: Flight, exchange: Exchange) -> bool:
-    """True if a flight was given up unsent for a caller that had less time than this one has."""
+    """True if a flight was given up unsent, and this caller has more time than the flight's had."""
     first = flight.exchange
     had_less = first.may_wait < _POLL or first.limit < exchange.limit
     return not flight.is_sent and had_less and exchange.may_wait > max(first.may_wait, 0.0)

@@ -1,12 +1,12 @@
-"""Sending a request when it is its turn, and again as far as that is safe.
+"""Sending a request in its turn, and again if that is safe.
 
 A request is sent again only if the API refused it (429; 401 or 403 with a stale token) or if it
 provably never left. It keeps its place in the order of arrival, so it goes back to the front of its
-queue; so does one that lost its slot while it connected, which is no attempt. A send that equal
-reads share (merging.py) is an attempt of each. Bounds: attempts, elapsed time, what the caller will
-still wait, the account's retry budget.
-Never after something was sent and no answer came: it may have been carried out. Only a safe request
-goes out once more, where the API closed an idle connection just as it was used.
+queue; so does a request that lost its slot while it connected, which does not count as an attempt.
+A send that equal reads share (merging.py) counts as an attempt of each. Bounds: attempts, elapsed
+time, how long the caller still waits, and the account's retry budget.
+A request that was sent and got no answer is never sent again, since it may have been carried out.
+The only exception is a safe request, if the API closed an idle connection just as it was used.
 """
 
 from collections.abc import Iterator
@@ -158,7 +158,7 @@ class Sender:
         return answer
 
     async def _token(self, pending: PendingRequest, managed: TokenKeeper) -> Token:
-        """Return a fresh token before a slot is taken, so that a slow login server burns none."""
+        """Return a fresh token before a slot is taken, so that a slow login server wastes none."""
         exchange = pending.exchange
         with self._waiting_for_token(exchange):
             return await managed.usable(pending.needs.scopes, limit=exchange.may_wait)
@@ -166,8 +166,8 @@ class Sender:
     async def _slot(self, pending: PendingRequest, ticket: Ticket, wait: Wait) -> Slot | None:
         """Wait for a slot as long as the request may still wait and may still be sent again.
 
-        None if the send of an equal request takes it along. If it gets no slot and its answer was
-        lost before, that is how it ends.
+        None if the send of an equal request takes it along. A request that gets no slot, and whose
+        answer was lost before, ends as `outcome-unknown`.
         """
         exchange, queue, waiting = pending.exchange, pending.queue, self._accounts.waiting
         if not ticket.has_joined:
@@ -189,7 +189,7 @@ class Sender:
             exchange.held += min(seconds, self._clock.monotonic() - begun)
 
     def _wait(self, exchange: Exchange, ticket: Ticket) -> Wait:
-        """Return how long the request waits for a slot; one that comes back may be too late."""
+        """Return how long the request waits for a slot; a returning one may be too late."""
         now = self._clock.monotonic()
         until, last = now + exchange.may_wait, inf
         if exchange.first_sent is not None:
@@ -201,7 +201,7 @@ class Sender:
     async def _goes_back(
         self, pending: PendingRequest, ticket: Ticket, token: Token | None, refusal: ApiRefusal
     ) -> bool:
-        """True if a refused request goes back to the front of its queue; that is then counted."""
+        """True if a refused request goes back to the front of its queue; counts the retry."""
         exchange, account = pending.exchange, pending.account
         wait = predicted_wait(pending.queue, ticket, self._clock.monotonic())
         if wait > exchange.may_wait or not self._rules.may_send_again(

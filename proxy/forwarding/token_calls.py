@@ -1,13 +1,13 @@
 """The token endpoint's front: `POST {login_prefix}/oauth/token` (RFC 6749 section 4.4).
 
-A log-in of a managed account, in whatever spelling (`rules/logins.py`), is answered here: its
-secret is compared, and the right one gets the managed token. A call that may be such a log-in and
-cannot be read with certainty is refused, so that no spelling gets past the account. Any other call
-goes to the login server as it came, and the token that comes back is noted as its client's.
+A log-in of a managed account, in any spelling (`rules/logins.py`), is answered here: the proxy
+compares the secret, and gives the managed token for the right one. It refuses an ambiguous call
+that may be such a log-in, so that no spelling bypasses the account. Any other call goes to the
+login server unchanged, and the proxy notes the returned token as that client's.
 
-Log-ins of one client never share the fate of another's: each has a few calls of its own, and a
-secret that the login server refused is refused here for some seconds. Nothing is kept of a secret
-but a hash of the call. Our own errors have the form of RFC 6749 section 5.2 (`http/responses.py`).
+Log-ins of one client do not affect another's: each client has a few calls of its own. For some
+seconds the proxy itself refuses a secret that the login server refused. Of a secret it keeps only a
+hash of the call. Our own errors have the form of RFC 6749 section 5.2 (`http/responses.py`).
 """
 
 import asyncio
@@ -48,7 +48,7 @@ _WRONG: Final = frozenset({"invalid_client", "invalid_grant", "unauthorized_clie
 
 @dataclass(slots=True)
 class _Gate:
-    """The calls of one client: those under way, and how many hold or wait for one."""
+    """The calls of one client: the permits for them, and how many callers hold or await one."""
 
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CALLS_OF_A_CLIENT))
     users: int = 0
@@ -131,7 +131,7 @@ class TokenCalls:
 
     @asynccontextmanager
     async def _place(self, client: str) -> AsyncIterator[None]:
-        """Hold one of the calls that a client may have at once."""
+        """Hold one of the client's places for calls under way, for the block."""
         gate = self._gates.setdefault(client, _Gate())
         gate.users += 1
         try:
@@ -163,7 +163,7 @@ class TokenCalls:
             raise Problem("bad-upstream", "The login server's answer is not usable.") from None
 
     async def _take_note(self, answer: Answer, login: Login | None, key: bytes) -> None:
-        """Note whose the token of an answer is, or that it refuses the secret."""
+        """Note whose token an answer holds, or that the answer refuses the secret."""
         text = decoded(answer.body, coded_fields(answer.fields), limit=_MAX_ANSWER)
         document = read_document(text or b"")
         if answer.status == HTTPStatus.OK:
@@ -210,7 +210,7 @@ def _refuses(status: int, error: object) -> bool:
 
 
 def _fingerprint(call: Outgoing) -> bytes:
-    """Return a hash of all by which the login server can tell one call from another."""
+    """Return a hash of everything by which the login server can distinguish calls."""
     said = [call.query.encode("utf-8", "surrogatepass"), call.body]
     for name, value in call.fields:
         if name.lower() in {"authorization", "content-type", "content-encoding"}:

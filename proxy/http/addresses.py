@@ -1,4 +1,4 @@
-"""The addresses of one host: looked up once for all who connect at a time, and kept for a while."""
+"""The addresses of one host: one look-up serves all that connect at a time, and is kept a while."""
 
 import asyncio
 import socket
@@ -10,7 +10,7 @@ AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 
 
 class Addresses:
-    """Answers with all addresses of `host`, each time another one first."""
+    """Returns all addresses of `host`, each time with another one first."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -22,7 +22,7 @@ class Addresses:
     async def get(self) -> list[AddressInfo]:
         """Return the addresses; raises OSError.
 
-        A caller that is cancelled leaves the look-up to the others.
+        If one caller is cancelled, the look-up goes on for the others.
         """
         loop = asyncio.get_running_loop()
         if loop.time() >= self._known_until:
@@ -53,6 +53,6 @@ class Addresses:
 
 
 def _mark_as_seen(lookup: "asyncio.Task[None]") -> None:
-    """Take an error that no caller waits for any more; a cancelled task has none."""
+    """Retrieve an error that no caller awaits any more; a cancelled task has none."""
     if not lookup.cancelled():
         lookup.exception()

@@ -1,8 +1,8 @@
-"""Which connections of callers are taken: how many there are, in all and of each peer.
+"""Which connections of callers are accepted: limits in all and per peer.
 
-A connection is counted from the moment it is accepted, before its TLS handshake, until it is gone.
-One that is not taken is closed unanswered: no answer could be relied on to arrive, and each would
-cost what is short.
+A connection counts from the moment it is accepted, before its TLS handshake, until it is gone. A
+refused connection is closed unanswered: an answer might not arrive, and would cost the resources
+that are short.
 """
 
 import resource
@@ -18,7 +18,7 @@ _SPARE_SHARE: Final = 4  # one part in so many of those there are, where they ar
 
 
 class Place:
-    """A connection that is counted, until it is given back; giving it back twice does no harm."""
+    """The place of a counted connection; giving it back twice does no harm."""
 
     __slots__ = ("_admission", "_is_taken", "_peer")
 
@@ -28,14 +28,14 @@ class Place:
         self._is_taken = True
 
     def give_back(self) -> None:
-        """Count the connection no more."""
+        """Stop counting the connection."""
         if self._is_taken:
             self._is_taken = False
             self._admission.release(self._peer)
 
 
 class Admission:
-    """Counts connections; `on_refused` is told why one is not taken."""
+    """Counts connections; `on_refused` gets the reason for each refused one."""
 
     def __init__(self, limits: Callable[[], Limits], on_refused: Callable[[Reason], None]) -> None:
         self.on_refused = on_refused
@@ -49,7 +49,7 @@ class Admission:
         return self._held
 
     def take(self, peer: str, descriptor: int) -> Place | None:
-        """Count a connection of that address; None, and nothing is counted, if it is one too many.
+        """Count a connection of that address; None, without counting it, if it is one too many.
 
         The kernel gives out the lowest free descriptor, so a high one tells how few are left.
         """
@@ -77,7 +77,7 @@ class Admission:
         return Place(self, peer)
 
     def release(self, peer: str) -> None:
-        """Count a connection of that address less; for `Place`."""
+        """Count one connection of that address less; for `Place`."""
         self._held -= 1
         self._held_by[peer] -= 1
         if not self._held_by[peer]:
@@ -85,7 +85,7 @@ class Admission:
 
 
 def _last_descriptor() -> float:
-    """Return from which descriptor on connections are refused."""
+    """Return the lowest descriptor number at which connections are refused."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return float("inf")

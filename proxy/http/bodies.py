@@ -9,7 +9,7 @@ from proxy.settings import Limits
 
 
 class Bodies:
-    """Reads bodies; all together have the bytes of `room`."""
+    """Reads bodies; all together take at most the bytes of `room`."""
 
     def __init__(self, limits: Limits) -> None:
         self.room = Room(limits)
@@ -40,6 +40,6 @@ class Bodies:
             raise Problem("timeout", "The body did not arrive in time.", close=True) from None
 
     def release(self, request: Request) -> None:
-        """Keep the body of that request no longer."""
+        """Release the body of that request."""
         if request.body is not None:
             request.body.drop()

@@ -1,21 +1,20 @@
 """One connection of a caller to one of the ports: heads in, requests out, one at a time.
 
-A head is read by `HeadReader` up to its empty line and no further; the body behind it is framed by
-`IncomingBody`, and what follows that is kept by `EarlyBytes`. So it is known of each byte what it
-belongs to.
+`HeadReader` reads a head up to its empty line and no further; `IncomingBody` frames the body behind
+it; `EarlyBytes` keeps the bytes that follow. So each byte belongs to exactly one of them.
 
 A connection is in one of these states:
 
-* *head*: the next head is awaited, or comes. It has `header_timeout` seconds in all, after which
-  the connection is closed unanswered, and `max_header` bytes.
-* *serving*: the handler's task runs; when the caller goes away it is cancelled. The body is
-  collected meanwhile. Bytes behind it are kept for their turn: at most `max_header` and one
-  receive of them, counted in `max_buffered`; then reading stops, and without room they are dropped
-  and the connection ends with the answer.
+* *head*: the connection waits for the next head, or reads it. The head has `max_header` bytes, and
+  `header_timeout` seconds in all; then the connection is closed unanswered.
+* *serving*: the handler's task runs; if the caller leaves, the task is cancelled. Meanwhile the
+  body is collected. Bytes behind it are kept for their turn: at most `max_header` and one receive,
+  counted in `max_buffered`; then reading stops. Without room they are dropped, and the connection
+  ends with the answer.
 * *flushing*: the answer is written, and the caller has not taken enough of it yet. The next head
   is not read before.
 * *lingering*: the last answer is written and the caller may still be sending. To close now could
-  destroy the answer on its way (RFC 9112 section 9.6), so for two seconds what comes is discarded.
+  destroy the answer on its way (RFC 9112 section 9.6), so for two seconds all input is discarded.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_LINGERING: Final = 2.0  # seconds in which what is sent after the last answer is discarded
+_LINGERING: Final = 2.0  # seconds for which input after the last answer is discarded
 
 
 class _State(Enum):
@@ -55,7 +54,7 @@ class _State(Enum):
 class CallerConnection(asyncio.Protocol):
     """The protocol of one connection; `listener` has the limits and the handler.
 
-    `place` is given if the connection was counted already, before its TLS handshake.
+    `place` is set if the connection was already counted, before its TLS handshake.
     """
 
     __slots__ = (
@@ -119,7 +118,7 @@ class CallerConnection(asyncio.Protocol):
     def begin_answer(self) -> int:
         """Note that an answer leaves, and return for how long the connection stays open after it.
 
-        From now on the caller may not take nothing of it for more than `write_timeout` seconds.
+        From now on the caller must take some of it at least every `write_timeout` seconds.
         """
         self._bound_silence(self._listener.write_timeout)
         return int(self._listener.limits.header_timeout)
@@ -279,7 +278,7 @@ class CallerConnection(asyncio.Protocol):
             self._read_head(self._early.take(self.transport))
 
     def _receive(self, data: bytes) -> None:
-        """Take what belongs to the body, and keep what is behind it for its turn."""
+        """Add bytes to the body, and keep those behind it for their turn."""
         request = self._request
         if request is not None and request.body is not None and not request.body.is_complete:
             data = request.body.feed(data)

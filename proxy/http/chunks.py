@@ -1,8 +1,8 @@
 """The chunked coding of a request's body (RFC 9112 section 7.1), decoded as it comes.
 
-Nothing is kept but the data: sizes and extensions are read and forgotten, a line of the trailer
-section is kept until its end, and the section may have a number of bytes in all. What is malformed
-is refused at the byte that shows it, so the outcome does not depend on how the bytes were cut.
+Only the data is kept: sizes and extensions are read and dropped, a line of the trailer section is
+kept until its end, and the section has a limit in bytes. Malformed input is refused at the first
+wrong byte, so the outcome does not depend on how the bytes were cut.
 """
 
 import re
@@ -32,7 +32,7 @@ class BadChunks(_Fault):
 
 
 class TrailerTooLong(_Fault):
-    """The trailer section has more bytes than it may."""
+    """The trailer section is too long."""
 
 
 class _State(Enum):
@@ -86,7 +86,7 @@ class Chunks:
         return self._state is _State.COMPLETE
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the body's bytes in these, and what stands behind the body.
+        """Return the body's bytes among these, and the bytes behind the body.
 
         Raises BadChunks or TrailerTooLong.
         """
@@ -99,7 +99,7 @@ class Chunks:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[position:]
 
     def _read(self, data: bytes, pieces: list[bytes]) -> int:
-        """Add the body's bytes to `pieces`; return where what stands behind the body begins."""
+        """Add the body's bytes to `pieces`; return the index of the first byte behind the body."""
         position, end = 0, len(data)
         while position < end:
             match self._state:
@@ -121,7 +121,7 @@ class Chunks:
         return position
 
     def _read_chunk(self, data: bytes, first_line: re.Match[bytes], pieces: list[bytes]) -> int:
-        """Read a plain chunk, of which there may be very many, as far as it is there."""
+        """Read a plain chunk as far as it has come; fast, since there may be very many."""
         begin = first_line.end()
         size = int(first_line[1], 16)
         end = begin + size
@@ -133,7 +133,7 @@ class Chunks:
         return begin
 
     def _read_line(self, data: bytes, position: int) -> int:
-        """Read what surrounds the data of chunks; return where to go on."""
+        """Read a line around the data of chunks; return the index at which to go on."""
         byte = data[position : position + 1]
         match self._state:
             case _State.SIZE:

@@ -1,17 +1,17 @@
 """The HTTP client towards the API: sends a request at most once, and knows when it left.
 
-The request is written here, in one piece, so that nothing comes between checking that the
-connection stands, writing, and stamping the send; and so that bytes pass unchanged: no path is
-quoted, no redirect followed, no cookie kept, no body decoded, no field invented, nothing taken from
+The request is written here, in one piece, so that nothing happens between the check of the
+connection, the write, and the timestamp of the send; and so that bytes pass unchanged: no path is
+quoted, no redirect followed, no cookie kept, no body decoded, no field added, nothing taken from
 the environment.
 
 A request ends with an answer, or with one of four exceptions (see `messages`). Errors of sockets
 and of the parser end here; never log them with `repr`, which may show the Authorization header.
 
 A pooled connection is not used if it is idle longer than `idle_timeout`, closed by the peer, or has
-something to be read, which would be taken for the answer. One may still be closed by the peer just
-then. A safe request (RFC 9110 section 9.2.1) that meets this is sent once more, on a new
-connection; no other request is ever sent twice here.
+bytes to read, which would be taken for the answer. The peer may still close it just then. A safe
+request (RFC 9110 section 9.2.1) to which this happens is sent once more, on a new connection; no
+other request is ever sent twice here.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # of which no body is the 
 
 
 class Client:
-    """One pool of connections to one server, that of the URL `base`."""
+    """Sends requests to the server of the URL `base`, over one pool of connections."""
 
     def __init__(
         self, settings: UpstreamSettings, base: str, *, clock: Clock, max_header: int = 0
@@ -54,7 +54,7 @@ class Client:
             self._pool = Pool(settings, origin, max_header=max_header)
 
     async def give_up(self) -> None:
-        """Break off what is still unanswered; its senders get a timeout."""
+        """Break off unanswered requests; their senders get a timeout."""
         self._is_given_up = True
         await self.close()
 
@@ -76,9 +76,9 @@ class Client:
     ) -> Response:
         """Send once and return the answer with its body still to be read.
 
-        `may_leave` is asked when there is a connection, immediately before the request is written:
-        to connect takes time. If it says no, `Withheld` is raised. `on_sent` is called exactly when
-        something may have left, with the monotonic time at which all of it was written.
+        `may_leave` is called once there is a connection, immediately before the write, since
+        connecting takes time. If it returns False, `Withheld` is raised. `on_sent` is called if and
+        only if something may have left, with the monotonic time at which all of it was written.
 
         Raises `Unsent`, `Withheld`, `OutcomeUnknown` or `BadAnswer`.
         """
@@ -112,7 +112,7 @@ class Client:
     async def _take_another(
         self, pool: Pool, lost: "_Loss", may_leave: Callable[[], bool]
     ) -> Connection:
-        """Return a new connection for a request that may be sent again; else raise what is lost."""
+        """Return a new connection for a request that may be sent again; else raise the loss."""
         if not lost.may_repeat:
             raise lost.unknown()
         pool.drop_idle()  # the server may be closing them, too
@@ -135,7 +135,7 @@ class Client:
         return whole
 
     async def read_short(self, answer: Response, limit: int) -> Answer | None:
-        """Read an answer whole; None for one longer than `limit` bytes, still all to be read.
+        """Read an answer whole; None, without consuming it, if it is longer than `limit` bytes.
 
         Raises `OutcomeUnknown` if it breaks off.
         """
@@ -148,7 +148,7 @@ class Client:
         return Answer(answer.status, *answer.head(), bytes(body))
 
     async def next_chunk(self, answer: Response) -> bytes:
-        """Return what comes next of the body, nothing at its end.
+        """Return the next bytes of the body, none at its end.
 
         Raises `OutcomeUnknown` if it breaks off. Release an answer that is not read to its end.
         """
@@ -167,7 +167,7 @@ class Client:
 
 
 class _Loss(NamedTuple):
-    """How an answer was lost, until it is raised: an exception kept meanwhile would be a circle."""
+    """How an answer was lost, until it is raised; a kept exception would be a reference cycle."""
 
     timed_out: bool
     may_repeat: bool
@@ -177,7 +177,7 @@ class _Loss(NamedTuple):
 
 
 def _wire_form(request: Outgoing, pool: Pool) -> bytes:
-    """Return the bytes of a request; those of fields that are not UTF-8 are as they came."""
+    """Return the bytes of a request; field bytes that are not UTF-8 stay unchanged."""
     target = request.target
     if pool.asks_forward_proxy:
         target = f"{pool.origin}{target}"
@@ -196,7 +196,7 @@ def _wire_form(request: Outgoing, pool: Pool) -> bytes:
 
 
 def _check(message: RawResponseMessage, pool: Pool) -> None:
-    """Refuse an answer that must not be passed on."""
+    """Raise `BadAnswer` for an answer that must not be passed on."""
     if pool.asks_forward_proxy and message.code == _PROXY_WANTS_CREDENTIALS:
         raise Unsent("the forward proxy wants other credentials")
     if not 200 <= message.code <= 599:  # noqa: PLR2004 -- RFC 9110 section 15

@@ -1,7 +1,8 @@
-"""One connection to a server: asked one thing at a time, and answered once.
+"""One connection to a server: one request at a time, and one answer to each.
 
 Invariants:
-- Every byte that comes belongs to the answer that was asked for, or spoils the connection.
+- Every byte that comes belongs to the answer of the current request, or makes the connection
+  unusable.
 - A reset, a close, a timeout or bad bytes before the end of an answer fail its reader.
 - `is_reusable` holds only at the end of a message, in both directions; anything else is aborted.
 """
@@ -60,10 +61,10 @@ class Connection(asyncio.Protocol):
     # What the pool asks
 
     def is_usable(self) -> bool:
-        """True if it is open, and what comes next on it can only be the answer.
+        """True if it is open, and the next bytes on it can only be the answer.
 
-        Nothing may be readable, even what the event loop has not noticed yet. A fresh connection
-        over TLS is excused: session tickets come first.
+        Nothing may be readable, even if the event loop has not noticed it yet. A new connection
+        over TLS is exempt: session tickets come first.
         """
         transport = self.transport
         if self._is_over or transport is None or transport.is_closing():
@@ -90,7 +91,7 @@ class Connection(asyncio.Protocol):
         return reader.is_whole and not reader.is_followed and not transport.get_write_buffer_size()
 
     def rest(self) -> None:
-        """Forget the answer that has come whole; nothing is expected now."""
+        """Forget the complete answer; expect nothing now."""
         self._reader = None
         self._inflow.rest()
 
@@ -110,7 +111,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def detach(self) -> asyncio.Transport | None:
-        """Return the transport, for a protocol that takes over from here."""
+        """Return the transport, for another protocol that takes over."""
         transport, self.transport = self.transport, None
         self._is_over = True
         self._inflow.end()
@@ -119,7 +120,7 @@ class Connection(asyncio.Protocol):
     # Asking
 
     def ask(self, request: bytes, *, has_body: bool) -> None:
-        """Write a whole request, of which the answer has a body or (to HEAD) has none."""
+        """Write a whole request; its answer has a body or, to HEAD, none."""
         assert self.transport is not None  # noqa: S101 -- for the type checker
         self.is_fresh = False
         self._reader = AnswerReader(self._inflow, self._loop, self._limits, has_body=has_body)
@@ -133,7 +134,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """True if neither a final head has come nor an error."""
+        """True until a final head or an error has come."""
         return self._error is None and self._reader is not None and self._reader.message is None
 
     async def answer(self) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
@@ -205,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the answer's reader what ended it, unless it has ended well."""
+        """Give the answer's reader the error that ended it, unless the answer is complete."""
         self._is_over = True
         self._inflow.end()
         if self._error is None:

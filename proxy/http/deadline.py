@@ -8,8 +8,9 @@ from math import inf
 class Deadline:
     """Calls back once a moment has passed, unless another one was set meanwhile.
 
-    One timer serves many moments, each of which is later than the one before: it looks when it
-    fires. `stop` forgets the callback too, which usually refers to the owner of the deadline.
+    One timer serves many moments, each later than the one before: when it fires it checks whether
+    there is a newer one. `stop` drops the callback too, which usually refers to the deadline's
+    owner.
     """
 
     __slots__ = ("_at", "_loop", "_timer")
@@ -23,7 +24,7 @@ class Deadline:
         return f"<Deadline {self._at}>"
 
     def expect_within(self, seconds: float, expired: Callable[[], None]) -> None:
-        """Call `expired` after so many seconds; it is the same at every call until `stop`."""
+        """Call `expired` after that many seconds; every call until `stop` passes the same one."""
         self._at = self._loop.time() + seconds
         if self._timer is None:
             self._timer = self._loop.call_at(self._at, self._look, expired)

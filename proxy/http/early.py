@@ -8,8 +8,8 @@ from proxy.http.room import Room
 class EarlyBytes:
     """Keeps them for their turn, counted in `room` under the caller's address.
 
-    Once more than `max_header` of them are kept, nothing is read from the connection. Without room
-    for them they are dropped: then `is_dropping`, and no other request can follow.
+    Once more than `max_header` of them are kept, nothing more is read from the connection. Without
+    room for them they are dropped: then `is_dropping` is True, and no other request can follow.
     """
 
     __slots__ = ("_data", "_peer", "_room", "is_dropping", "is_paused")
@@ -41,7 +41,7 @@ class EarlyBytes:
             transport.pause_reading()
 
     def take(self, transport: asyncio.Transport | None) -> bytes:
-        """Return what was kept, and read on."""
+        """Return the kept bytes, and resume reading."""
         data = bytes(self._data)
         self.drop()
         if self.is_paused and transport is not None:
@@ -50,7 +50,7 @@ class EarlyBytes:
         return data
 
     def drop(self) -> None:
-        """Forget what was kept."""
+        """Drop the kept bytes."""
         if self._data:
             self._room.give_back(self._peer, len(self._data))
             self._data.clear()

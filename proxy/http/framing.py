@@ -1,9 +1,9 @@
 """How an answer to a caller is framed, and its head as bytes (RFC 9112 section 6).
 
 The body of an answer ends in one of four ways: there is none, it has a length, it is chunked, or
-the connection closes behind it. Nothing is invented but that, `Connection`, `Keep-Alive`, and a
-missing `Date` (RFC 9110 section 6.6.1). Fields are written in the encoding they were read in, so
-that bytes beyond ASCII (obs-text, RFC 9110 section 5.5) pass as they came.
+the connection closes behind it. Only the fields of this framing, `Connection`, `Keep-Alive`, and a
+missing `Date` (RFC 9110 section 6.6.1) are added. Fields are written in the encoding they were read
+in, so that bytes beyond ASCII (obs-text, RFC 9110 section 5.5) pass unchanged.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class Ending(Enum):
 
 
 class Asked(NamedTuple):
-    """What the framing of an answer must know of its request.
+    """What the framing of an answer needs to know about the request.
 
-    `knows_chunks` is false for a caller of HTTP/1.0. `stays` is true if the connection may go on
-    after the answer; it stays open without a request for `idle_seconds`, which the caller is told.
+    `knows_chunks` is False for a caller of HTTP/1.0. `stays` is True if the connection stays open
+    after the answer; it may then be idle for `idle_seconds`, which the answer announces.
     """
 
     method: str
@@ -57,8 +57,8 @@ class Head(NamedTuple):
 def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date: str) -> Head:
     """Frame an answer.
 
-    The length of its body is what Content-Length says, if anything. `date` is written if the fields
-    have none. Raises ValueError if there are two lengths, or a field would end its line.
+    Content-Length, if present, is the length of its body. `date` is written if the fields have
+    none. Raises ValueError if there are two lengths, or a field would break its line.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
     names = f"\n{lines}".lower()

@@ -1,10 +1,10 @@
 """The listen port over TLS: connections are accepted, and become callers after their handshake.
 
-A loop's own TLS server tells nobody of a handshake that fails, nor of a connection whose handshake
-goes on. So this one accepts by itself: it asks `admission` first, then waits for the first byte and
-lets the loop do the handshake, all within `header_timeout`.
+The event loop's own TLS server reports neither a failed handshake nor a connection whose handshake
+is under way. So this one accepts connections itself: it asks `admission` first, then waits for the
+first byte and lets the loop do the handshake, all within `header_timeout`.
 
-A peer that closes without a byte is a health check, or a browser's guess, and is no failure.
+A peer that closes without a byte (a health check, a browser's spare connection) is not a failure.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class TlsServer:
             task.add_done_callback(self._tasks.discard)
 
     async def _shake_hands(self, accepted: socket.socket, place: Place) -> None:
-        """Do the handshake; the connection that comes of it has the place from then on."""
+        """Do the handshake; the resulting connection takes over the place."""
         deadline = self._loop.time() + self._timeout()
         is_done = is_silent = False
         try:
@@ -107,7 +107,7 @@ class TlsServer:
                 place.give_back()
 
     async def _first_byte(self, accepted: socket.socket) -> bool:
-        """Wait until there is something to read; False if that is the end. Raises OSError."""
+        """Wait for the first byte; False if the peer closed instead. Raises OSError."""
         readable = self._loop.create_future()
         self._loop.add_reader(accepted, _wake, readable)
         try:

@@ -1,8 +1,8 @@
-"""What the head of a request must look like before anything is done for it.
+"""The checks of a request's head, before anything else is done for it.
 
-aiohttp's parser refuses broken framing by itself; here is what it lets through and a strict server
-must not (RFC 9112 sections 3.2 and 6.1, RFC 9110 sections 7.2 and 10.1.1). Nothing a caller wrote
-is repeated in a refusal.
+aiohttp's parser refuses broken framing by itself; these checks refuse what it accepts and a strict
+server must not (RFC 9112 sections 3.2 and 6.1, RFC 9110 sections 7.2 and 10.1.1). A refusal repeats
+nothing that a caller wrote.
 """
 
 import re

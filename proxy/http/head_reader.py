@@ -1,10 +1,10 @@
 """Reading the head of a request from a caller's bytes.
 
-Of the HTTP library it uses the parser of heads. A head is fed to a parser of its own, up to its
-empty line and no further: so what bytes mean does not depend on how they were cut.
+It uses the HTTP library's parser for heads. Each head goes to its own parser, up to its empty line
+and no further: so the result does not depend on how the bytes were cut.
 
-A parser's refusal is answered in our words and never with the line it refuses, which may hold a
-token; it is not logged at all.
+If the parser refuses a head, the answer never repeats the refused line, which may hold a token, and
+nothing is logged.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _HEAD_END: Final = b"\r\n\r\n"
 
 
 class _Nobody:
-    """Stands for the protocol that the parser would tell of a body that has ended (CONNECT)."""
+    """Stands for the protocol that the parser would tell about the end of a body (CONNECT)."""
 
     def resume_reading(self, *_: object, **__: object) -> None:
         pass
@@ -42,9 +42,9 @@ class HeadReader:
         return f"<HeadReader {self._size}>"
 
     def feed(self, data: bytes, limit: int) -> tuple[RawRequestMessage, bytes] | Problem | None:
-        """Return a head that has ended, and the bytes behind it; None while more is to come.
+        """Return a complete head, and the bytes behind it; None while more must come.
 
-        A Problem says why it is no head. After that nothing more may be fed.
+        Returns a Problem if it is not a valid head; after that nothing more may be fed.
         """
         parser = self._parser
         if parser is None:

@@ -1,9 +1,9 @@
 """The body of a request while it comes: framed, bounded, and kept until it is read.
 
-The connection feeds it what it receives and gets back what stands behind the body. A body that is
-malformed, too large, or one for which there is no room has failed: what was kept of it is dropped,
-so is the rest, and its reader gets the Problem. Such a body never becomes complete, so its
-connection closes with the answer.
+The connection feeds it received bytes and gets back those behind the body. A body that is
+malformed, too large, or without room has failed: its bytes are dropped, those still to come too,
+and its reader gets the Problem. Such a body never becomes complete, so its connection closes with
+the answer.
 """
 
 import asyncio
@@ -53,14 +53,14 @@ class IncomingBody:
         return self._failure is not None
 
     def bound(self, limit: int) -> None:
-        """Let it have that many bytes at most, if it may have more."""
+        """Lower the limit of its bytes to that many, if it is higher."""
         if limit < self._limit:
             self._limit = limit
             if self.size + self._left > limit:
                 self._fail(too_large(limit))
 
     def feed(self, data: bytes) -> bytes:
-        """Take its part of these bytes; return what stands behind the body."""
+        """Take the body's part of these bytes; return the bytes behind the body."""
         if self._failure is not None:
             return b""
         if self._chunks is None:
@@ -99,7 +99,7 @@ class IncomingBody:
         return bytes(self._data)
 
     def drop(self) -> None:
-        """Keep none of it any longer."""
+        """Drop the kept bytes."""
         if self._data:
             self._room.give_back(self._peer, len(self._data))
             self._data = b""

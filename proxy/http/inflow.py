@@ -1,4 +1,4 @@
-"""What is to come from a server: by when, and not while the reader of the body is slow."""
+"""Receiving from a server: with a time limit, and paused while the reader of the body is slow."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from proxy.http.deadline import Deadline
 
 
 class Inflow:
-    """Reads from a transport for the reader of a body, which may pause it; ends with it.
+    """Reads from a transport for the reader of a body, which may pause it.
 
-    While something is expected, the server may send nothing for `seconds`; then `expired` is
-    called. Nothing is expected while reading is paused: the reader is slow then, not the server.
+    While something is expected, `expired` is called if the server sends nothing for `seconds`.
+    Nothing is expected while reading is paused: then the reader is slow, not the server.
     """
 
     __slots__ = ("_deadline", "_expired", "_seconds", "_transport", "is_paused")

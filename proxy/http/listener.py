@@ -52,8 +52,8 @@ Handle = Callable[[Request], Awaitable[None]]
 class Listener:
     """Takes connections, and hands each request to `handle`, which answers it.
 
-    `write_timeout` is for how many seconds a caller may take nothing of an answer; `on_refused` is
-    told why a connection is not taken.
+    `write_timeout` is for how many seconds a caller may take nothing of an answer; `on_refused`
+    gets the reason for each refused connection.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """How many connections there are, those included whose handshake goes on."""
+        """How many connections there are, including those with a handshake under way."""
         return self.admission.held
 
     async def listen(
@@ -116,7 +116,7 @@ class Listener:
             self._server = None
 
     async def close(self, seconds: float) -> None:
-        """End all connections; what is under way has that long, and once more after it is told."""
+        """End all connections; requests under way get `seconds` twice: to end, and once told to."""
         self.stop_listening()
         self.is_closing = True
         if self._handshakes is not None:

@@ -1,8 +1,9 @@
-"""What is sent to a server, what comes back whole, and what can go wrong on the way.
+"""Requests to a server, answers read whole, and the exceptions for what can go wrong.
 
-Exactly one of four things ends a request without an answer: `Unsent` (provably nothing left),
-`Withheld` (it was not allowed to leave any more when there was a connection), `OutcomeUnknown` (it
-may have been applied) or `BadAnswer` (answered, but not in HTTP). Their texts never hold a header.
+Exactly one of four exceptions ends a request without an answer: `Unsent` (provably nothing left),
+`Withheld` (it was no longer allowed to leave once there was a connection), `OutcomeUnknown` (it may
+have been applied) or `BadAnswer` (answered, but not in valid HTTP). Their texts never hold a
+header.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ class Withheld(Exception):
 class OutcomeUnknown(Exception):
     """The request was sent and no answer came.
 
-    `timed_out` is False for a lost connection. `may_repeat`: the method is safe, and the
-    connection was one of the pool, lost with no byte of an answer: servers close idle ones.
+    `timed_out` is False for a lost connection. `may_repeat`: the method is safe, and the connection
+    came from the pool and was lost before a byte of the answer; servers close idle ones.
     """
 
     def __init__(self, *, timed_out: bool, may_repeat: bool = False) -> None:
@@ -37,7 +38,7 @@ class BadAnswer(Exception):
 
 
 class Outgoing(NamedTuple):
-    """A request as it is to appear on the wire; `path` and `query` are raw."""
+    """A request as it is sent; `path` and `query` are raw."""
 
     method: str
     path: str

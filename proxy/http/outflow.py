@@ -1,10 +1,10 @@
-"""What is written to a caller and has not left yet."""
+"""Bytes that are written to a caller and have not left yet."""
 
 import asyncio
 
 
 class Outflow:
-    """Knows if the caller takes less than is written, and waits until it has taken enough."""
+    """Knows whether the caller reads slower than we write, and waits until it has read enough."""
 
     __slots__ = ("_drained", "_transport", "is_full")
 

@@ -1,7 +1,7 @@
-"""Permits to use a connection: so many at once, first come first served.
+"""Permits to use a connection: a bounded number, first come first served.
 
-A permit that comes free is handed to the first waiter and never put down in between: so a newcomer
-cannot overtake, and a waiter that is cancelled with the permit in its hands passes it on.
+A free permit goes directly to the first waiter, so a new request cannot overtake it. A waiter that
+is cancelled after it got the permit passes it on.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Permits:
 
     @property
     def has_waiters(self) -> bool:
-        """True if somebody may be waiting for a permit."""
+        """True if there may be waiters for a permit."""
         return bool(self._waiting)
 
     def take_free(self, limit: int) -> bool:
@@ -48,7 +48,7 @@ class Permits:
             raise
 
     def give_back(self) -> None:
-        """Hand a permit to the first that waits, or put it down."""
+        """Give a permit to the first waiter, or mark it as free."""
         while self._waiting:
             permit = self._waiting.popleft()
             if not permit.done():

@@ -1,13 +1,13 @@
-"""The connections to one server, as some settings say to reach it.
+"""The connections to one server, for one set of settings.
 
 Theory of operation. A permit stands for one connection in use; there are `max_connections`
-(permits.py). With a permit a request takes the idle connection that was used last, if that is
-usable, or opens a new one.
+(permits.py). With a permit a request takes the most recently used idle connection if it is usable,
+or opens a new one.
 
 Invariants:
 - Permits handed out, and connections that are idle, are `max_connections` together at most.
-- A connection is in use, or idle, or closed; what is given back between two messages is broken off.
-- An idle connection is closed after `idle_timeout`, and all of a pool that is out of use at once.
+- A connection is in use, or idle, or closed; one that is given back in mid-message is aborted.
+- An idle connection is closed after `idle_timeout`; those of a retired pool are closed at once.
 """
 
 import asyncio
@@ -135,7 +135,7 @@ class Pool:
             self._idle.pop().close()
 
     def retire(self) -> None:
-        """Keep no connection any more; what is under way goes on as it began."""
+        """Close connections instead of keeping them; requests under way go on."""
         self._is_retired = True
         self.drop_idle()
 
@@ -156,7 +156,7 @@ class Pool:
     # Idle connections
 
     def _usable(self) -> Connection | None:
-        """Take the idle connection used last that is still of use; those before it are closed."""
+        """Take the most recently used idle connection that is usable; close unusable ones."""
         oldest = asyncio.get_running_loop().time() - self.settings.idle_timeout
         while self._idle:
             connection = self._idle.pop()
@@ -280,6 +280,6 @@ _REASONS: Final = (  # the first that fits
 
 
 def _reason(error: BaseException) -> str:
-    """Return why there is no connection, in words that quote nobody."""
+    """Return why there is no connection, in words that quote no peer."""
     fitting = (words for kind, words in _REASONS if isinstance(error, kind))
     return next(fitting, "the server cannot be reached")

@@ -2,11 +2,11 @@
 
 Theory of operation. The library's parser reads the bytes; this module knows where an answer ends.
 It gives the parser a head up to its empty line and no further, and a body up to its last byte and
-no further. So an answer has one outcome wherever the network cuts the bytes, and nothing that
-follows it can become part of the next one.
+no further. So an answer has one outcome wherever the network cuts the bytes, and bytes that follow
+it cannot become part of the next one.
 
-Memory is bounded: heads, and every run of bytes that brings nothing of a body (trailers, chunk
-extensions), by `Limits`; a body that is not read by the parser's flow control.
+Memory is bounded: `Limits` bounds heads, and every run of bytes without body data (trailers, chunk
+extensions); the parser's flow control bounds an unread body.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ class Limits:
 
 
 class AnswerReader:
-    """Takes the bytes of one answer; `message` and `content` are there when its head is.
+    """Takes the bytes of one answer; `message` and `content` are set once its head has come.
 
-    `flow` is what the body asks to pause and resume reading. `is_followed` says that there is more
-    than the answer.
+    The body asks `flow` to pause and resume reading. `is_followed` says that bytes follow the
+    answer.
     """
 
     __slots__ = (
@@ -95,7 +95,7 @@ class AnswerReader:
 
     @property
     def ends_by_close(self) -> bool:
-        """True if a body is under way that is as long as its connection."""
+        """True if a body is under way that ends with its connection."""
         content = self.content
         return (
             content is not None
@@ -105,7 +105,7 @@ class AnswerReader:
         )
 
     def feed(self, data: bytes) -> None:
-        """Take what has come; raises HttpProcessingError if that is no answer."""
+        """Take received bytes; raises HttpProcessingError if they are not a valid answer."""
         self.has_received = True
         while data and self.content is None:
             data = self._read_head(data)
@@ -156,9 +156,9 @@ class AnswerReader:
             self._body_left = int(length)
 
     def _read_chunks(self, content: aiohttp.StreamReader, data: bytes) -> None:
-        """Parse chunks; the parser must not see more, and it alone knows where they end.
+        """Parse chunks; the parser must not see more, and only it knows where they end.
 
-        A body that ends before its last byte is given has something behind it.
+        If the body ends before the last byte is given, bytes follow it.
         """
         before = content.total_bytes
         for piece in (data[:-1], data[-1:]):
@@ -172,7 +172,7 @@ class AnswerReader:
             self._without_progress = 0
 
     def _spend(self, count: int) -> None:
-        """Count bytes that bring nothing of a body."""
+        """Count bytes that hold no body data."""
         self._without_progress += count
         if self._without_progress > self._max_idle:
             raise HttpProcessingError(message="too long")

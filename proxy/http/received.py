@@ -12,7 +12,8 @@ from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
 class Response:
     """An answer whose head has come.
 
-    Its connection goes back to the pool when the body has come, too. Release one that is not read
+            Its connection goes back to the pool when the body has come, too. Release one that is
+            not read
     to its end, which breaks the connection off.
     """
 
@@ -44,11 +45,11 @@ class Response:
         content.on_eof(self._complete)
 
     def keep(self, data: bytes) -> None:
-        """Take back what was read of the body; the next read returns it first."""
+        """Put back bytes that were read of the body; the next read returns them first."""
         self._kept = data
 
     def read_nowait(self) -> bytes:
-        """Return what has come of the body and was not read."""
+        """Return the body bytes that have come and were not read."""
         kept, self._kept = self._kept, b""
         return kept + self.content.read_nowait()
 
@@ -72,7 +73,7 @@ class Response:
         )
 
     def on_release(self, callback: Callable[[], None]) -> None:
-        """Call that once when the answer, not complete yet, is released."""
+        """Call `released` once when the incomplete answer is released."""
         self._on_release = callback
 
     def _complete(self) -> None:

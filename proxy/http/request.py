@@ -1,4 +1,4 @@
-"""A request as the listener hands it on, and the way to answer it."""
+"""A request as the listener passes it to the handler, and the methods to answer it."""
 
 import asyncio
 import socket
@@ -49,9 +49,9 @@ class Caller(Protocol):
 class Request:
     """One request: its head, and its body if it has one.
 
-    It is answered once: by `answer` or `respond`, or by `begin`, `send` for each part, and
-    `finish`; by `abort` if an answer cannot be finished. The others raise ConnectionError if the
-    caller is gone.
+    Answer it once: by `answer` or `respond`; or by `begin`, `send` for each part, and `finish`; by
+    `abort` if an answer cannot be finished. All but `abort` raise ConnectionError if the caller is
+    gone.
     """
 
     __slots__ = (
@@ -101,7 +101,7 @@ class Request:
 
     @property
     def is_whole(self) -> bool:
-        """True if its body has come whole, or there is none."""
+        """True if the body has come whole, or there is none."""
         return self.body is None or self.body.is_complete
 
     @property
@@ -111,7 +111,7 @@ class Request:
 
     @property
     def waits_for_go_ahead(self) -> bool:
-        """True if the caller may send its body only when told to, which HTTP/1.0 does not know."""
+        """True if the caller waits for 100 Continue before its body (not in HTTP/1.0)."""
         return "Expect" in self.headers and self.version >= HttpVersion11
 
     def go_ahead(self) -> None:
@@ -177,7 +177,7 @@ class Request:
             await self._caller.outflow.flushed()
 
     def abort(self) -> None:
-        """Close the connection so that the caller cannot take the answer for complete."""
+        """Close the connection so that the caller sees that the answer is not complete."""
         transport = self.transport
         if transport is None:
             return
@@ -188,7 +188,7 @@ class Request:
         transport.abort()
 
     def _frame(self, status: int, reason: str, fields: Sequence[Field], *, close: bool) -> Head:
-        """Frame the answer; one that leaves before the request is whole is the last."""
+        """Frame the answer; if it leaves before the request has come whole, it is the last."""
         caller = self._caller
         assert caller is not None  # noqa: S101 -- for the type checker
         self.stays = self.stays and not close and self.is_whole and caller.may_stay

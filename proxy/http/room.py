@@ -1,8 +1,8 @@
 """How many bytes of callers are kept, in all and for each address.
 
 Bodies count from their first byte until they are no longer needed, and so do bytes that come before
-their turn. So that one address cannot take all the room, the last tenth is for addresses that hold
-little.
+their turn. The last tenth is for addresses that hold little, so one address cannot take all the
+room.
 """
 
 from proxy.rules.shares import has_room
@@ -25,7 +25,7 @@ class Room:
         return self._taken
 
     def take(self, peer: str, size: int) -> bool:
-        """Count `size` more bytes of that address; False, and nothing is counted, without room."""
+        """Count `size` more bytes of that address; False, without counting, if there is no room."""
         limits, held = self.limits, self._taken_by.get(peer, 0)
         if not has_room(
             used=self._taken,
@@ -40,7 +40,7 @@ class Room:
         return True
 
     def give_back(self, peer: str, size: int) -> None:
-        """Count so many bytes of that address less."""
+        """Count that many bytes of the address less."""
         self._taken -= size
         self._taken_by[peer] -= size
         if not self._taken_by[peer]:

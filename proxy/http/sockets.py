@@ -1,6 +1,7 @@
-"""Sockets: opening a port for incoming connections, and what the kernel knows of one.
+"""Sockets: opening a port for incoming connections, and settings of the kernel.
 
-The kernel probes a caller that waits, bounds how long one takes nothing, and tells who hung up.
+The kernel probes a waiting caller, bounds how long a caller takes no bytes, and knows which ones
+hung up.
 """
 
 import asyncio
@@ -75,10 +76,10 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
 
 
 def bound_silence(transport: asyncio.BaseTransport, seconds: float) -> None:
-    """Make the kernel end the connection of a peer that acknowledges nothing for so long.
+    """Make the kernel end the connection of a peer that acknowledges nothing for that long.
 
-    So it also ends when all is written and closed, and only the peer's window is in the way. The
-    time counts for keepalive probes, too, in place of their number (tcp(7)).
+    So it also ends if all is written and closed, and only the peer's window blocks it. The time
+    replaces the number of keepalive probes, too (tcp(7)).
     """
     if _TCP_USER_TIMEOUT is not None:
         connection = transport.get_extra_info("socket")
@@ -87,9 +88,9 @@ def bound_silence(transport: asyncio.BaseTransport, seconds: float) -> None:
 
 
 def poll_of(transport: asyncio.BaseTransport, events: int) -> select.poll:
-    """Return what tells of these events even before the event loop has noticed them.
+    """Return a poll that sees these events even before the event loop has noticed them.
 
-    Its descriptor is the socket's: once the transport is closed, another's may have that number.
+    It uses the socket's descriptor: once the transport is closed, another may have that number.
     """
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), events)
@@ -97,5 +98,5 @@ def poll_of(transport: asyncio.BaseTransport, events: int) -> select.poll:
 
 
 def authority(host: str, port: int) -> str:
-    """Return host and port as a URL has them: an IPv6 address in brackets."""
+    """Return host and port as in a URL, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

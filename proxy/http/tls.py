@@ -24,8 +24,8 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 def load_certificate(context: ssl.SSLContext, tls: Tls) -> None:
     """Present this certificate from the next handshake on.
 
-    Raises OSError if the files cannot be used; a key with a pass phrase cannot, since there is
-    nobody to type it.
+    Raises OSError if the files cannot be used, or if the key has a pass phrase, since no person is
+    there to type it.
     """
     for path in (tls.cert_file, tls.key_file):
         check_regular_file(path)
@@ -41,9 +41,8 @@ def verifying_context(ca_file: Path | None) -> ssl.SSLContext:
 
     Raises OSError (of which ssl.SSLError is one) if the file cannot be used.
 
-    Nothing of it comes from the environment: SSL_CERT_FILE and SSL_CERT_DIR would replace the
-    authorities, and SSLKEYLOGFILE have the session keys written down, if the `ssl` module's
-    default context were used.
+    It ignores the environment: in the `ssl` module's default context SSL_CERT_FILE and SSL_CERT_DIR
+    would replace the authorities, and SSLKEYLOGFILE would write the session keys to a file.
     """
     if ca_file is None:
         return _system_context()

@@ -1,7 +1,7 @@
 """Who sends a request: from the Authorization field to a value, or a refusal.
 
-An unverified claim is never an identity. A rule claims a credential; one that is claimed and fails
-is refused, and never passed on. The rules, in this order:
+An unverified claim is never an identity. The first rule that applies to a credential decides; if
+its check fails, the request is refused and never forwarded. The rules, in this order:
 
 1. a token issued through this proxy: its hash is in the table of issued tokens;
 2. a JWT of the configured issuer, once it is verified;
@@ -58,8 +58,8 @@ class Key:
 class Configured:
     """A configured account, by its name.
 
-    `is_service` is False for a token that belongs in the account's queue, and proves no more: its
-    caller is sent on with it. `key` is the key that the caller presented, if it did.
+    `is_service` is False for a token that belongs in the account's queue and proves no more: the
+    request is sent with that token. `key` is the key that the caller presented, if any.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Client(NamedTuple):
 class Stranger(NamedTuple):
     """A token that identifies only itself.
 
-    `sure` is False while the store cannot be asked: another replica may know the token's client.
+    `sure` is False while the store is down: another replica may know the token's client.
     """
 
     token_hash: bytes
@@ -87,7 +87,7 @@ Caller = Configured | Client | Stranger | Denied
 
 
 class Identity:
-    """Knows whom a credential identifies."""
+    """Finds the caller that a credential identifies."""
 
     def __init__(  # noqa: PLR0913 -- the parts it asks, each by name
         self,
@@ -142,7 +142,7 @@ class Identity:
         self._whoami.close()
 
     async def caller(self, authorization: Sequence[str], *, peer: str) -> Caller:
-        """Return whom these Authorization values, sent from the address `peer`, identify.
+        """Return the caller that these Authorization values, sent from `peer`, identify.
 
         Raises the Problem `unauthenticated`, `keys-unavailable` or `store-unavailable`.
         """
@@ -151,7 +151,7 @@ class Identity:
         return self._at_once(token_hash) or await self._asked(token, token_hash, peer)
 
     def at_once(self, authorization: Sequence[str]) -> Caller | None:
-        """Return the same if nobody has to be asked for it, and no signature verified; else None.
+        """Return the same if that needs no query and no verification of a signature; else None.
 
         Raises the Problem `unauthenticated`.
         """
@@ -206,7 +206,7 @@ class Identity:
         await self._issued.add(token, account_id(client_id), lifetime)
 
     async def _named(self, found: Found, token: str) -> Caller:
-        """Return whom a token identifies whose owner is known."""
+        """Return the caller that a token with a known owner identifies."""
         named = self._named_at_once(found.owner)
         if named is not None:
             return named
@@ -214,7 +214,7 @@ class Identity:
         return Configured(name, await self._is_service(found, token, self.tokens[name]))
 
     def _named_at_once(self, owner: Owner) -> Caller | None:
-        """Return the same; None if the owner's organization has to be known for it."""
+        """Return the same; None if that needs the owner's organization."""
         name = self._names.get(owner.account_id)
         if name is None:
             if owner.by_api and self._rules.unidentified == "reject":
@@ -255,7 +255,7 @@ class Identity:
         return account_id(await verifier.client_of(token, claims))
 
     def _secret_of(self, account: str) -> str | None:
-        """Return the secret of a managed account; an unreadable one fits no seal."""
+        """Return the secret of a managed account; a random one, fitting no seal, if unreadable."""
         token = self.tokens.get(self._names.get(account, ""))
         if token is None:
             return None

@@ -1,8 +1,8 @@
 """Failed log-ins: how often an address failed in the last minute as a certain client.
 
-An address that fails too often as a client is refused before its secret is compared, so that nobody
-can guess one; as another client it is not. The table is bounded: when it is full, it forgets the
-entry whose last failure is oldest.
+An address that fails too often as a client is refused before its secret is compared, so that no
+attacker can guess one; as another client it may still log in. The table is bounded: when it is
+full, it forgets the entry whose last failure is oldest.
 """
 
 from typing import Final

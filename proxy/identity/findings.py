@@ -1,7 +1,7 @@
-"""What the API's answers leave behind where they name nobody: strangers, and tokens it denies.
+"""Tokens for which the API named no client: strangers' tokens, and tokens it denies.
 
-Each is remembered for a while, so that no token is asked about in a loop. The table is bounded:
-when it is full, it forgets what is over, else the oldest entry.
+Each is remembered for a while, so that the proxy does not ask about a token in a loop. The table is
+bounded: when it is full, it forgets expired entries, else the oldest one.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Denied:
 
 
 class Findings:
-    """Findings by token hash; None is a stranger's."""
+    """Findings by token hash; None stands for a stranger's token."""
 
     def __init__(self, *, clock: Clock, max_entries: int = _MAX_ENTRIES) -> None:
         self._clock = clock

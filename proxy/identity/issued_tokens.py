@@ -1,10 +1,10 @@
 """The table of tokens whose client is known: issued through this proxy, or named by the API.
 
 It holds tokens as hashes and accounts as ids, and it is bounded. With a shared store all replicas
-know what one replica has noted.
+know the entries of each.
 
-An entry of a token that was issued here ends with the token. An entry that the API named is *due*
-at its end: it still counts, but the API has to be asked again (`identity/whoami.py`).
+The entry of a token that was issued here ends with the token. An entry from the API's answer is
+*due* at its end: it still counts, but the API must be asked again (`identity/whoami.py`).
 
 A full table makes room in this order: entries past their end; the oldest entry of the same account,
 so that a client that renews its token evicts nobody; the oldest entry of all.
@@ -20,16 +20,16 @@ from proxy.rules.digests import hash_token
 from proxy.store.issued_tokens import BY_API, Entry, IssuedToken, SharedTokens
 
 _ASK_AGAIN: Final = 30.0  # seconds; a token is noted when it is issued, before it is ever used
-_ASK_SOON: Final = 1.0  # where the store lost what it knew, and may yet be told
-_TELLING: Final = 10.0  # seconds the replicas take to tell it
+_ASK_SOON: Final = 1.0  # while a store that lost its state may still get it again
+_TELLING: Final = 10.0  # seconds the replicas take for that
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a token is.
+    """The owner of a token.
 
-    `by_api` is True if the API said so; then `organization` is a digest of the organization, and
-    empty unless the token is the client's own service's.
+    `by_api` is True if the API named the owner; then `organization` is a digest of the
+    organization, empty unless the token belongs to the client's own service.
     """
 
     account_id: str
@@ -39,7 +39,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An entry of the table; `is_due` if the API has to be asked again."""
+    """An entry of the table; `is_due` if the API must be asked again."""
 
     owner: Owner
     is_due: bool = False
@@ -71,7 +71,7 @@ class IssuedTokens:
             shared.restore_from(self._entries_again)
 
     def apply(self, limit: int) -> None:
-        """Hold so many entries from now on."""
+        """Hold that many entries from now on."""
         self._limit = limit
 
     async def add(self, token: str, account_id: str, lifetime: float) -> None:
@@ -79,13 +79,13 @@ class IssuedTokens:
         await self.add_owner(hash_token(token), Owner(account_id), lifetime)
 
     async def add_owner(self, token_hash: bytes, owner: Owner, lifetime: float) -> None:
-        """Remember for `lifetime` seconds whose a token is."""
+        """Remember the owner of a token for `lifetime` seconds."""
         self._keep(token_hash, owner, lifetime)
         if self._shared is not None:
             await self._shared.add(self._to_share(token_hash, owner, lifetime))
 
     def known(self, token_hash: bytes) -> Found | None:
-        """Return whose the token is, as far as this replica knows."""
+        """Return the owner of the token, as far as this replica knows."""
         entry = self._known.get(token_hash)
         if entry is None:
             return None
@@ -101,9 +101,9 @@ class IssuedTokens:
         return self._shared is None or self._unknown.get(token_hash, 0.0) > self._clock.monotonic()
 
     async def find(self, token_hash: bytes) -> Found | None:
-        """Return whose the token is, None if nobody knows.
+        """Return the owner of the token, None if unknown.
 
-        Raises StoreDown if another replica may know, and cannot be asked.
+        Raises StoreDown if another replica may know, and the store is down.
         """
         found = self.known(token_hash)
         if found is not None or self.is_nobodys(token_hash):
@@ -118,7 +118,7 @@ class IssuedTokens:
         return None
 
     async def look_up(self, token_hash: bytes) -> Owner | None:
-        """Return whose the token is by the store, None if it does not know.
+        """Return the owner of the token by the store, None if the store does not know.
 
         Raises StoreDown if it cannot be asked.
         """
@@ -149,7 +149,7 @@ class IssuedTokens:
         }
 
     def _entries_again(self) -> Iterator[IssuedToken]:
-        """Return what the store has to be told again, and ask anew for the rest: it lost both."""
+        """Return the entries to store again after the store lost them; ask anew about others."""
         self._unknown.clear()
         self._told_by = self._clock.monotonic() + _TELLING
         return self._entries()

@@ -1,4 +1,4 @@
-"""Log-ins as a managed account: which account one names, and if its secret is right."""
+"""Log-ins as a managed account: which account a log-in names, and whether its secret is right."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -39,7 +39,7 @@ class Logins:
     def managed(self, client_ids: Sequence[str]) -> TokenKeeper | None:
         """Return the token of the managed account that has one of these client ids.
 
-        A login server may read an id without its case or blanks around it; so it counts here.
+        Ids match here without case and without blanks around them, as some login servers read them.
         """
         for client_id in client_ids:
             name = self._names.get(account_id(client_id)) or self._folded.get(_fold(client_id))

@@ -1,7 +1,7 @@
-"""Which organization each managed account works in: configured, or asked of the API once.
+"""The organization of each managed account: configured, or asked from the API once.
 
-The API is asked with the account's own token. Where it does not say, it is asked again after a
-while, and until then no token proves to be that account's service.
+The proxy asks with the account's own token. If the API does not say, the proxy asks again after a
+while, and until then no token proves that account's service.
 """
 
 from math import inf
@@ -30,7 +30,7 @@ class Organizations:
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
-        """Obey new settings from now on; what accounts of old said is forgotten."""
+        """Obey new settings from now on; forget the organizations of removed accounts."""
         ids = {account_id(one.client_id) for one in settings.accounts}
         self._asked = {key: value for key, value in self._asked.items() if key in ids}
         self._ask_at = {key: value for key, value in self._ask_at.items() if key in ids}
@@ -41,7 +41,7 @@ class Organizations:
         }
 
     async def of(self, account: str, keeper: TokenKeeper) -> str | None:
-        """Return the organization of an account, None if it is not known for now."""
+        """Return the organization of an account, None if it is not known yet."""
         known = self._configured.get(account) or self._asked.get(account)
         now = self._clock.monotonic()
         if known is not None or now < self._ask_at.get(account, -inf):

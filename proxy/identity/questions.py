@@ -1,10 +1,10 @@
 """Questions about tokens, until they are answered: which of them may be asked, and when.
 
 Theory of operation. A question waits for a place (`rules/whoami.py`: `Places`, `Pace`), is then
-asked in a task of its own, and ends with an outcome, for which all wait who asked it.
+asked in its own task, and ends with an outcome for all requests that wait for it.
 
-Invariants. One question a token. A question ends at most `longest` seconds after it began, whatever
-the API does. One that nobody waits for any more, and that is not under way, is given up.
+Invariants. One question per token. A question ends at most `longest` seconds after it began,
+whatever the API does. A question without waiting requests that is not under way is given up.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Questions:
     def begin(
         self, token: str, token_hash: bytes, peer: str, *, is_own: bool, is_again: bool
     ) -> Question | None:
-        """Let a question wait for its place; None if there is nobody to ask, or no room."""
+        """Let a question wait for its place; None if the API is not asked, or there is no room."""
         if not self._may_ask():
             return None
         now = self._clock.monotonic()
@@ -117,7 +117,7 @@ class Questions:
         question.end(outcome)
 
     def _pump(self) -> None:
-        """Ask what may be asked now."""
+        """Ask the questions that may be asked now."""
         while len(self._places) and len(self._tasks) < UNDER_WAY:
             if not self._may_ask():
                 self._give_up(next(iter(self._places)))

@@ -1,8 +1,8 @@
 """The public keys of the configured issuer (JWKS, RFC 7517), fetched without blocking the loop.
 
-PyJWT's own client blocks while it fetches. Here: one fetch at a time, which no caller that goes
-away cancels; no redirects, bounded size; the old keys serve while a fetch fails. Keys are fetched
-again when they are old, so that a withdrawn one is not trusted for ever, and for an unknown key id:
+PyJWT's own client blocks while it fetches. Here there is one fetch at a time, which goes on if a
+caller leaves; no redirects, bounded size; the old keys serve while a fetch fails. Keys are fetched
+again when they are old, so that a withdrawn key is not trusted for ever, and for an unknown key id:
 at most once per cool-down, however many tokens name one.
 """
 
@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SigningKeys:
-    """Keys by key id; a key is used with the one algorithm it is for."""
+    """Keys by key id; each key is used with one algorithm only."""
 
     def __init__(self, upstream: Client, jwks_url: str, *, clock: Clock) -> None:
         self._upstream = upstream
@@ -49,7 +49,7 @@ class SigningKeys:
     async def key(self, key_id: str | None) -> jwt.PyJWK | None:
         """Return the key of that id, None if the issuer has none.
 
-        Raises the Problem `keys-unavailable` while no keys could ever be fetched.
+        Raises the Problem `keys-unavailable` until a first fetch has succeeded.
         """
         is_known = self._keys is not None and key_id in self._keys
         if not is_known or self._clock.monotonic() >= self._old_from:
@@ -65,7 +65,7 @@ class SigningKeys:
         return self._keys.get(key_id)
 
     def _start_fetch(self) -> None:
-        """Fetch in a task of its own, unless one is under way or was a moment ago."""
+        """Start a fetch, unless one is under way or was a moment ago."""
         now = self._clock.monotonic()
         if self._fetching is None and now >= self._next_fetch:
             self._next_fetch = now + COOL_DOWN

@@ -1,8 +1,8 @@
-"""JWTs of the configured issuer: whose they are, once everything about them is verified.
+"""JWTs of the configured issuer: their client, once everything about them is verified.
 
-RFC 8725: one algorithm a key, keys never from the token, audience and issuer always, explicit
-types. What PyJWT would let pass is refused here first: oversized tokens, repeated names, an `exp`
-that is no number, foreign `typ`. Times are judged by the injected wall clock.
+RFC 8725: one algorithm per key, keys never from the token, audience and issuer always, explicit
+types. This module first refuses what PyJWT would accept: oversized tokens, repeated names, an `exp`
+that is not a number, a foreign `typ`. Times are compared with the injected wall clock.
 """
 
 from typing import Final
@@ -39,7 +39,7 @@ class Verifier:
     def claims_of(self, token: str) -> Claims | None:
         """Return the unverified claims if the token says it is of our issuer.
 
-        Raises the Problem `unauthenticated` if it says so in a way nobody should read.
+        Raises the Problem `unauthenticated` if it says so in an ambiguous way.
         """
         claims = read_claims(token)
         if claims is None and mentions(token, self._settings.issuer or ""):
@@ -104,7 +104,7 @@ class Verifier:
     def _check_scopes(self, claims: Claims) -> None:
         """Look for the audience among the scopes, where the issuer writes no `aud`.
 
-        A scope of another resource server, or none, is no proof that the token is meant for us.
+        A scope of another resource server, or none, does not prove that the token is meant for us.
         """
         audience = self._settings.audience or ""
         named = {scope.rpartition("/")[0] for scope in claims.scopes() or ()}

@@ -1,12 +1,12 @@
-"""Asks the API whose a token is (`identity.whoami`); the rules are pure and apart.
+"""Asks the API whose token it is (`identity.whoami`), by the rules of `rules/whoami.py`.
 
-A token that nobody knows becomes a question (`identity/questions.py`). It ends with an `Owner`,
-which goes into the table of issued tokens, with `Denied`, the API's own 401, or with None: the
-token is a stranger's. What is not an `Owner` is remembered for a while (`identity/findings.py`).
-With a shared store one replica asks, the others wait for its entry.
+An unknown token becomes a question (`identity/questions.py`). It ends with an `Owner`, which goes
+into the table of issued tokens; with `Denied`, the API's own 401; or with None, for a stranger's
+token. Results other than an `Owner` are remembered for a while (`identity/findings.py`). With a
+shared store one replica asks, the others wait for its entry.
 
-A question carries the token and nothing else of a caller. Known tokens never come here, so nothing
-here can delay them.
+A question carries the token and nothing else from a caller. Known tokens never come here, so
+nothing here can delay them.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Whoami:
     async def ask(
         self, token: str, token_hash: bytes, *, peer: str, is_own: bool = False
     ) -> Outcome:
-        """Return whose the token is, the API's refusal, or None if it is a stranger's for now."""
+        """Return the token's owner, the API's refusal, or None if the owner is unknown for now."""
         if self._findings.has(token_hash):
             return self._findings.get(token_hash)
         question = self._questions.about(token_hash)
@@ -94,7 +94,7 @@ class Whoami:
         return None if question is None else await self._questions.outcome(question)
 
     def is_settled(self, token_hash: bytes) -> bool:
-        """True if there is a finding on the token, or nobody to ask about it."""
+        """True if there is a finding on the token, or the API is not asked."""
         return self._target is None or self._findings.has(token_hash)
 
     def finding(self, token_hash: bytes) -> Denied | None:
@@ -135,7 +135,7 @@ class Whoami:
     async def _begin_shared(
         self, question: Question, shared: SharedTokens
     ) -> "Owner | Literal['ours', 'stranger']":
-        """Ask, or wait for what the replica that asks finds; ask if that takes too long."""
+        """Ask, or wait for the result of the replica that asks; ask if that takes too long."""
         try:
             while self._clock.monotonic() < question.deadline - _MORE_THAN_CONNECTING:
                 who = await shared.begin_question(
@@ -185,9 +185,9 @@ class Whoami:
         return outcome
 
     def _life_of(self, token: str) -> float:
-        """Return for how long an answer counts: to the token's end, or a while if it names none.
+        """Return for how many seconds an answer counts: to the token's end, or a default.
 
-        A token that is over by our clock and not by the API's is asked about again soon.
+        A token that has expired by our clock but not by the API's is asked about again soon.
         """
         remaining = remaining_life(token, self._clock.wall())
         if remaining is None:

@@ -1,4 +1,4 @@
-"""Telling a service desk of trouble that lasts: opened once, updated, closed when it is over.
+"""Reporting lasting trouble to a service desk: opened once, updated, closed when it is over.
 
 * `watch`: what is known of each configured account's trouble
 * `reporter`: keeps the episodes, and takes their steps one at a time

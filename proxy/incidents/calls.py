@@ -1,7 +1,7 @@
 """One call of a desk, and what its answer means; redirects are not followed.
 
-An answer that is no success is one of two failures. `DeskDown` is about the desk: nobody can be
-told anything for a while. `DeskRefuses` is about this one call, which will fail again as it is.
+An unsuccessful answer is one of two failures. `DeskDown` concerns the desk: it takes no calls for a
+while. `DeskRefuses` concerns this one call, which would fail again unchanged.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _ABOUT_THE_DESK: Final = frozenset(
 
 
 class DeskDown(Exception):
-    """The desk takes no news now; `wait` is what it asked for, in seconds."""
+    """The desk takes no calls now; `wait` is what it asked for, in seconds."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -96,7 +96,7 @@ class DeskClient:
 
 
 def json_of(body: bytes) -> Any:
-    """Return the JSON of an answer. Raises `DeskDown` for any other, as a page of a log-in is."""
+    """Return the JSON of an answer. Raises `DeskDown` for anything else, such as a log-in page."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

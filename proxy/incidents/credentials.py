@@ -29,12 +29,12 @@ class CredentialsUnreadable(Exception):
 
 
 class BadCredentials(CredentialsUnreadable):
-    """The file holds what no credentials are."""
+    """The file does not hold valid credentials."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeskCredentials:
-    """What a desk is shown: the value of `Authorization`, or the key of a signature."""
+    """The credentials for a desk: the value of `Authorization`, or the key of a signature."""
 
     authorization: str = field(default="", repr=False)
     hmac_key: bytes = field(default=b"", repr=False)

@@ -20,11 +20,11 @@ class Desk(Protocol):
 
     @property
     def takes_updates(self) -> bool:
-        """True if the desk is told what happens between begin and end."""
+        """True if the desk wants updates between start and end."""
         ...
 
     async def find(self, incidents: Collection[str]) -> Mapping[str, Known]:
-        """Return those of them that are open."""
+        """Return those of these incidents that are open."""
         ...
 
     async def find_one(self, incident: str) -> Known | None:
@@ -36,7 +36,7 @@ class Desk(Protocol):
         ...
 
     async def update(self, episode: Episode) -> None:
-        """Add what is new."""
+        """Add the news to the incident."""
         ...
 
     async def close(self, episode: Episode) -> None:

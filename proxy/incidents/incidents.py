@@ -1,7 +1,7 @@
-"""Incidents as a whole: switched on and off by the configuration, by a reload too.
+"""The reporting of incidents as a whole: the configuration switches it on and off.
 
-A reload that changes where or how incidents are told begins anew: what is open at the new desk is
-looked up there. Any other change keeps what is known.
+A reload that changes where or how incidents are sent starts again, and looks up the open incidents
+at the new desk. Any other change keeps the state.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class _Running:
 
 
 class Incidents:
-    """Tells a desk of trouble, as long as one is configured."""
+    """Reports trouble to a desk, as long as one is configured."""
 
     def __init__(  # noqa: PLR0913 -- the parts it works with, each by name
         self,
@@ -87,7 +87,7 @@ class Incidents:
         self._ended.append(running)
 
     async def close(self) -> None:
-        """Tell nothing more, and close the connections."""
+        """Stop reporting, and close the connections."""
         if self._running is not None:
             self._end(self._running)
         for running in self._ended:

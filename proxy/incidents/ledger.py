@@ -1,8 +1,8 @@
-"""What replicas agree on about incidents: who opens one, who still sees its trouble.
+"""What replicas share about incidents: which one opens it, which ones still see its trouble.
 
-With `memory://` there is one replica, and `NoLedger` says so. The shared one is in
-store/incidents.py. With the store down each replica acts as if it were alone: an incident twice is
-better than none.
+With `memory://` there is one replica, and `NoLedger` serves it. The shared ledger is in
+store/incidents.py. While the store is down each replica acts alone: two incidents are better than
+none.
 """
 
 from collections.abc import Collection
@@ -23,7 +23,7 @@ class Ledger(Protocol):
         ...
 
     async def leave(self, incident: str) -> bool:
-        """Note that it sees that trouble no longer; True if no other replica does."""
+        """Note that this replica no longer sees that trouble; True if no other one does."""
         ...
 
     async def keep(self, incident: str) -> None:
@@ -35,12 +35,12 @@ class Ledger(Protocol):
         ...
 
     async def kept(self, incidents: Collection[str]) -> Collection[str]:
-        """Return those of them that were announced, and not their end."""
+        """Return those whose start was announced, and not their end."""
         ...
 
 
 class NoLedger:
-    """The ledger of a replica that is alone: it opens everything, and remembers nothing."""
+    """The ledger of a single replica: it opens everything, and remembers nothing."""
 
     async def lock(self, incident: str) -> bool:  # noqa: ARG002
         """Take the right to open: there is nobody else."""

@@ -1,8 +1,8 @@
 """Incidents as rows of ServiceNow's incident table, through its Table API.
 
-A row is one flat object of texts and booleans. `correlation_id` is our name for the incident, by
-which one that is open is found before another is opened; ServiceNow numbers its rows itself. What a
-person closed stays closed: a row is looked up before it is closed here.
+A row is one flat object of texts and booleans. `correlation_id` is our id of the incident: before
+opening one, the proxy looks for an open row with that id. ServiceNow numbers its rows itself. A row
+that a person closed stays closed: the proxy looks it up before it closes it.
 https://www.servicenow.com/docs/bundle/zurich-api-reference/page/integrate/inbound-rest/concept/c_TableAPI.html
 """
 
@@ -72,7 +72,7 @@ class IncidentTable:
                 raise DeskDown("the desk's answer names no sys_id")
 
     async def update(self, episode: Episode) -> None:
-        """Add what is new as a work note, and in the columns that changed."""
+        """Add the news as a work note, and change the columns that differ."""
         fields = self._settings.fields or DEFAULT_FIELDS
         row = columns(fields, episode.trouble)
         before = {} if episode.reported is None else columns(fields, episode.reported)
@@ -96,9 +96,9 @@ class IncidentTable:
         await self._call("PATCH", f"/{quote(episode.handle, safe='')}", row)
 
     async def _look_up(self, condition: str) -> list[tuple[str, Known]]:
-        """Return the open rows that meet a condition: active, and not closed as we close them.
+        """Return the open rows that meet a condition: active, and not in the state we set to close.
 
-        Where rows are only resolved they stay active. An older API answers 404 where there is none.
+        Resolved rows stay active. An older API answers 404 if there is no row.
         """
         query = f"active=true^state!={self._settings.close.state}^{condition}"
         wanted = "sys_id,correlation_id,correlation_display"
@@ -137,7 +137,7 @@ def _rows(result: list[Any]) -> Iterable[tuple[str, Known]]:
 
 
 def _display(scopes: Iterable[str]) -> str:
-    """Write scopes where a later start finds them; those that do not fit are left out."""
+    """Write scopes into `correlation_display`, where the proxy finds them after a restart."""
     text = _SCOPES
     for scope in sorted(scopes):
         if len(text) + len(scope) <= _LONGEST_DISPLAY:

@@ -1,12 +1,12 @@
-"""What is known of the trouble of each configured account.
+"""The trouble of each configured account.
 
-Two sources. The live state says whether a token lacks scopes or is refused, and whether a hold
-lasts; it is read once a second, a hundred accounts at a time. What cannot be read there is noted as
-requests arrive and end: what could not be sent, whose answer was lost, and the subject of the
-latest request concerned.
+There are two sources. The live state says whether a token lacks scopes or is refused, and whether a
+hold lasts; it is read once a second, a hundred accounts at a time. The rest is noted as requests
+arrive and end: which could not be sent, whose answer was lost, and the subject of the latest
+affected request.
 
-Invariants: noting is synchronous, takes a few microseconds, and nothing where incidents are off. A
-caller who is not a configured account leaves nothing but that the API answers.
+Invariants: noting is synchronous, takes a few microseconds, and no time if incidents are off. A
+caller that is not a configured account leaves no trace but that the API answers.
 """
 
 from collections.abc import Container, Mapping
@@ -44,7 +44,7 @@ _NEWS_SECONDS: Final = 600.0  # by which a named wait grows before it is news
 
 @dataclass(slots=True)
 class _Notes:
-    """What was noted of one account; monotonic seconds."""
+    """The notes on one account; monotonic seconds."""
 
     ids: Mapping[TroubleKind, str]
     latest: Subject = field(default_factory=Subject)
@@ -93,12 +93,12 @@ class Watch:
             self._by_id |= {ids[kind]: (account.name, kind) for kind in KINDS}
 
     def owner(self, incident: str) -> tuple[str, TroubleKind] | None:
-        """Return the account and the kind of an incident; None if it is of no configured one."""
+        """Return the account and kind of an incident; None if its account is not configured."""
         return self._by_id.get(incident)
 
     @property
     def ids(self) -> frozenset[str]:
-        """Every incident there may be."""
+        """The ids of all possible incidents."""
         return frozenset(self._by_id)
 
     def await_scopes(self, incident: str, scopes: frozenset[str]) -> None:
@@ -145,7 +145,7 @@ class Watch:
 
     @property
     def pause(self) -> float:
-        """Seconds between two looks, so that a thousand accounts are looked at in one second."""
+        """Seconds between two batches, so that a thousand accounts take one second."""
         return max(1.0, len(self._notes) / 1_000)
 
     async def look(self, wanted: Container[str]) -> dict[str, Sighting]:

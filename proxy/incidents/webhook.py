@@ -1,8 +1,8 @@
-"""Incidents as one signed POST per begin and end: the flat format.
+"""Incidents as one signed POST per start and end: the flat format.
 
 A receiver verifies `X-Export-Proxy-Signature: t=TIME,v1=HMAC`, the HMAC-SHA256 (RFC 2104) of
-TIME "." body, and refuses a TIME that is long past. After an answer that was lost the same call
-comes again: a receiver goes by `correlation_id`, `event` and `since`.
+TIME "." body, and refuses an old TIME. After a lost answer the same call comes again: a receiver
+recognises it by `correlation_id`, `event` and `since`.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ DEFAULT_FIELDS: Final[Mapping[str, Value]] = {name: f"{{{name}}}" for name in PL
 
 
 class Webhook:
-    """The desk that is told with one POST each."""
+    """A receiver that gets one POST per event."""
 
     def __init__(
         self, settings: Incidents, client: DeskClient, ledger: Ledger, *, clock: Clock
@@ -40,7 +40,7 @@ class Webhook:
 
     @property
     def takes_updates(self) -> bool:
-        """False: it is told of begin and end."""
+        """False: it only gets start and end."""
         return False
 
     def apply(self, settings: Incidents) -> None:
@@ -48,21 +48,21 @@ class Webhook:
         self._settings = settings
 
     async def find(self, incidents: Collection[str]) -> Mapping[str, Known]:
-        """Return those of the incidents whose begin was announced, and not their end."""
+        """Return those of the incidents whose start was announced, and not their end."""
         return dict.fromkeys(await self._ledger.kept(incidents), Known(""))
 
     async def find_one(self, incident: str) -> Known | None:
-        """Return that incident if its begin was announced, and not its end."""
+        """Return that incident if its start was announced, and not its end."""
         return (await self.find([incident])).get(incident)
 
     async def open(self, episode: Episode) -> str:
-        """Announce the begin."""
+        """Announce the start."""
         await self._announce("begin", episode)
         await self._ledger.keep(episode.id)
         return ""
 
     async def update(self, episode: Episode) -> None:
-        """Tell nothing: it is told of begin and end."""
+        """Send nothing: it only gets start and end."""
 
     async def close(self, episode: Episode) -> None:
         """Announce the end."""

@@ -1,6 +1,6 @@
-"""One service account: its name, its queues, and what is known of it.
+"""One service account: its name, its queues, and its state.
 
-Its scheduler decides who may send when (scheduler.py); its allowance is what it may do on all its
+Its scheduler decides who may send when (scheduler.py); its allowance says what it may do on all its
 routes together (allowance.py).
 """
 
@@ -36,11 +36,11 @@ class Account:
 
     @property
     def key(self) -> str:
-        """What tells it from every other account; it holds no secret."""
+        """The account's unique key; it holds no secret."""
         return self.allowance.key
 
     def rename(self, label: str, *, interval: float | None, mode: Mode | None = None) -> None:
-        """Obey another name, and another interval and mode of its own."""
+        """Take another name, and another interval and mode of its own."""
         self.allowance.label = label
         self.allowance.own_interval, self.allowance.own_mode = interval, mode
 
@@ -60,9 +60,9 @@ class Account:
         taken: Container[str],
         paced: Mapping[str, bool],
     ) -> None:
-        """Let queues go on for the routes that take their paths now (queues.py).
+        """Hand queues over to the routes that take their paths now (queues.py).
 
-        `taken` are the new paced routes; `paced` says of each route by name if it is paced.
+        `taken` are the new paced routes; `paced` says for each route, by name, whether it is paced.
         """
         self.scheduler.queues.hand_over(predecessors, paced=taken)
         for queue in self.scheduler.queues:
@@ -83,7 +83,7 @@ class Account:
         return self._rests_until()
 
     def predicted_idle(self, now: float) -> float:
-        """When it may be idle, if nobody else comes; answers that are under way come at once."""
+        """When it may be idle if no other request comes, and the answers under way come at once."""
         backlogs = [now + backlog_seconds(queue, now) for queue in self.queues if queue.is_in_use]
         return max(now, self._rests_until(), *backlogs)
 

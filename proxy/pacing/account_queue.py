@@ -1,7 +1,7 @@
 """One queue of an account, as callers wait in it: when its next slot is due.
 
-What a store has to do with it is in leased_queue.py, how long a newcomer would wait in
-prediction.py. Who is sent next is the decision of the account, which `Scheduler` stands for.
+Its dealings with a store are in leased_queue.py, how long a new request would wait in
+prediction.py. The account decides who is sent next; `Scheduler` is what the queue sees of it.
 """
 
 from dataclasses import replace
@@ -77,7 +77,7 @@ class AccountQueue:
 
     @property
     def paced(self) -> bool:
-        """True if the route is paced; a queue that is not obeys holds all the same."""
+        """True if the route is paced; an unpaced queue still obeys holds."""
         return self.queue.paced
 
     @property
@@ -96,21 +96,21 @@ class AccountQueue:
         return self.depth > 0 or self.queue.sending is not None
 
     def held_seconds(self) -> float:
-        """Return the seconds spent on hold or paused so far, those under way included."""
+        """Return the seconds spent on hold or paused so far, the present hold or pause included."""
         paused = self.allowance.control.held_seconds(self._clock.monotonic())
         return self.holds.seconds() + paused
 
     def rename(self, route: str) -> None:
-        """Go on as the queue of another route, which takes what this one took."""
+        """Become the queue of another route, which takes what this one took."""
         self.queue.route = route
 
     def inherit(self, other: "AccountQueue") -> None:
-        """Go on with the pace and the hold of a queue that took the same paths."""
+        """Take over the pace and the hold of a queue that took the same paths."""
         self.keep_pace_of(other)
         self.holding.inherit(other.holding)
 
     def keep_pace_of(self, other: "AccountQueue") -> None:
-        """Keep the distance from the last send of another queue, too."""
+        """Keep the interval from the last send of another queue, too."""
         self.queue.inherit(other.queue, self.allowance.interval_on(self.route))
 
     # When it is due
@@ -149,7 +149,7 @@ class AccountQueue:
         return max(self._paced_due(now), self.holding.state.opens_at(now))
 
     def due_since(self, now: float) -> float:
-        """Return since when the next slot of this route has been due, or when it will be."""
+        """Return the moment at which the next slot of this route became due, or will be."""
         return max(self.paced_due(now), self.holding.state.opens_at(-inf))
 
     def is_free(self, now: float) -> bool:

@@ -1,9 +1,9 @@
-"""Which accounts there are, and what is known of them all.
+"""Which accounts exist, and the state of them all.
 
 An account is the state of one service account: its queues, its hold, what it has in flight
 (account.py). It belongs to a client id, whatever its name in the configuration, and never to a
-token: neither a refreshed token nor a reload resets a pace. Only a token that belongs to no known
-client id is an account of its own. Accounts that are not configured live in bounded tables.
+token: neither a refreshed token nor a reload resets a pace. Only a token without a known client id
+has its own account. Unconfigured accounts are kept in bounded tables.
 
 Invariant: one client id has one account, and so one queue and one pace on each route.
 """
@@ -82,8 +82,8 @@ class Accounts:
     def apply(self, settings: Settings) -> None:
         """Obey new settings from now on, for all that wait too.
 
-        Queues, holds and last sends belong to a client id, whatever its name: an account that is
-        renamed, added or removed goes on where it was.
+        Queues, holds and last sends belong to a client id, whatever its name: a renamed, added or
+        removed account keeps its state.
         """
         self.context.pacing = settings.pacing
         self.context.retry_rules = RetryRules(settings.retry)
@@ -157,7 +157,7 @@ class Accounts:
         return names + [OTHER] * (self.context.pacing.mode == "observe")
 
     def is_stalled(self) -> bool:
-        """True if a slot is long due and was not offered: the pacing is broken."""
+        """True if a slot has been due for too long and was not offered: the pacing is stalled."""
         late = self.context.clock.monotonic() - _STALLED_AFTER
         return any(account.scheduler.offers_at() < late for account in self.accounts())
 
@@ -170,7 +170,7 @@ class Accounts:
                 account.scheduler.hold(span, queue, "refused")
 
     def states(self) -> tuple[AccountState, ...]:
-        """Return what is known of the accounts now; those not configured are shown as one."""
+        """Return the state of the accounts now; those not configured are shown as one."""
         now = self.context.clock.monotonic()
         return merged(account.state(now) for account in self.accounts())
 
@@ -227,13 +227,13 @@ class _Table(Generic[_Key]):
         return account
 
     def take(self, key: _Key) -> Account:
-        """Return the account of that key, a new one if there is none, and keep it no longer."""
+        """Remove and return the account of that key; a new one if there is none."""
         account = self._alive.pop(key, None)
         self._kept.pop(key, None)
         return account or self._made(key)
 
     def put(self, key: _Key, account: Account) -> None:
-        """Keep an account that was kept elsewhere so far."""
+        """Add an account that was kept elsewhere before."""
         self._kept[key] = self._alive[key] = account
 
     def _made(self, key: _Key) -> Account:

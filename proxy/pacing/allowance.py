@@ -1,7 +1,7 @@
 """What an account is allowed, on all its routes together: interval, hold, room in flight, retries.
 
-Invariants: room in flight does not end a hold. Nothing here looks for who may send
-next; the scheduler does, after each change (scheduler.py).
+Invariants: room in flight does not end a hold. Nothing here decides who sends next; the scheduler
+does, after each change (scheduler.py).
 """
 
 from dataclasses import replace
@@ -48,7 +48,7 @@ class Allowance:
 
     @property
     def interval(self) -> float:
-        """Seconds between two sends on a paced route without an interval of its own, now."""
+        """Seconds between two sends now, on a paced route without an interval of its own."""
         return self.interval_on(None)
 
     def interval_on(self, route: str | None) -> float:
@@ -73,7 +73,7 @@ class Allowance:
 
     @property
     def is_observed(self) -> bool:
-        """True if the pace and the holds are not kept, only what would be is counted."""
+        """True if pace and holds are not kept, and only their effects are counted."""
         return (self.own_mode or self.context.pacing.mode) == "observe"
 
     @property
@@ -127,7 +127,7 @@ class Allowance:
         return self._budget.take(self.context.clock.monotonic(), share)
 
     def note_quota(self, quota: Quota, now: float) -> HoldSpan | None:
-        """Obey what the API announced; return the hold if the next request would be refused."""
+        """Obey an announced quota; return a hold if the API would refuse the next request."""
         room = quota.remaining - self.context.reserve
         self.quota = quota
         self._quota_left = QuotaLeft(room, now + quota.reset)
@@ -143,8 +143,8 @@ class Allowance:
     ) -> HoldSpan:
         """Return the hold that a refusal asks for, on a route with that interval.
 
-        Without a usable time it grows with the refusals in a row; a time that was named before
-        still stands.
+        If the 429 names no usable time the hold grows with the refusals in a row; a time that an
+        earlier 429 named still counts.
         """
         rules, hold, limit = self.context.retry_rules, holding.hold, refused.limit.name
         refusals = 0 if hold is None else hold.refusals
@@ -162,13 +162,13 @@ class Allowance:
     # What can be seen
 
     def take_uncounted_pause(self, now: float) -> float:
-        """Return the seconds paused that were not returned before."""
+        """Return the paused seconds that no earlier call returned."""
         held = self.control.held_seconds(now)
         uncounted, self._counted_pause = held - self._counted_pause, held
         return uncounted
 
     def quota_remaining(self, now: float) -> int | None:
-        """Return what is left of the quota, until its window ends."""
+        """Return the requests left of the quota, until its window ends."""
         if self.quota is None or self._quota_left is None or self._quota_left.until <= now:
             return None
         return self.quota.remaining

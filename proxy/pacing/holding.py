@@ -1,7 +1,7 @@
-"""A hold that is kept: its phase, and the slots that are its probes.
+"""The hold of an account or a queue: its phase, and the slots that are its probes.
 
-The phases and what changes them are in rules/hold.py; here is which slots are probes, which a rule
-cannot know. An account has a holding, and so has each of its queues.
+rules/hold.py has the phases and what changes them; this module knows which slots are probes. An
+account has a `Holding`, and so has each of its queues.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from proxy.rules.hold import Hold, HoldState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldSpan:
-    """What the API, or another replica, asked for; monotonic seconds.
+    """A hold as the API, or another replica, asked for it; monotonic seconds.
 
-    `at` is when. `named_until` is what the API named, `until` that as far as the proxy obeys
-    without another look. `limit` is the name of the limit that was hit.
+    `at` is when it did. `named_until` is the end that the API named, `until` the end up to which
+    the proxy obeys without a probe. `limit` is the name of the limit that was hit.
     """
 
     at: float
@@ -71,7 +71,7 @@ class Holding:
         return self.state.refusals_after(is_probe=slot in self._probes)
 
     def refused(self, slot: Slot) -> None:
-        """Note that a slot was refused: if it is a probe, those beside it are none any more."""
+        """Note that a slot was refused: after a refused probe the other probes no longer count."""
         if slot in self._probes:
             self._probes.clear()
             self.state = self.state.probes_ended()
@@ -121,7 +121,7 @@ class Holding:
         return True
 
     def take_uncounted(self, now: float) -> float:
-        """Return the seconds on hold that were not returned before."""
+        """Return the seconds on hold that no earlier call returned."""
         held = self.state.held_seconds(now)
         uncounted, self._counted_seconds = held - self._counted_seconds, held
         return uncounted

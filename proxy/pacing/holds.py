@@ -3,9 +3,9 @@
 A hold covers the whole account or one of its queues, and all replicas obey it. The phases of a hold
 are in rules/hold.py, its probes in holding.py.
 
-Invariants: nothing here looks for who may send next; the scheduler does, after each change. From
-`suspend` until the refusal is known, nothing leaves. What the API or another replica names is
-clamped to `retry.max_retry_after`.
+Invariants: nothing here decides who sends next; the scheduler does, after each change. From
+`suspend` until the refusal is known, nothing leaves. A wait that the API or another replica names
+is clamped to `retry.max_retry_after`.
 """
 
 from collections.abc import Iterable
@@ -60,7 +60,7 @@ class Holds:
         return is_over
 
     def suspend(self, slot: Slot) -> None:
-        """Let nothing leave until it is known what the refusal of `slot` covers."""
+        """Let nothing leave until the body of `slot`'s 429 says what the hold covers."""
         if slot.is_open and not slot.is_refusing:
             slot.is_refusing = True
             self._allowance.refusing += 1
@@ -88,7 +88,7 @@ class Holds:
             self._context.hold_organization(self._allowance.organization, span, route)
 
     def note_quota(self, quota: Quota) -> None:
-        """Obey what the API announced, with a hold if the next request would be refused."""
+        """Obey an announced quota, with a hold if the API would refuse the next request."""
         span = self._allowance.note_quota(quota, self._context.clock.monotonic())
         if span is not None:
             self.begin(span, None, "quota")
@@ -104,7 +104,7 @@ class Holds:
         self._allowance.refusing -= slot.is_refusing
 
     def count(self) -> None:
-        """Count the seconds on hold that were not counted yet, those of present holds too.
+        """Count the seconds on hold that are not counted yet, present holds included.
 
         Of holds of several routes at the same time the longest counts.
         """
@@ -138,7 +138,7 @@ class Holds:
 
 
 def _end_hopeless(queues: Iterable[LeasedQueue], hold: Hold) -> None:
-    """End the waits that a named wait outlasts, but for the one that goes as the probe."""
+    """End the waits that are shorter than the named wait, except the one that goes as the probe."""
     waiting = [(queue, ticket) for queue in queues for ticket in queue.queue.waiters]
     probes = [
         (not queue.paced, ticket.number)

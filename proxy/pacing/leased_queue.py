@@ -1,8 +1,8 @@
 """One queue of an account, as a store sees it: its leases, and the holds that replicas share.
 
-A `Queue` knows no account and no clock; here it meets both. This is what pacing hands to a store
-(`SharedQueue` in leases.py). What the store says may let a request go, so the queue passes it on to
-its account through `HoldKeeper`.
+A `Queue` knows no account and no clock; this class adds both. It is what pacing gives a store
+(`SharedQueue` in leases.py). A message of the store may let a request leave, so the queue passes it
+to its account through `HoldKeeper`.
 """
 
 from math import inf
@@ -16,7 +16,7 @@ from proxy.pacing.slot import Ending
 
 
 class HoldKeeper(Protocol):
-    """What a queue tells its account of the other replicas."""
+    """What a queue tells its account about the other replicas."""
 
     def pump(self) -> None:
         """Offer every slot that is due."""
@@ -70,7 +70,7 @@ class LeasedQueue:
 
     @property
     def paced(self) -> bool:
-        """True if a send needs a lease; a queue without one obeys holds all the same."""
+        """True if a send needs a lease; a queue that needs none still obeys holds."""
         return self.queue.paced
 
     @property
@@ -86,7 +86,7 @@ class LeasedQueue:
     # What the queue tells the store
 
     def apply(self, *, paced: bool) -> None:
-        """Obey a route that is paced from now on, or no longer."""
+        """Note whether the route is paced from now on."""
         old, self.lease_name = self.lease_name, self.allowance.context.lease_name(self.route)
         if self.lease_name != old:
             if self.paced and paced:
@@ -106,7 +106,7 @@ class LeasedQueue:
             self._leases.unused(self)
 
     def own_moment(self, at: float, interval: float) -> float:
-        """Return the first moment from then on that is this replica's, at that interval."""
+        """Return this replica's first own moment from `at` on, at that interval."""
         if not self.queue.paced or at == inf:
             return at
         return self._leases.next_moment(at, interval)
@@ -170,7 +170,7 @@ class LeasedQueue:
         self.queue.waiters.end(Ending.NO_STORE)
 
     def reevaluate(self) -> None:
-        """Offer what may be sent now; expire a first waiter that only waited to learn that."""
+        """Offer the slots that are due; expire a first waiter that only waited to learn of one."""
         self._keeper.pump()
         first = self.queue.waiters.first
         if first is not None and first.undecided_from <= self._clock.monotonic():

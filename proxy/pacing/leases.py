@@ -63,7 +63,7 @@ class QueueLease:
         self.contenders = 1
 
     def predicted(self, now: float) -> float:
-        """When a lease may be used, as far as can be told."""
+        """When a lease may be used, as far as can be predicted."""
         opens = self.present.opens(now)
         return self._expected_at if opens == inf else opens
 
@@ -103,7 +103,7 @@ class SharedQueue(Protocol):
 
     @property
     def paced(self) -> bool:
-        """True if a send needs a lease; a queue without one obeys holds all the same."""
+        """True if a send needs a lease; a queue that needs none still obeys holds."""
         ...
 
     @property
@@ -161,7 +161,7 @@ class SharedQueue(Protocol):
         ...
 
     def reevaluate(self) -> None:
-        """Offer what may be sent now; expire a first waiter that only waited to learn that."""
+        """Offer the slots that are due; expire a first waiter that only waited to learn of one."""
         ...
 
 
@@ -209,7 +209,7 @@ class Leases(Protocol):
         ...
 
     def used(self, queue: SharedQueue) -> None:
-        """The lease was used for a send: `pace_left` says how long other replicas have to wait."""
+        """The lease was used for a send: `pace_left` says how long other replicas must wait."""
         ...
 
     def held(self, key: str, route: str, left: HoldLeft) -> None:

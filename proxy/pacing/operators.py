@@ -1,11 +1,11 @@
-"""What operators order for configured accounts, and that the accounts obey.
+"""Orders of operators for configured accounts, and making the accounts obey.
 
 The decisions are in rules/orders.py. An account obeys at once. With a store the order is kept
 there, and the other replicas obey as soon as the store tells them; while it is down, this replica
 obeys alone, and tells the store when it is back (store/orders.py).
 
-Invariants: an order belongs to a client id, so a reload leaves it. An account that is removed from
-the configuration obeys no orders, since nobody could end them.
+Invariants: an order belongs to a client id, so it survives a reload. An account that is removed
+from the configuration obeys no orders, since no operator could end them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ class OrderStore(Protocol):
     """What operators need of a store that replicas share."""
 
     def refresh(self) -> None:
-        """Tell again what is ordered, for there may be accounts that were not there before."""
+        """Report all orders again, since there may be new accounts."""
         ...
 
     async def keep(self, key: str, order: Order) -> bool:
@@ -48,7 +48,7 @@ class Operators:
         return f"<Operators: orders for {ordered} accounts>"
 
     async def pause(self, account: Account, seconds: float) -> bool:
-        """Send nothing of the account for so long (`inf`: until it is resumed).
+        """Send nothing for the account for that many seconds (`inf`: until it is resumed).
 
         Here and below: True if all replicas obey, False if the others are told later.
         """
@@ -60,7 +60,7 @@ class Operators:
         return await self._order(account, Resume())
 
     async def slow_down(self, account: Account, interval: float, seconds: float) -> bool:
-        """Keep at least that interval on all paced routes of the account for so long."""
+        """Keep at least that interval on the account's paced routes for that many seconds."""
         until = self._clock.monotonic() + seconds
         order = Slowdown(since=self._clock.wall(), until=until, interval=interval)
         return await self._order(account, order)
@@ -71,7 +71,7 @@ class Operators:
         return self.store is None or await self.store.keep(account.allowance.key, order)
 
     def obey_shared(self, orders: Mapping[str, Orders]) -> None:
-        """Obey what the store knows; an account that is not among the keys has no orders."""
+        """Obey the orders in the store; an account that is not among the keys has none."""
         for account in self._accounts():
             self._obey(account, orders.get(account.allowance.key, NO_ORDERS))
         self._set_timer()

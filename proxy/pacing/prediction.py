@@ -1,7 +1,7 @@
-"""How long a request would wait in a queue, as far as can be told.
+"""How long a request would wait in a queue, as far as can be predicted.
 
-Pace, hold and room in flight bound a wait. Nothing is promised for the time before a hold's named
-end, although probes go sooner.
+Pace, hold and room in flight bound a wait. No wait is predicted to end before a hold's named end,
+although probes go sooner.
 """
 
 from proxy.pacing.account_queue import AccountQueue
@@ -21,10 +21,10 @@ def predicted_wait(queue: AccountQueue, ticket: Ticket, now: float) -> float:
 
 
 def pushes_out(queue: AccountQueue, ticket: Ticket, now: float) -> bool:
-    """True if a waiter that would be sent in time would not be if this newcomer were admitted.
+    """True if admitting this new request would make a waiter miss its deadline.
 
-    With one caller, newcomers come last and delay nobody. To look at each waiter for each newcomer
-    takes long in a crowd; it is needed only if the last one could miss the first deadline.
+    With one caller, new requests come last and delay none. To check every waiter takes long if many
+    wait; it is needed only if the last one could miss the earliest deadline.
     """
     waiters = queue.waiters
     last = _wait_behind(queue, waiters.cost + ticket.cost, now)
@@ -41,8 +41,8 @@ def pushes_out(queue: AccountQueue, ticket: Ticket, now: float) -> bool:
 def _wait_behind(queue: AccountQueue, cost: float, now: float) -> float:
     """Return the wait behind requests of that cost, in intervals.
 
-    The pace and the hold bound it, and so does room in flight, which answers make: the first room
-    may be a whole answer away, and the others follow as the answers do. One answer that is late
+    Pace and hold bound the wait, and so does room in flight, which comes with answers: the first
+    room may take a whole answer, and the others follow as the answers do. One answer that is late
     says nothing of the others while there is room beside it.
     """
     allowance, inner = queue.allowance, queue.queue

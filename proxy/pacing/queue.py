@@ -1,8 +1,8 @@
 """One queue: the waiters of one route of one account, their pace, and their lease.
 
-It knows no account and no clock: moments and the interval are arguments, in monotonic seconds. The
-interval is never kept, so a changed setting governs the very next send. `interval` is that of the
-account, 0 on a route that is not paced; `spread` is the factor by which it grows while replicas
+It knows no account and no clock: moments and the interval are arguments, in monotonic seconds. It
+never stores the interval, so a changed setting applies to the very next send. `interval` is that of
+the account, 0 on a route that is not paced; `spread` is the factor by which it grows while replicas
 cannot take turns.
 
 Invariants: while a slot of a paced queue is out, no other is due. The pace counts from the send, or
@@ -73,12 +73,12 @@ class Queue:
         return max(0.0, self._pace.due(interval) - now) if self._has_sent else 0.0
 
     def predicted_due(self, now: float, interval: float, spread: int) -> float:
-        """Return when a newcomer is due if no ticket waits, as far as can be told."""
+        """Return when a new request is due if no ticket waits, as far as can be predicted."""
         due = max(self.pace_due(interval * spread), self.lease.predicted(now))
         return due if self.sending is None else max(due, now) + self.sending.cost * interval
 
     def predicted_interval(self, interval: float, spread: int) -> float:
-        """Return what lies between two sends from here, replicas and their leases considered."""
+        """Return the predicted seconds between two sends from here, given replicas and leases."""
         return interval * max(self.lease.contenders, spread)
 
     @property
@@ -87,7 +87,7 @@ class Queue:
         return self._answer_seconds
 
     def answer_seconds(self, now: float) -> float:
-        """Return how long answers take: of late, or as long as the oldest request has waited."""
+        """Return how long answers take: the average, or the age of the oldest open slot."""
         oldest = next(iter(self._unanswered), None)
         return max(self._answer_seconds, 0.0 if oldest is None else now - oldest.granted_at)
 
@@ -100,7 +100,7 @@ class Queue:
             self.sending = slot
 
     def ended(self, slot: Slot, now: float, *, accepted: bool) -> None:
-        """Note that a slot is over; how long an answer took that is no refusal is remembered."""
+        """Note that a slot is over; remember how long its answer took, unless it is a refusal."""
         self._unanswered.pop(slot, None)
         if accepted and slot.sent_at > -inf:
             seconds = now - slot.sent_at
@@ -125,7 +125,7 @@ class Queue:
         self._closed_until = max(self._closed_until, at)
 
     def note_sent(self, at: float) -> float | None:
-        """Note when a request left, to show it; return how long after the one before it."""
+        """Note when a request left; return the seconds since the send before it."""
         self._last_gap = at - self._last_sent_at if self._sent_count else None
         self._sent_count, self._last_sent_at = self._sent_count + 1, at
         return self._last_gap

@@ -1,14 +1,14 @@
-"""The queues of one account, and what becomes of them when a reload changes the paced routes.
+"""The queues of one account, and what a reload of the paced routes does to them.
 
 A pace belongs to paths, not to a route's name. When a route takes paths that another one took
 before, the queue of that other route goes on for them:
 
-- if its route is gone, it becomes the queue of the new route, waiters included;
+- if its route was removed, it becomes the queue of the new route, waiters included;
 - if its route remains, it is divided once it is empty: until then it sends for both routes;
 - if the new route has a queue already, both keep one pace until the old one is empty.
 
-Invariants: requests for one path never have two paces. A queue that is divided or opened later
-keeps its distance from the last send of the one before it.
+Invariants: requests for one path never have two paces. A divided or later opened queue keeps the
+interval from the last send of the queue before it.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ class Queues:
     def hand_over(
         self, predecessors: Mapping[str, Iterable[str]], *, paced: Container[str]
     ) -> None:
-        """Let queues go on for the routes that take their paths now.
+        """Hand queues over to the routes that take their paths now.
 
         `predecessors` names, for each new route, the old ones that took some of its paths; `paced`
         are the new paced routes.
@@ -76,7 +76,7 @@ class Queues:
                     self._share(queue, route)
 
     def _rename(self, old: str, new: str) -> None:
-        """Let the queue of a route that is gone be that of a new one, if that has none."""
+        """Give the queue of a removed route to a new one that has no queue."""
         queue, undivided = self._by_route[old], self._undivided.pop(new, None)
         if new in self._by_route:
             self._share(queue, new)
@@ -87,7 +87,7 @@ class Queues:
         self._open(new, self._by_route.pop(old))
 
     def _share(self, queue: AccountQueue, route: str) -> None:
-        """Let a queue keep one pace with that of a route until it is empty, or stand in for it."""
+        """Make a queue keep one pace with a route's queue until it is empty, or stand in for it."""
         own, undivided = self._by_route.get(route), self._undivided.get(route)
         if own is not None and own is not queue:
             self._join(queue, own)
@@ -102,7 +102,7 @@ class Queues:
         old.joined, new.joined = (*old.joined, new), (*new.joined, old)
 
     def spent(self, queue: AccountQueue) -> None:
-        """Note a send of that queue for those that keep one pace with it."""
+        """Report a send of that queue to those that keep one pace with it."""
         for other in queue.joined:
             other.keep_pace_of(queue)
         for old, new in [pair for pair in self._joined if not pair[0].is_in_use]:

@@ -1,4 +1,4 @@
-"""Who may send next in one account, and what becomes of each slot.
+"""Who may send next in one account, and what each slot's report means.
 
 Theory of operation. A request waits in the queue of its account and route. A slot is due in a queue
 when the account is open (no hold, no probe under way, room in flight) and the queue's pace and
@@ -9,9 +9,9 @@ the next due moment. Nothing is booked on arrival, so a caller that leaves costs
 A slot comes back through `settle`, the only place that reads reports. Each event that may
 let another request go (a send, an answer, a slot given back, a lease, a hold) ends in `pump`.
 
-Invariants: everything here is synchronous and raises nothing. `in_flight` counts the slots that are
-open, and the answers of which more is to come. A caller that has gone, or is past its deadline, is
-offered no slot.
+Invariants: everything here is synchronous and raises nothing. `in_flight` counts the open slots and
+the answers that are not complete. A caller that has left, or whose deadline has passed, gets no
+slot.
 """
 
 from math import inf
@@ -92,8 +92,8 @@ class AccountScheduler:
     def _offer(self, queue: AccountQueue, now: float) -> None:
         """Offer the slot that is due to the first waiter, and drop one that cannot use it.
 
-        That is a caller that has gone, of which its task may not know yet, or one that is past its
-        deadline, whose timer is about to end the wait.
+        Such a caller has left, and its task may not know yet; or its deadline has passed, and its
+        timer is about to end the wait.
         """
         ticket = queue.waiters.first
         if ticket is None:
@@ -142,7 +142,7 @@ class AccountScheduler:
         return queue.holding.may_leave(slot, now) and queue.opens_at(now) <= now
 
     def settle(self, queue: AccountQueue, slot: Slot, report: Report) -> None:
-        """Take what became of a slot."""
+        """Process a slot's report."""
         match report:
             case Sent(at):
                 self._sent(queue, slot, at)
@@ -190,7 +190,7 @@ class AccountScheduler:
             self.pump()
 
     def _leave(self, queue: AccountQueue, slot: Slot, *, accepted: bool) -> None:
-        """Take back the room a slot had in flight, once, and let the next request have it."""
+        """Free the room a slot had in flight, once, for the next request."""
         if slot.is_open:
             slot.is_open = False
             queue.queue.given_back(slot)
@@ -199,11 +199,11 @@ class AccountScheduler:
             self.make_room()
 
     def take_room(self) -> None:
-        """Count an answer as in flight, of which more is to come, until `make_room` is called."""
+        """Count an incomplete answer as in flight until `make_room` is called."""
         self._allowance.in_flight += 1
 
     def make_room(self) -> None:
-        """Make room in flight, and let the next request have it."""
+        """Free room in flight for the next request."""
         self._allowance.leave_room()
         self.pump()
 
@@ -226,6 +226,6 @@ class AccountScheduler:
 
 
 def _order(queue: AccountQueue, *, is_held: bool) -> tuple[bool, float]:
-    """Return the order of queues whose slots are due; as a probe, a paced request is preferred."""
+    """Return the sort key of a queue whose slot is due; as a probe a paced request is preferred."""
     first = queue.waiters.first
     return is_held and not queue.paced, inf if first is None else first.number

@@ -1,8 +1,8 @@
 """A request's ticket in a queue, the slot it gets, and what is reported of that slot.
 
 A ticket is a place in the order of arrival. A slot is the right to send one request now. Its holder
-asks `may_leave` in the very moment of the send, since connecting takes time in which much happens,
-and reports through one door, `Slot.report`. The account that granted the slot takes the report.
+asks `may_leave` immediately before the send, since much may happen while it connects, and reports
+through one method, `Slot.report`. The account that granted the slot takes the report.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class NotSent:
 
 
 class Answered(NamedTuple):
-    """An answer came that is not a refusal, and perhaps says what is left of a quota."""
+    """An answer came that is not a refusal; it may announce a quota."""
 
     quota: Quota | None = None
 
@@ -43,7 +43,7 @@ class Refusing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A 429 came that asks for so many seconds without requests (None: it names no usable time)."""
+    """A 429 came that asks for a wait in seconds (None: it names no usable time)."""
 
     seconds: float | None
     limit: Limit = NO_LIMIT
@@ -72,7 +72,7 @@ Wait = WaitUntil | OnlyIfFree
 
 
 class Ending(Enum):
-    """Why a wait ended without a slot, if the caller is still there to be told."""
+    """Why a wait ended without a slot, for a caller that is still there."""
 
     EXPIRED = "the time is over"
     DRAINED = "the proxy shuts down"
@@ -83,9 +83,9 @@ class Ending(Enum):
 class Ticket:
     """A request's place in the order of arrival; it keeps its number when it is sent again.
 
-    `caller` is whose turn it takes among the callers of the queue, with a `weight` of 1 or more.
-    `had_slot` says that it had a slot, `has_returned` that it is in the queue again since.
-    Of tickets with one `group`, the first slot is for all.
+    `caller` takes turns with the other callers of the queue, with a `weight` of 1 or more.
+    `had_slot` says that the ticket had a slot, `has_returned` that it came back to the queue.
+    The first slot of tickets with one `group` serves all of them.
     `offer` is set while the ticket is in a queue; its result is the slot, or why there is none, or
     None for a request that is taken along.
     `deadline` is the last moment at which a slot is of use. From `undecided_from` on, the ticket
@@ -137,12 +137,12 @@ class Ticket:
 
     @property
     def has_joined(self) -> bool:
-        """True if it was in the queue before, and so goes to the front when it comes back."""
+        """True if the ticket was in the queue before, so it goes to the front when it returns."""
         return self.joined_at > -inf
 
     @property
     def is_waiting(self) -> bool:
-        """True if it is in a queue and its wait has not ended."""
+        """True if the ticket is in a queue and its wait has not ended."""
         return self.offer is not None and not self.offer.done()
 
     def end(self, ending: Ending) -> None:
@@ -232,8 +232,8 @@ class Slot:
     def may_leave(self, now: float) -> bool:
         """True if the slot may still be used.
 
-        Meanwhile the API may have refused another request, the pace may have changed, the lease may
-        have run out, and the caller may have gone or be past the deadline.
+        Since the grant the API may have refused another request, the pace may have changed, the
+        lease may have run out, the caller may have left, or its deadline may have passed.
         """
         return (
             self._granter.may_send(self, now)

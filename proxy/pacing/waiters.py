@@ -1,13 +1,13 @@
-"""The tickets of one queue, in the order in which they go.
+"""The tickets of one queue, in sending order.
 
 Theory of operation. Callers of one queue take turns: weighted round robin between callers, first
 come first served within one. It is start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996).
-Each caller has a virtual time at which its next request starts; a send of cost c moves it on by
-c / weight. The caller with the smallest virtual start goes next. A caller that comes anew starts at
-the virtual time of the queue, that of the last send, so it waits one round at most, however many
-requests the others have; and it gains nothing by having been away. A request that comes back,
-because the API refused it or it lost its slot, goes before all others: its caller has paid for it.
-The tickets of one group are sent as one, so those of one caller cost together what one costs.
+Each caller has a virtual time at which its next request starts; a send of cost c moves it on by c /
+weight. The caller with the smallest virtual start goes next. A new caller starts at the virtual
+time of the queue, that of the last send. So it waits one round at most, however many requests the
+others have, and it gains nothing by having been away. A request that comes back, because the API
+refused it or it lost its slot, goes before all others: its caller's turn is already counted. The
+tickets of one group are sent as one, so those of one caller together cost what one costs.
 
 Invariants: `first` is always a ticket that waits. `depth` and `cost` count the tickets that wait.
 A ticket that left deeper in a heap stays there until it comes to the front, or until most of the
@@ -57,7 +57,7 @@ class _CallerTickets:
             heapq.heapify(self.heap)
 
     def remove(self, ticket: Ticket) -> None:
-        """Count a ticket out, whose offer is gone."""
+        """Remove a ticket, whose offer is gone, from the counts."""
         self.depth -= 1
         if self.depth == 0:
             self.cost = 0.0  # sums of fractions leave a rounding error
@@ -78,7 +78,7 @@ class _CallerTickets:
         return ticket.group is not None and ticket.group in self.groups
 
     def cost_before(self, ticket: Ticket) -> float:
-        """Return the cost of those that go before a ticket of this caller; it may be a newcomer."""
+        """Return the cost of all tickets before one of this caller, which may be a new request."""
         is_one_of_many = self.has_group_of(ticket)
         if not ticket.has_joined and not is_one_of_many:
             return self.cost
@@ -88,7 +88,7 @@ class _CallerTickets:
         return sum(one.cost for one in self.to_send() if one.number < min(earlier))
 
     def to_send(self) -> Iterator[Ticket]:
-        """All that wait in order, of each group the first."""
+        """All waiting tickets in order, only the first of each group."""
         seen: set[object] = set()
         for ticket in sorted(self.waiting()):
             if ticket.group is None:
@@ -100,7 +100,7 @@ class _CallerTickets:
     def cost_until(self, virtual: float) -> float:
         """Return the cost of the tickets that start at that virtual time or before.
 
-        They are taken to cost what the first one costs.
+        Each is assumed to cost what the first one costs.
         """
         if not self.depth or self.start > virtual:
             return 0.0
@@ -192,7 +192,7 @@ class Waiters:
             self._finishes.clear()
 
     def served(self, ticket: Ticket) -> None:
-        """Move the caller of a ticket that got a slot on, so that the others come first."""
+        """Advance the virtual time of a caller that got a slot, so that the others come first."""
         if self.depth == 0 or ticket.has_returned:
             return
         tickets = self._by_caller.get(ticket.caller)
@@ -216,7 +216,7 @@ class Waiters:
     # What a newcomer would meet
 
     def find_earliest(self) -> None:
-        """Let `earliest` be the deadline of one that waits."""
+        """Set `earliest` to the earliest deadline of those that wait."""
         self.earliest = min((ticket.deadline for ticket in self), default=inf)
 
     def cost_before(self, ticket: Ticket) -> float:
@@ -232,9 +232,9 @@ class Waiters:
         )
 
     def cost_at_deadlines(self, ticket: Ticket) -> Iterator[tuple[float, float]]:
-        """Yield for each waiter that a newcomer would delay its deadline, and the cost before it.
+        """Yield the deadline of each waiter that a new request would delay, and the cost before it.
 
-        That cost does not count the newcomer.
+        That cost does not include the new request.
         """
         own = self._by_caller.get(ticket.caller)
         if own is not None and own.has_group_of(ticket):
@@ -255,7 +255,7 @@ class Waiters:
             cost += other.cost
 
     def _virtual_start(self, ticket: Ticket, ahead: float) -> float:
-        """Return where a ticket starts behind others of its caller that cost so much."""
+        """Return a ticket's virtual start behind others of its caller with that cost."""
         tickets = self._by_caller.get(ticket.caller)
         if tickets is None:
             return self._start_of(ticket.caller)

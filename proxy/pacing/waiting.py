@@ -1,13 +1,13 @@
-"""How a request waits for its slot: all that is asynchronous in pacing, and all that is refused.
+"""How a request waits for its slot: all asynchronous code of pacing, and all its refusals.
 
 Theory of operation. `free_slot` grants a slot that is free at once: no future, no timer, no place
-in the queue. Else `admit` refuses a newcomer that would wait too long, or finds no place, and
+in the queue. Else `admit` refuses a new request that would wait too long or finds no place, and
 `slot` puts the ticket in the queue with an offer (a future) and a timer for the end of the wait,
 and awaits the offer. The account (scheduler.py) sets the offer's result to a slot; a timer, a drain
-or a lost store sets it to an `Ending`. A caller found gone has its offer cancelled.
+or a lost store sets it to an `Ending`. If a caller has left, the account cancels its offer.
 
-Whether a slot is free may take a store's answer. So a caller that may wait for less time than
-that is kept until the answer comes, and is then `undecided`: it gets the slot, or the end.
+Only the store may know whether a slot is free. So a caller that may wait less than an answer of the
+store takes still waits for that answer, as `undecided`; then it gets the slot, or its wait ends.
 
 Invariants: every wait ends in exactly one outcome that is counted here. When it ends, the
 ticket leaves the queue and its timer is cancelled; a slot that arrives in the very step in which
@@ -46,10 +46,10 @@ class Waiting:
         return f"<Waiting: {self._context.arrivals} arrived>"
 
     def admit(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> None:
-        """Refuse a newcomer who would wait too long, or finds no place in the queue.
+        """Refuse a new request that would wait too long, or finds no place in the queue.
 
-        A caller who takes a free slot only is refused if none is free: the prediction does not know
-        when the answers come that must come first.
+        A caller that only takes a free slot is refused if none is free: the prediction does not
+        know when the answers will come that make room.
         """
         self._refuse_without_service(queue)
         now = self._clock.monotonic()
@@ -72,8 +72,8 @@ class Waiting:
     async def slot(self, queue: AccountQueue, ticket: Ticket, wait: Wait) -> Slot | None:
         """Wait for a slot, in order of arrival; None if another send takes the request along.
 
-        A cancelled caller gives place or slot back; one found gone is cancelled. Raises the
-        Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
+        A cancelled caller gives back its place or slot; a caller that has left is cancelled. Raises
+        the Problem `wait-expired` when the time is over, `draining` when the proxy shuts down.
         """
         self._refuse_without_service(queue)
         free = self.free_slot(queue, ticket, wait)
@@ -102,7 +102,7 @@ class Waiting:
         return queue.scheduler.grant(queue, ticket, now)
 
     def _observe(self, queue: AccountQueue, ticket: Ticket, limit: float, now: float) -> None:
-        """Count what would have become of a request that is sent at once, as all are."""
+        """Count what would have happened to a request that an observed account sends at once."""
         queue.on_paper, would = queue.on_paper.arrive(
             now,
             cost=ticket.cost,
@@ -145,7 +145,7 @@ class Waiting:
     def _abandon(
         self, queue: AccountQueue, ticket: Ticket, offer: asyncio.Future[Slot | Ending | None]
     ) -> None:
-        """Count a wait whose caller left, and give back what came in the very same step."""
+        """Count a wait whose caller left, and give back a slot that came in the same step."""
         result = None if offer.cancelled() else offer.result()
         self._count(queue, ticket, _OUTCOMES[result] if isinstance(result, Ending) else "abandoned")
         if isinstance(result, Slot):

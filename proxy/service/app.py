@@ -1,7 +1,7 @@
 """Wiring: the parts of one proxy, and how new settings reach them; no decisions.
 
-`Proxy` holds what outlives a reload: queues, holds, tokens, issued tokens, connections. A reload
-calls `apply` of each part; a request under way goes on as it was admitted.
+`Proxy` holds what a reload keeps: queues, holds, tokens, issued tokens, connections. A reload calls
+`apply` of each part; a request under way goes on as it was admitted.
 """
 
 import asyncio
@@ -175,8 +175,7 @@ class Proxy:
     def apply(self, settings: Settings) -> None:
         """Obey new settings from now on.
 
-        Raises ConfigError, and changes nothing, if they ask for what only a restart can do or name
-        a file that cannot be used.
+        Raises ConfigError, and changes nothing, if they need a restart or name an unusable file.
         """
         check_reload(self.settings, settings)
         tls = settings.listen.tls
@@ -205,12 +204,12 @@ class Proxy:
         self.handler = self._make_handler()
 
     def begin_drain(self) -> None:
-        """Refuse requests that wait or arrive from now on; what was sent goes on."""
+        """Refuse requests that wait or arrive from now on; sent requests go on."""
         self.drain.begin()
         self.accounts.drain()
 
     async def give_up(self) -> None:
-        """Break off what is still unanswered, and tell its callers."""
+        """Break off the unanswered requests, and tell their callers."""
         self._tokens.close()
         self.identity.close()
         for upstream in (self.api, self.login_server, self.issuer):
@@ -233,7 +232,7 @@ class Proxy:
 
     @property
     def under_way(self) -> int:
-        """How many requests are being answered, those included whose callers left."""
+        """How many requests are being answered, including those whose callers left."""
         return self._under_way + self.repeats.under_way
 
     async def _handle(self, request: Request) -> None:

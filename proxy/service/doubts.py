@@ -1,7 +1,8 @@
-"""What is doubtful in a configuration that can be used: keys that undo each other, and risks.
+"""Doubts about a valid configuration: keys that undo each other, and risks.
 
-`export-proxy check` prints these, and the proxy logs them when it starts; neither refuses them.
-Each is a sentence that begins with the key to look at. None quotes a value that may be secret.
+`export-proxy check` prints them, and the proxy logs them when it starts; neither refuses the
+configuration. Each doubt is a sentence that begins with the key to look at. None quotes a value
+that may be secret.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ IsHere = Callable[[str], bool]
 
 
 def doubts_about(settings: Settings, *, descriptors: float, reserved: int) -> Iterator[str]:
-    """Yield a sentence for each doubt; the process may have so many descriptors.
+    """Yield a sentence for each doubt; the process may have `descriptors` open files.
 
     `reserved` of them are not for connections.
     """

@@ -1,9 +1,9 @@
-"""A proxy's life: its two ports are opened, it serves, it drains, everything is closed.
+"""A proxy's life: it opens its two ports, serves, drains, and closes everything.
 
 The drain: for `drain_delay` seconds only readiness fails, and requests that can be sent in that
-time are served. Then the listen port closes, and requests that wait or arrive are refused; those
-that were sent get their answer, until two seconds before `drain_timeout`. What is unanswered then
-is given up, and its callers are told so.
+time are served. Then the listen port closes, and requests that wait or arrive are refused. Sent
+requests get their answer until two seconds before `drain_timeout`; then the proxy gives up the
+unanswered ones, and tells their callers.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by itse
 
 
 class CannotListen(Exception):
-    """A port or address cannot be had now, and may be free later; the message names the key."""
+    """A port or address is not available now, but may be later; the message names the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A proxy that serves; the URLs have the ports that were really taken."""
+    """A proxy that serves; the URLs have the ports actually opened."""
 
     url: str
     admin_url: str
@@ -81,7 +81,7 @@ async def running(
 
 
 async def _drain(proxy: Proxy) -> None:
-    """Refuse what waits, deliver what is in flight, and give up what is not answered in time."""
+    """Refuse waiting requests, deliver the answers in flight, and give up the late ones."""
     limits = proxy.settings.limits
     begun = proxy.clock.monotonic()
     deadline = begun + limits.drain_timeout - _LAST_SECONDS

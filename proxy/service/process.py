@@ -1,7 +1,7 @@
 """`export-proxy serve`: the process around the proxy: signals, reloads, log, service manager.
 
-SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once. Nothing
-is sent again on the way out.
+SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once. During
+the drain no request is sent again.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Service:
         self._sink: Sink
 
     async def run(self, settings: Settings) -> None:
-        """Serve until told to stop, then drain. Raises ConfigError if it cannot even begin."""
+        """Serve until told to stop, then drain. Raises ConfigError if it cannot start."""
         self._sink = Sink(settings.log, clock=self._clock, descriptor=sys.stderr.fileno())
         with logging_to(self._sink), self._watchdog():
             self._obey_signals()
@@ -84,7 +84,7 @@ class Service:
             _log.error("reload refused, the old configuration stays", problems=error.problems)
 
     def _reload(self) -> None:
-        """Read the file again and obey it; a bad one raises ConfigError and changes nothing."""
+        """Read the file again and apply it; a bad one raises ConfigError and changes nothing."""
         if self._proxy is None or self._stop.is_set():
             raise ConfigError(("the proxy is starting or shutting down; it does not reload now",))
         self._notifier.reloading(self._clock.monotonic())
@@ -104,7 +104,7 @@ class Service:
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:
-        """Feed the service manager's watchdog, in the drain too, unless a queue is stalled."""
+        """Notify the service manager's watchdog, in the drain too, unless a queue is stalled."""
         pause = watchdog_pause(self._environ, os.getpid())
         timer: Timer | None = None
 
@@ -124,7 +124,7 @@ class Service:
 
 
 def _settle_collector() -> None:
-    """Exempt what was loaded at the start from garbage collection, and collect the rest rarely.
+    """Exempt the objects of the start from garbage collection, and collect the rest rarely.
 
     Reference counts free a finished request; only cycles wait for the collector. By default it runs
     after every 700 new objects, and often scans all modules and waiting callers. Each run stops the

@@ -1,4 +1,4 @@
-"""What a configuration must meet before the proxy obeys it, at the start and by a reload.
+"""The checks of a configuration before the proxy applies it, at the start and at a reload.
 
 A reload is all or nothing: if the new file asks for what only a restart can change, or names a file
 that cannot be used, the proxy keeps the old configuration.
@@ -31,7 +31,7 @@ def check_start(settings: Settings) -> None:
 
 
 def check_whole(settings: Settings) -> None:
-    """Raise ConfigError for what keeps a proxy from starting, or from being of any use."""
+    """Raise ConfigError if a proxy could not start, or would be of no use."""
     _refuse([*_unusable(settings), *loops(settings, is_here)])
 
 
@@ -74,9 +74,9 @@ def _unusable(settings: Settings) -> Iterator[str]:
 
 
 def _bad_secrets(settings: Settings) -> Iterator[str]:
-    """Yield a line for each secret file that is there and holds what no secret holds.
+    """Yield a line for each secret file whose content cannot be a secret.
 
-    A file that cannot be read yet may still come; until then its account has no token.
+    A file that cannot be read may still come; until then its account has no token.
     """
     for index, account in enumerate(settings.accounts):
         if account.client_secret_file is not None:
@@ -110,7 +110,7 @@ def _missing(key: str, path: Path) -> Iterator[str]:
 
 
 def is_here(host: str) -> bool:
-    """True if that is an address, or the name, of this machine; nobody is asked for it."""
+    """True if that is an address or the name of this machine, found without a DNS query."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -125,7 +125,7 @@ def is_here(host: str) -> bool:
 
 
 def _bad_desk_credentials(settings: Settings) -> Iterator[str]:
-    """Yield a line for a file of the incidents' credentials that can be read and is none."""
+    """Yield a line if the incidents' credentials file is readable but not valid."""
     wanted = settings.incidents
     if wanted is not None:
         try:
@@ -137,7 +137,7 @@ def _bad_desk_credentials(settings: Settings) -> Iterator[str]:
 
 
 def _reason(error: OSError) -> str:
-    """Return why a file cannot be used; OpenSSL's errors bring a code, and not always a phrase."""
+    """Return why a file cannot be used; OpenSSL's errors have a code, and not always a phrase."""
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not a certificate or key in PEM form").replace("_", " ").lower()
     return error.strerror or "it cannot be read"

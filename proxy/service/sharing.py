@@ -37,12 +37,12 @@ class Sharing:
             )
 
     def apply(self, settings: Settings) -> None:
-        """Obey new settings from now on; whether there is a store only a restart changes."""
+        """Obey new settings from now on; only a restart adds or removes a store."""
         if self.store is not None:
             self.store.apply(settings.store)
 
     def leases(self) -> Leases:
-        """Return what decides which replica may send."""
+        """Return the leases, which decide which replica may send."""
         return Alone() if self._leases is None else self._leases
 
     def listen(self, operators: Operators) -> None:
@@ -67,7 +67,7 @@ class Sharing:
         return local if self.store is None else SharedRepeats(local, self.store, clock=self._clock)
 
     def ledger(self) -> Ledger:
-        """Return what replicas agree on about incidents."""
+        """Return the ledger of incidents that replicas share."""
         return NoLedger() if self.store is None else SharedLedger(self.store, clock=self._clock)
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """Messages to the service manager: sd_notify(3) and sd_watchdog_enabled(3).
 
-Each is a datagram to the socket named by `$NOTIFY_SOCKET`. Without that variable nothing is sent; a
-service manager that does not read them is ignored.
+Each is a datagram to the socket named by `$NOTIFY_SOCKET`. Without that variable nothing is sent;
+if the service manager does not read them, the proxy goes on.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ class Notifier:
         self._send("READY=1")
 
     def reloading(self, monotonic: float) -> None:
-        """Report the begin of a reload; `monotonic` is in seconds, and distinguishes reloads."""
+        """Report the start of a reload; `monotonic` is in seconds, and distinguishes reloads."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic * 1e6)}")
 
     def stopping(self) -> None:
-        """Report the begin of the drain."""
+        """Report the start of the drain."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Feed the watchdog."""
+        """Notify the watchdog."""
         self._send("WATCHDOG=1")
 
     def _send(self, state: str) -> None:

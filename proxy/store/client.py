@@ -1,6 +1,6 @@
-"""Where the store is: from its URL, or from the sentinels that know which server is the primary.
+"""The address of the store: from its URL, or from the sentinels, which know the primary.
 
-Commands go over a `Wire` of our own. Of redis-py we use the subscription and the sentinels.
+Commands go over our own `Wire`. redis-py does the subscription and talks to the sentinels.
 """
 
 import ssl
@@ -24,7 +24,7 @@ _SENTINEL_PORT: Final = 26379
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server, and what to say to it first."""
+    """A server, and how to log in there."""
 
     host: str
     port: int
@@ -72,7 +72,7 @@ class Client:
         return Address(*await self._sentinel.discover_master(self._service))
 
     def credentials(self) -> tuple[str, ...] | None:
-        """Return the words of AUTH, None if the URL names no password."""
+        """Return the arguments of AUTH, None if the URL names no password."""
         if self._password is None:
             return None
         return (self._password,) if self.username is None else (self.username, self._password)

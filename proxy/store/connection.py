@@ -1,12 +1,12 @@
 """The connection to the store, and its circuit breaker.
 
-A command has `timeout` for its answer and is never repeated: one that timed out may still have been
-carried out. The first failure opens the circuit, so no other command waits for the next one. Every
-`PROBE` seconds the connection tries whether the store is back, all replicas at the same moments of
-the wall clock, so that they return together. To connect takes several round trips, and has
-`CONNECT_SECONDS` of its own. The store is up while we are subscribed to it and it runs our
-commands. Every `PROBE` seconds we read a mark in it: a new mark means that the store has lost what
-it was told.
+A command has `timeout` seconds for its answer and is never repeated: one that timed out may still
+have been carried out. The first failure opens the circuit, so no other command waits for a timeout.
+Every `PROBE` seconds the connection checks whether the store is back, in all replicas at the same
+moments of the wall clock, so that they return together. Connecting takes several round trips, and
+has `CONNECT_SECONDS` of its own. The store is up while we are subscribed to it and it runs our
+commands. Every `PROBE` seconds we read a mark in it: a new mark means that the store has lost its
+state.
 
 Invariants: a command does not run in the caller's task, so a cancelled caller leaves no reply
 behind and costs no connection. While the store is down no command is sent. A command under way when
@@ -38,7 +38,7 @@ _MARK_SECONDS: Final = 86_400  # no less than anything else is kept, so that it 
 
 
 class Subscriber(Protocol):
-    """A part that the connection tells what others publish."""
+    """A part that receives messages of other replicas."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -50,16 +50,16 @@ class Subscriber(Protocol):
         ...
 
     async def self_test(self, wire: Wire) -> None:
-        """Run what will be run later, to see that it works. Raises StoreDown."""
+        """Run the later commands once, to check that they work. Raises StoreDown."""
         ...
 
 
 class Connection:
     """Talks to the store; calls `went_down` and `came_back` when it stops or begins to answer.
 
-    `settled` is set once it is known whether it answers. Those in `restorers` are called when it
-    comes back, and when it turns out to have lost what it was told; those in `heartbeats` when it
-    comes back and once a second; those in `closing` before the connection is closed in order.
+    `settled` is set once it is known whether the store answers. `restorers` are called when it
+    comes back, and when it has lost its state; `heartbeats` when it comes back and once a second;
+    `closing` before the connection is closed in order.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Connection:
             self._tell(self.went_down)  # waiters may have to be refused
 
     def send(self, words: tuple[Word, ...], answered: Answered) -> None:
-        """Run a command and hand its answer on; StoreDown if it fails, or the store is down."""
+        """Run a command and pass its answer on; StoreDown if it fails, or the store is down."""
         if self._wire is None or not self.is_up:
             answered(StoreDown("the store is down"))
         else:
@@ -111,7 +111,7 @@ class Connection:
             raise
 
     def fail(self, down: StoreDown) -> None:
-        """Open the circuit: the connection was lost, or an answer was of no use."""
+        """Open the circuit: the connection was lost, or an answer was unusable."""
         wire, self._wire = self._wire, None
         was_up, self.is_up = self.is_up, False
         if was_up or not (self.settled.is_set() or self._is_closed):
@@ -123,7 +123,7 @@ class Connection:
             wire.close(down)
 
     async def listen(self, *subscribers: Subscriber) -> None:
-        """Listen, and look whether the store is back, until cancelled."""
+        """Receive messages, and check whether the store is back, until cancelled."""
         while True:
             try:
                 async with self._subscribed(subscribers) as subscription:
@@ -152,7 +152,7 @@ class Connection:
             await self._close(client.aclose)
 
     async def _say_goodbye(self) -> None:
-        """Give up what other replicas may want, what is under way included."""
+        """Give up leases that other replicas may want, also those about to come."""
         for _ in range(2):  # the first answers may bring a lease
             self._tell(self.closing)
             if self._wire is not None:
@@ -161,7 +161,7 @@ class Connection:
 
     @asynccontextmanager
     async def _subscribed(self, subscribers: Iterable[Subscriber]) -> AsyncIterator[PubSub]:
-        """Subscribe for as long as the context lasts, if the store can do what we need."""
+        """Subscribe while the context lasts, if the store can run our commands."""
         subscription = self.client.redis.pubsub()
         channels = [channel for one in subscribers for channel in one.channels]
         wire: Wire | None = None
@@ -207,7 +207,7 @@ class Connection:
         return self.settings.timeout
 
     async def _listen(self, subscription: PubSub, subscribers: Iterable[Subscriber]) -> None:
-        """Hand on messages for as long as the circuit is closed."""
+        """Pass on messages while the circuit is closed."""
         by_channel = {channel: one for one in subscribers for channel in one.channels}
         look_at = self._clock.monotonic() + PROBE
         while self.is_up:
@@ -252,7 +252,7 @@ class Connection:
 
 
 async def _read_mark(wire: Wire) -> Reply:
-    """Return the mark, by which a store that was emptied is told from the one before."""
+    """Return the mark; a different one means that the store was emptied."""
     for words in (("SET", _MARK, token_hex(8), "NX"), ("EXPIRE", _MARK, _MARK_SECONDS)):
         wire.send(words, lambda _: None)  # the next command says whether the store is well
     (mark,) = cast("list[Reply]", await wire.run("MGET", _MARK))  # GET fails on another type

@@ -1,4 +1,4 @@
-"""The edge of redis-py: how long its calls may take, and what becomes of its errors."""
+"""The edge of redis-py: a time limit for its calls, and a translation of its errors."""
 
 import asyncio
 import traceback
@@ -35,10 +35,10 @@ _REASONS: Final = (  # the first that fits; redis-py's own texts may name the se
 
 @asynccontextmanager
 async def edge(seconds: float) -> AsyncIterator[None]:
-    """Bound what is inside, and turn each error of redis-py into StoreDown.
+    """Limit the time of the block, and turn each error of redis-py into StoreDown.
 
-    Its errors are not only its own: a connection that was reset is a RuntimeError of uvloop's, an
-    odd answer a ValueError. So nothing but calls of redis-py and the wire belongs in here.
+    redis-py raises other libraries' errors too: a reset connection is uvloop's RuntimeError, an odd
+    answer a ValueError. So only calls of redis-py and the wire belong into the block.
     """
     try:
         async with _limit(seconds):
@@ -56,9 +56,9 @@ async def edge(seconds: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _limit(seconds: float) -> AsyncIterator[None]:
-    """Bound what is inside; then our own loop gets some passes to read what came meanwhile.
+    """Limit the time of the block; at its end our own loop gets some passes to read late answers.
 
-    They take no time where the server is to blame, and as long as it takes where we are.
+    They take no time if the server is slow, and as long as needed if our own loop was busy.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle

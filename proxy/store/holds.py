@@ -1,7 +1,7 @@
-"""Holds of an account or of one of its routes, told to all replicas and asked of the store.
+"""Holds of an account or of one of its routes: reported to all replicas, and read from the store.
 
-The store keeps a hold with the account's leases. An answer about a lease says what is left of it,
-so only a queue that takes no leases, because it is not paced, has to ask.
+The store keeps a hold with the account's leases. An answer about a lease says how much of the hold
+is left, so only an unpaced queue, which takes no leases, must ask.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from proxy.store.wire import StoreDown
 
 
 class SharedHolds:
-    """Tells the other replicas of holds, and asks for holds they were told of.
+    """Tells the other replicas about holds, and asks for the holds of others.
 
-    `found_new_state` is told of an account that the store did not know, and when its state began.
+    `found_new_state` gets an account that the store did not know, and when its state began.
     """
 
     def __init__(self, script: Script, found_new_state: Callable[[str, int], object]) -> None:
@@ -27,7 +27,7 @@ class SharedHolds:
         return f"<SharedHolds {len(self._looking)} asked for>"
 
     def tell(self, key: str, route: str, left: HoldLeft) -> None:
-        """Tell all replicas; where the store is down, they are told when it is back."""
+        """Tell all replicas; if the store is down, once it is back."""
         self._script.run(
             Op.HOLD,
             key,

@@ -1,7 +1,7 @@
 """The messages of the other replicas, and what this replica does about each.
 
-Each message is published to this replica or to all. Messages about leases come to nothing while the
-store is down, because leases ended with it; holds are obeyed always.
+Each message is published to this replica or to all. Messages about leases have no effect while the
+store is down, since all leases ended then; holds are always obeyed.
 """
 
 from typing import Final
@@ -69,7 +69,7 @@ class Inbox:
                     queue.obey_end_of_hold(of_route=name != "")
 
     def _receive_lost(self, key: str, born: int) -> None:
-        """Say again what the store was told of an account and no longer knew when `born` began."""
+        """Report again the state of an account that the store had lost when `born` began."""
         has_told = self._seats.report_all_again(key, born)
         if self._seats.report_holds(self._seats.queues_of(key)) or has_told:
             self._metrics.servers.store_bypassed()

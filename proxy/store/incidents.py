@@ -1,9 +1,9 @@
-"""What replicas agree on about incidents, in the store.
+"""What replicas share about incidents, in the store.
 
-Three kinds of keys. A lock, which ends by itself, guards the opening of one incident. A sorted set
-has the replicas that see its trouble, each with the wall time of its last note; a note is believed
-for `BELIEVED_SECONDS`, so a replica that was killed does not keep an incident open. A mark stands
-for an incident that was announced to a desk that keeps no list.
+There are three kinds of keys. A lock, which expires by itself, guards the opening of one incident.
+A sorted set holds the replicas that see its trouble, each with the wall time of its last note; a
+note counts for `BELIEVED_SECONDS`, so a killed replica does not keep an incident open. A mark
+stands for an incident that was announced to a desk that keeps no list.
 
 While the store is down each replica acts alone: it opens, and it closes.
 """
@@ -81,7 +81,7 @@ class SharedLedger:
         return found
 
     async def _run(self, *words: Word, down: Reply = None) -> Reply:
-        """Run a command; return `down` while the store is."""
+        """Run a command; return `down` if the store is down."""
         if not self._connection.is_up:
             return down
         try:  # not `Connection.run`: a refused command here is no reason to give up the store

@@ -1,4 +1,4 @@
-"""Which account a token was issued to, known to all replicas.
+"""Which account a token was issued to, shared by all replicas.
 
 An entry is keyed by the hash of the token and names the account by the hash of its client id. An
 entry for a managed account carries an HMAC of its content under the account's secret, so write
@@ -76,7 +76,7 @@ class SharedTokens:
         self._asking: dict[bytes, asyncio.Future[Entry | None]] = {}
 
     def restore_from(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
-        """Write these tokens again whenever the store may have lost them."""
+        """Write the tokens that `entries` returns again whenever the store may have lost them."""
 
         def restore() -> None:
             self._is_lost = True
@@ -107,7 +107,7 @@ class SharedTokens:
     async def begin_question(
         self, token_hash: bytes, asker: str, seconds: float
     ) -> Literal["ours", "theirs", "stranger"]:
-        """Say that `asker` asks the API about a token; return who really does.
+        """Note that `asker` asks the API about a token; return the replica that does.
 
         `stranger`: another replica has asked, and the API names nobody. Raises StoreDown.
         """
@@ -122,7 +122,7 @@ class SharedTokens:
         return "ours" if text == asker else "theirs"
 
     async def end_question(self, token_hash: bytes, *, stranger_for: float | None) -> None:
-        """Say that the API was asked; it named nobody if `stranger_for` is in seconds."""
+        """End a question; with `stranger_for` seconds the API named no client."""
         key = _QUESTION + token_hash.hex()
         with suppress(StoreDown):  # the question ends by itself
             if stranger_for is None:

@@ -1,16 +1,16 @@
 """One pace for several replicas: they take turns on a queue.
 
-A replica whose queue has waiters asks once and is queued among the replicas; the replica that has
-sent reports it, and the script (lease.lua) gives the lease to the next one and tells it. So a send
-costs one round trip where replicas contend and two where one is alone, and only the first waiter of
-a queue costs any. A lease belongs to the queue, not to a caller: if the first waiter hangs up, the
-next one uses it. A lease ends some time after it could first be used, unless the replica asks for
-it again. A replica that lost it without knowing, because the process stood still, does not use it.
+A replica whose queue has waiters asks once and is queued among the replicas. A replica that has
+sent reports it; the script (lease.lua) then gives the lease to the next replica and notifies it. So
+a send costs one round trip if replicas contend and two if one is alone, and only the first waiter
+of a queue costs any. A lease belongs to the queue, not to a caller: if the first waiter hangs up,
+the next one uses it. A lease ends some time after it could first be used, unless the replica asks
+for it again. A replica whose process was stopped, and so lost it unnoticed, does not use it.
 
-While the store is down each replica spaces its own sends by interval x replicas, each in a phase of
-its own (numbers.py), or refuses them.
-When it is back, every queue keeps its distance for one interval first, so there is no burst. The
-replica that finds no state of an account tells all, and all say again what they knew of it.
+While the store is down each replica spaces its own sends by interval x replicas, each in its own
+phase (numbers.py), or refuses them. When the store is back, every queue first sends nothing for one
+interval, so there is no burst. The replica that finds no state of an account tells all others, and
+all report what they know of the account again.
 
 Invariants: a queue has at most one seat, and only while the store is up. A queue without a seat has
 no lease, unless it is not paced or the store is down. Each send is reported to the store, or is
@@ -97,7 +97,7 @@ class SharedLeases:
             queue.lease_granted(FREE)
 
     def moved(self, queue: SharedQueue, old: str) -> None:
-        """Say under the old name what others have to know, and go on under the new one."""
+        """Report under the old name what others need to know, and go on under the new one."""
         name = (queue.key, old)
         seat = self._seats.forget(queue, name)
         self.opened(queue)
@@ -187,5 +187,5 @@ class SharedLeases:
                 self._seats.of(queue).leave()
 
     def _say(self, op: Op, name: Name, *, span: float = 0.0, interval: float = 0.0) -> None:
-        """Tell the store of a queue by a name that it has no longer."""
+        """Report a queue to the store under its former name."""
         self._script.run(op, *name, span=span, interval=interval, answered=lambda _: None)

@@ -1,11 +1,12 @@
 """The number of this replica among all, by which it knows its phase while the store is down.
 
-While the store is up each replica claims the lowest number that is free, and renews the claim every
-few seconds. It keeps its number when the store goes down. A replica that never claimed one takes
-one at random, and another when the API refuses a request: then a replica may have the same one.
+While the store is up each replica claims the lowest free number, and renews the claim every few
+seconds. It keeps its number when the store goes down. A replica that never claimed a number takes a
+random one. If the API refuses a request, another replica may have the same number, so it takes
+another.
 
-Invariant: two replicas that claimed their numbers have different ones, if there are not more
-replicas than are configured.
+Invariant: two replicas that claimed their numbers have different ones, if there are at most as many
+replicas as configured.
 """
 
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class ReplicaNumber:
         )
 
     def refused(self) -> None:
-        """Take another number if this one was not claimed: another replica may have it."""
+        """After a refusal, take another number if this one was not claimed."""
         now = self._clock.monotonic()
         if self._claimed < 0 and now - self._moved_at >= _MOVE_SECONDS:
             self._moved_at = now

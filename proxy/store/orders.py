@@ -1,12 +1,12 @@
-"""What operators ordered, as replicas tell each other of it.
+"""The orders of operators, shared by replicas.
 
-The store keeps all orders in one hash (order.lua). Each change answers with all of them, and is
-published; then the other replicas read them. A replica reads them also when the store is back. An
-order that the store was not told, because it was down, is told then, and obeyed meanwhile. If the
-store has lost what it was told, each replica says again what it obeys.
+The store keeps all orders in one hash (order.lua). Each change returns all of them, and is
+published; then the other replicas read them. A replica also reads them when the store is back. An
+order given while the store was down is obeyed at once, and stored when the store is back. If the
+store has lost its state, each replica stores again what it obeys.
 
-Invariants: what this replica was ordered and the store does not know yet goes before what the store
-says. Times are told as what is left of them, so the clocks of replicas need not agree.
+Invariants: an order of this replica that is not stored yet overrides the store's. Times are sent as
+seconds left, so the clocks of replicas need not agree.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class SharedOrders:
     # What operators need
 
     def refresh(self) -> None:
-        """Tell again what is ordered."""
+        """Report all orders again."""
         self._changed(self._all())
         self._run("read", lambda _: None)
 
@@ -95,7 +95,7 @@ class SharedOrders:
         await wire.run("EVAL", _SOURCE, *self._words("read"))
 
     def _restore(self) -> None:
-        """Tell what the store does not know, and read what it does."""
+        """Store the orders that the store lacks, and read its own."""
         for (key, _), order in self._untold.items():
             self._tell(key, order, lambda _: None)
         self._run("read", lambda _: None)
@@ -154,7 +154,7 @@ class SharedOrders:
         self._changed(self._all())
 
     def _say_again(self) -> bool:
-        """Tell a store that has lost its state what is obeyed here; True if there is anything."""
+        """Store again what is obeyed here, after the store lost its state; True if there is any."""
         now = self._clock.monotonic()
         lost = [
             (_field(key, kind_of(order)), order)
@@ -167,7 +167,7 @@ class SharedOrders:
         return bool(lost)
 
     def _all(self) -> Known:
-        """Return what the store knows, and what it was not told yet."""
+        """Return the orders of the store, and those not stored yet."""
         known = dict(self._known)
         for (key, _), order in self._untold.items():
             known[key] = known.get(key, NO_ORDERS).after(order)
@@ -179,7 +179,7 @@ def _field(key: str, kind: Kind) -> str:
 
 
 def _orders(words: list[str], now: float) -> Known:
-    """Return the orders by account; what no replica wrote is left out."""
+    """Return the orders by account; leave out what no replica can have written."""
     known: Known = {}
     for start in range(0, len(words) - _FIELDS + 1, _FIELDS):
         field, *numbers = words[start : start + _FIELDS]

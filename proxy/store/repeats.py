@@ -1,12 +1,12 @@
-"""Where the records of sent requests are kept: in memory, and with a shared store also there.
+"""The records of sent requests: kept in memory, and with a shared store there, too.
 
 This is the memory of one replica; what the store has of it is in shared_repeats.py.
 
 Theory of operation. `put` keeps a record for some seconds; it never waits, so no send waits for it.
-`find` returns the record that counts. Both are bounded in entries and bytes. A full table gives up
-the oldest record of the account that holds most, so that a flood costs the account that makes it.
-A kept answer that was not delivered is given up in two steps: its answer goes first, and that it is
-in doubt stays until its time is over.
+`find` returns the record that counts. Both are bounded in entries and bytes. A full table drops the
+oldest record of the account that has most, so that a flood costs only the account that causes it.
+An undelivered answer is dropped in two steps: first the answer; the note that it is in doubt stays
+until its time is over.
 
 Invariants: a name has one record. Every record ends. Nothing here decides what a record means; that
 is in rules/repeats.py.
@@ -28,14 +28,14 @@ _SWEEP_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose record it is: the key that tells accounts apart, and the name metrics have for it."""
+    """The owner of a record: the account's key, and its name in metrics."""
 
     key: str
     label: str
 
 
 class RepeatStore(Protocol):
-    """What the proxy needs of the place where records are kept."""
+    """What the proxy needs of a store of records."""
 
     @property
     def is_shared(self) -> bool:

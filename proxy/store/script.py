@@ -2,11 +2,12 @@
 
 A replica calls the script with an operation; the script answers with a `LeaseStatus` and publishes
 messages to other replicas. Answers and messages come by two connections, in any order. So each
-bears a `Stamp`: `count` numbers the operations on one state of an account, and `born` tells that
-state from one that was lost before it. `Stamp.is_after` decides which of two is the newer.
+carries a `Stamp`: `count` numbers the operations on one state of an account, and `born`
+distinguishes that state from one that was lost before it. `Stamp.is_after` decides which of two is
+newer.
 
-Moments come from the server's clock only. They reach us as "so many microseconds from now", and
-leave this module as seconds from now. Keys hold hashes. What cannot be parsed is no message.
+Only the server's clock counts. Moments come as microseconds from now, and leave this module as
+seconds from now. Keys hold hashes. A message that cannot be parsed is ignored.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ Name = tuple[str, str]  # key and route
 
 
 class Op(Enum):
-    """What a replica may do to the state of an account."""
+    """An operation on the state of an account."""
 
     ASK = "ask"
     SENT = "sent"
@@ -53,7 +54,7 @@ class Again(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """The operation and the state from which something comes; a lost state begins anew."""
+    """The operation and the state that an answer or message comes from."""
 
     born: int
     count: int
@@ -151,7 +152,7 @@ Message = LeaseMessage | OverMessage | WantedMessage | HoldMessage | OpenMessage
 
 
 def parse_message(text: str, *, me: str) -> Message | None:  # noqa: PLR0911 -- one a message
-    """Return the message; None for our own, and for what is not understood."""
+    """Return the message; None for our own, and for one that cannot be parsed."""
     match text.split(" "):
         case ["lease", key, route, *rest] if _are_numbers(rest, 3):
             born, count, wait = map(int, rest)

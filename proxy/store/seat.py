@@ -1,18 +1,18 @@
-"""The seat of one queue: its place among the replicas that want the lease, seen from here.
+"""The seat of one queue: its place among the replicas that want the lease.
 
 A seat exists while the queue wants a lease, holds one, or has something to report. It runs one
-command at a time: of two, the server might carry out either first. What becomes due while a command
-is under way (a send, a message) is kept and settled when the answer is there. Each answer puts the
-seat in one of three states:
+command at a time, since the server might carry out two in either order. What happens while a
+command is under way (a send, a message) is kept and processed when the answer has come. Each answer
+puts the seat in one of three states:
 
 - ours: the queue has the lease. At half of its life the seat asks for it again, so that a slow
   connect does not lose it. A queue that has sent twice within a lease's life, and no other replica
   between, keeps the lease although no request waits: its next send needs no round trip before it.
   A kept lease is given up when another replica wants it, or at half of its life.
 - queued: other replicas go first. The seat waits for a message, and asks if none came in time.
-- left: the queue wants nothing. The seat is closed.
+- left: the queue wants no lease. The seat is closed.
 
-Invariants: the lease of a queue is never valid for longer than in the store (it counts from before
+Invariants: the lease of a queue never lasts longer here than in the store (it counts from before
 the command was sent). A send is reported exactly once, after its lease was taken from the queue.
 A closed seat does nothing more.
 """
@@ -34,9 +34,9 @@ _ASK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what becam
 class SeatContext:
     """What a seat needs.
 
-    `found_new_state` is told of an account that the store did not know, or no longer, and when its
-    state began. `closed` takes the seat off the list. `sends_often` says whether a queue's last two
-    sends are so close that it is worth to keep the lease.
+    `found_new_state` gets an account whose state the store did not have, or had lost, and when its
+    state began. `closed` removes the seat from the list. `sends_often` says whether a queue's last
+    two sends are close enough to keep the lease.
     """
 
     clock: Clock
@@ -48,7 +48,7 @@ class SeatContext:
 
 @dataclass(frozen=True, slots=True)
 class _Granted:
-    """A lease of which a message told: when it opens, and a moment after which it was given."""
+    """A lease announced by a message: when it opens, and a moment before it was given."""
 
     stamp: Stamp
     at: float
@@ -99,19 +99,19 @@ class Seat:
             self._keep_no_longer()
 
     def report(self) -> None:
-        """Say for how long the last send from here keeps the next one back."""
+        """Report for how long the last send from here delays the next one."""
         self._has_sent = self.is_busy
         if not self.is_busy:
             self._start(Op.SENT)
 
     def report_again(self) -> None:
-        """Say it to a store that has lost what it was told."""
+        """Report it again, to a store that has lost its state."""
         self.is_ours = False
         self.queue.lease_lost()
         self.report()
 
     def granted(self, stamp: Stamp, at: float, since: float) -> bool:
-        """Take a lease of which a message told; True if the queue has it now."""
+        """Take a lease that a message announced; True if the queue has it now."""
         if self.is_busy:
             self._granted = _Granted(stamp, at, since)
             return False
@@ -121,7 +121,7 @@ class Seat:
         return True
 
     def lost(self, stamp: Stamp) -> bool:
-        """Obey a message that the lease ran out; True if it should not have, by our clock."""
+        """Obey a message that the lease ran out; True if by our clock it had not."""
         if self.is_busy or not self.is_ours or not stamp.is_after(self.stamp):
             return False
         is_early = self._clock.monotonic() < self.queue.lease.until
@@ -130,7 +130,7 @@ class Seat:
         return is_early
 
     def close(self) -> None:
-        """Do nothing more; an answer that is still to come is history."""
+        """Close the seat; ignore an answer that is still to come."""
         self._is_open = False
         self._cancel_timer()
 
@@ -141,7 +141,7 @@ class Seat:
         if op is not Op.ASK or not self.is_ours:
             self.is_ours = False
             self.queue.lease_lost()
-        if op is Op.SENT:  # first let the queue see if it wants the next lease
+        if op is Op.SENT:  # first let the queue decide whether it wants the next lease
             self._clock.call_at(self._clock.monotonic(), lambda: self._run(op, self._next()))
         else:
             self._run(op)
@@ -186,7 +186,7 @@ class Seat:
         queue.reevaluate()
 
     def _settle(self, status: LeaseStatus, begun: float, *, is_in: bool) -> None:
-        """Act on an answer; `is_in` says whether the command asked for a lease."""
+        """Process an answer; `is_in` says whether the command asked for a lease."""
         queue, now = self.queue, self._clock.monotonic()
         granted, self._granted = self._granted, None
         expected = now + status.wait + status.ahead * queue.interval
@@ -217,7 +217,7 @@ class Seat:
         self._ask_at(lease.at + LEASE * _RENEW_AT)
 
     def _ask_at(self, at: float) -> None:
-        """At that moment keep a lease that is not used yet, or ask about one that is overdue."""
+        """Set a timer: then extend a lease that is not used yet, or ask about an overdue one."""
         self._cancel_timer()
         self._timer = self._clock.call_at(at, self._ask_again)
 

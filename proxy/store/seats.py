@@ -3,8 +3,8 @@
 A queue is known as long as pacing keeps it. It has a seat while it wants a lease, holds one, or has
 something to report (seat.py).
 
-Invariants: a queue has at most one seat, and only while the store is up (`is_shared`). What the
-store does not know of an account, or no longer, is told again here: holds, and last sends.
+Invariants: a queue has at most one seat, and only while the store is up (`is_shared`). If the store
+lacks or has lost an account's state, holds and last sends are reported again here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,12 +49,12 @@ class Seats:
     # Queues
 
     def know(self, queue: SharedQueue) -> None:
-        """Find the queue under its name from now on."""
+        """Register the queue under its name."""
         self._queues[name_of(queue)] = queue
         self._names.add(queue.lease_name)
 
     def forget(self, queue: SharedQueue, name: Name) -> Seat | None:
-        """Find the queue under a name no longer; return the seat it had, closed."""
+        """Remove the queue's name; close and return its seat."""
         if self._queues.get(name) is queue:
             del self._queues[name]
         seat = self._by_name.pop(name, None)
@@ -95,7 +95,7 @@ class Seats:
         self._by_name.clear()
 
     def note_send(self, queue: SharedQueue) -> None:
-        """Note a send of that queue, by which a seat knows if it is worth to keep the lease."""
+        """Note a send of that queue, from which a seat decides whether to keep the lease."""
         _, last = self._sends.get(queue, (-inf, -inf))
         self._sends[queue] = (last, self._clock.monotonic())
 
@@ -122,7 +122,7 @@ class Seats:
         return queue.paced and seat.stamp.born != before
 
     def report_holds(self, queues: Iterable[SharedQueue]) -> bool:
-        """Tell of the holds of these queues and of their accounts; True if there are any."""
+        """Report the holds of these queues and of their accounts; True if there are any."""
         holds = {(queue.key, ""): queue.hold_left(of_route=False) for queue in queues}
         holds |= {name_of(queue): queue.hold_left(of_route=True) for queue in queues}
         for (key, route), left in holds.items():

@@ -1,13 +1,13 @@
 """One connection to the store: commands out, answers in, in the same order (RESP2).
 
-A command of redis-py costs half a millisecond of the event loop, longer than the way to the store
-and back. A send waits for an answer, so its commands are written here: in the step that asks,
-without a task, and the answer is handed on in the step that reads it.
+A command of redis-py takes half a millisecond of the event loop, more than the round trip to the
+store. A send waits for an answer, so this module writes commands itself, in the step that asks and
+without a task, and passes the answer on in the step that reads it.
 
 Theory of operation: commands are pipelined. At most `WINDOW` are under way and the others wait
-here, so that the time of a command counts from when it was written. Only the oldest one is timed,
-since answers come in order. Before a timeout counts, our own loop gets some passes to read what
-may have come while it was busy.
+here, so that a command's time counts from its write. Only the oldest one is timed, since answers
+come in order. Before a timeout counts, our own loop gets some passes to read answers that came
+while it was busy.
 
 Invariants: each command is answered exactly once, by its reply or by `StoreDown`; after the first
 `StoreDown` the wire is closed and answers nothing else. A command is never sent again.
@@ -29,7 +29,7 @@ _MAX_DEPTH: Final = 4  # of arrays in arrays; ours have one
 
 
 class StoreDown(Exception):
-    """The store did not answer in time, or not sensibly; its text says which, and quotes nobody."""
+    """The store gave no usable answer in time; the text says why, and quotes no peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ErrorReply:
     code: str
 
     def as_down(self) -> StoreDown:
-        """Return the outage that the refusal is."""
+        """Return this refusal as StoreDown."""
         return StoreDown(f"the server refuses a command: {self.code}")
 
 
@@ -54,7 +54,7 @@ _REASONS: Final = (  # the first that fits
 
 
 def why_failed(error: BaseException) -> str:
-    """Return why a connection failed, in words that quote nobody."""
+    """Return why a connection failed, in words that quote no peer."""
     fitting = (words for kind, words in _REASONS if isinstance(error, kind))
     return next(fitting, "the connection failed")
 
@@ -65,11 +65,11 @@ Word = str | bytes | int
 
 
 class Incomplete(Exception):
-    """More bytes have to come."""
+    """The reply is not complete yet."""
 
 
 class Wire(asyncio.Protocol):
-    """A connection that runs commands; `lost` is called once, when it can run no more."""
+    """A connection that runs commands; `lost` is called once, when it has failed."""
 
     def __init__(self, *, timeout: Callable[[], float], lost: Callable[[StoreDown], None]) -> None:
         self._timeout = timeout
@@ -86,7 +86,7 @@ class Wire(asyncio.Protocol):
         return f"<Wire {len(self._under_way)} under way, {len(self._waiting)} waiting>"
 
     def send(self, words: tuple[Word, ...], answered: Answered) -> None:
-        """Run a command, and hand its answer on."""
+        """Run a command, and pass its answer to `answered`."""
         if self._down is not None:
             answered(self._down)
         elif len(self._under_way) < WINDOW:
@@ -126,7 +126,7 @@ class Wire(asyncio.Protocol):
         self.close(StoreDown("the connection was lost" if exc is None else why_failed(exc)))
 
     def data_received(self, data: bytes) -> None:
-        """Hand on every answer that has come whole."""
+        """Pass on every complete answer."""
         self._buffer += data
         at = 0
         try:
@@ -172,7 +172,7 @@ class Wire(asyncio.Protocol):
 
 
 async def answer_of(send: Callable[[Answered], None]) -> Reply:
-    """Return what a command is answered. Raises StoreDown, also if the server refuses it.
+    """Return the answer to a command. Raises StoreDown, also if the server refuses it.
 
     A cancelled caller leaves nothing behind: the answer is dropped.
     """

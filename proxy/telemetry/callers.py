@@ -1,8 +1,8 @@
-"""Who uses each account: the callers with most requests in the queue, and with most refusals.
+"""The callers of each account with the most requests in the queue, and with the most refusals.
 
 A caller is shown by the name of the key it presented, else by its address and User-Agent. Accounts
-are those that metrics tell apart: configured names, and `other` for everyone else. What is kept is
-bounded: waiting callers by the queues, refused ones by a tally of each account.
+are those that metrics show: configured names, short names, and `other`. Memory is bounded: the
+queues bound waiting callers, a tally per account the refused ones.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _LONGEST_AGENT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TopCallers:
-    """The callers of an account with most requests in the queue, and refused of late."""
+    """The callers of an account with the most requests in the queue, and recent refusals."""
 
     waiting: tuple[CallerCount, ...] = ()
     refused: tuple[CallerCount, ...] = ()
@@ -43,14 +43,14 @@ class Callers:
         return Waiting(self._waiting, account, caller)
 
     def refused(self, account: str, caller: str, now: float) -> None:
-        """Count a refusal of ours, at that monotonic time."""
+        """Count one of our refusals, at that monotonic time."""
         tally = self._refused.get(account)
         if tally is None:
             tally = self._refused[account] = RecentTally(_PLACES, _SPAN)
         tally.add(caller, now)
 
     def apply(self, settings: Settings) -> None:
-        """Forget the refusals of accounts that are configured no more."""
+        """Forget the refusals of accounts that are no longer configured."""
         names = ShownAccounts(account.name for account in settings.accounts)
         self._refused = {name: tally for name, tally in self._refused.items() if name in names}
 

@@ -1,6 +1,6 @@
-"""Connections that were not taken: counted, shown for a minute, and logged once a minute a reason.
+"""Refused connections: counted, shown for a minute, and logged once a minute per reason.
 
-Such a connection has no request, and so no line of its own in the log: there may be thousands a
+Such a connection has no request and gets no log line of its own, since there may be thousands a
 second.
 """
 
@@ -21,7 +21,7 @@ _MINUTE: Final = 60.0
 
 @dataclass(slots=True)
 class _Refused:
-    """Those of one reason: how many since the minute began, and how many are not logged yet."""
+    """Refused connections of one reason: those in this minute, and those not logged yet."""
 
     began: float
     last: float
@@ -53,7 +53,7 @@ class RefusedConnections:
         refused.count += 1
 
     def recent(self) -> Mapping[Reason, int]:
-        """Return how many were refused of late, for each reason of the last minute."""
+        """Return how many were refused in the last minute, by reason."""
         now = self._clock.monotonic()
         return {
             reason: refused.count

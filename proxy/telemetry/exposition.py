@@ -1,11 +1,10 @@
 """Series by their label values, and the text of a scrape.
 
-To count is to add to a plain number: a series is a value in a dictionary, by its label values. The
-library's instruments cost ten times as much, a lock and several calls each; and its text of a
-scrape makes several objects of each sample, hundreds of thousands in one scrape of a thousand
-accounts, and requests that wait for the interpreter meanwhile leave late. Here a series keeps its
-labels as text, and a scrape adds the numbers. The text is what the library writes of the same
-samples, which a reader of its registry gets (a test compares the two).
+A series is a plain number in a dictionary, by its label values. The library's instruments cost ten
+times as much, with a lock and several calls each. To write a scrape the library makes several
+objects per sample, hundreds of thousands for a thousand accounts; requests that wait for the
+interpreter meanwhile leave late. Here a series keeps its labels as text, and a scrape only adds the
+numbers. The text equals what the library writes for the same samples (a test compares the two).
 
 Formats: https://prometheus.io/docs/instrumenting/exposition_formats/ and OpenMetrics 1.0.
 """
@@ -46,7 +45,7 @@ class Family:
         return f"# HELP {name} {self.text}\n# TYPE {name} {self.kind}\n"
 
     def named(self, values: Iterable[str]) -> str:
-        """Return label values with their names, as they stand between the braces."""
+        """Return label names and values as text for between the braces."""
         pairs = zip(self.labels, values, strict=True)
         return ",".join(f'{label}="{escaped(value)}"' for label, value in pairs)
 
@@ -54,8 +53,8 @@ class Family:
 class _Series(dict[tuple[str, ...], _T], ABC, Generic[_T]):
     """The series of one family, by label values; one that is not there yet begins at nothing.
 
-    The first label of those that have one is the account. Label values come from closed sets; one
-    that is no text in UTF-8 would break every scrape from then on, so it is made harmless.
+    If there is an account label, it is the first. Label values come from closed sets; a value that
+    is not valid UTF-8 would break every later scrape, so such characters are replaced.
     """
 
     def __init__(self, family: Family) -> None:
@@ -116,9 +115,9 @@ class Numbers(_Series[float]):
 
 
 class Histogram:
-    """How many amounts fell into each bucket; of every so many one leaves its request's id.
+    """The number of amounts per bucket; one in many leaves its request id as an exemplar.
 
-    `exemplars` has an amount's request id, itself, and the wall time, by the bucket it fell into.
+    `exemplars` holds request id, amount and wall time, by bucket.
     """
 
     __slots__ = ("_bounds", "_wall", "counts", "exemplars", "total")
@@ -206,13 +205,13 @@ def exposition(families: Iterable[Numbers | Histograms | Rows], *, is_open: bool
 
 
 def harmless(value: str) -> str:
-    """Return text that UTF-8 can hold."""
+    """Return a text with characters that UTF-8 cannot encode replaced."""
     return value.encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=8192)
 def escaped(value: str) -> str:
-    """Return a label's value as it stands between quotes."""
+    """Return a label's value, escaped for use between quotes."""
     return harmless(value).translate(_ESCAPES)
 
 

@@ -1,4 +1,4 @@
-"""The families of series that are counted: each is made once, with its name, help and labels."""
+"""The families of counted series: each is made once, with its name, help and labels."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from proxy.telemetry.exposition import Family, Histograms, Numbers
 
 
 class Families(Collector):
-    """Makes families, and has all that were made, in that order; `wall` stamps exemplars."""
+    """Makes families, and keeps them in that order; `wall` stamps exemplars."""
 
     def __init__(self, wall: Callable[[], float] = lambda: 0.0) -> None:
         self.all: list[Numbers | Histograms] = []

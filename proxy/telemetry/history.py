@@ -1,8 +1,8 @@
-"""What was sent and held in the last ten minutes, by account and route, for people to look at.
+"""The sends and holds of the last ten minutes, by account and route, for the status page.
 
-Accounts are those that metrics tell apart: configured names, and `other` for everyone else. Times
-are monotonic seconds. Each route has a ring of short spans, each with the number of its sends and
-the smallest gap before one of them, so that no send and no gap is missed however many there are.
+Accounts are those that metrics show: configured names, short names, and `other`. Times are
+monotonic seconds. Each route has a ring of short spans, each with the number of its sends and the
+smallest gap before one of them, so that no send and no gap is missed however many there are.
 The memory of a route is fixed, about three kilobytes.
 """
 
@@ -102,13 +102,13 @@ class History:
         holds.append(_Hold(route, begun, until))
 
     def keep(self, accounts: Iterable[str]) -> None:
-        """Forget accounts that are configured no more."""
+        """Forget accounts that are no longer configured."""
         names = ShownAccounts(accounts)
         self._rings = {name: rings for name, rings in self._rings.items() if name in names}
         self._holds = {name: holds for name, holds in self._holds.items() if name in names}
 
     def accounts(self) -> list[str]:
-        """Return the names of the accounts of which anything is remembered."""
+        """Return the names of the accounts with any history."""
         return list(self._rings | self._holds)
 
     def sends(self, account: str, now: float) -> dict[str, list[Sends]]:

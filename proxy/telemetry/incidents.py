@@ -16,7 +16,7 @@ class IncidentMetrics:
         )
 
     def begin(self) -> None:
-        """Make the series exist from which a rate is taken, so that the first failure counts."""
+        """Create the series that a rate needs, so that the first failure counts."""
         for kind in (*KINDS, "none"):
             for outcome in ("opened", "closed", "failed", "dropped"):
                 self._incidents[kind, outcome] += 0

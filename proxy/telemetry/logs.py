@@ -3,8 +3,8 @@
 The code that logs puts an event into a queue and goes on. A thread renders and writes the events, a
 few times a second: waking it for each line would cost more than the line. A full pipe blocks only
 that thread; events that do not fit are dropped and counted. The lines of a second are limited
-(`max_lines_per_second`), so that one account's flood costs no other account a line
-(`rules/line_budget.py`), and so is each message of a library, which may repeat itself in a loop.
+(`max_lines_per_second`), so that one account's flood does not push out another's lines
+(`rules/line_budget.py`). Each message of a library is limited, too, since it may repeat in a loop.
 
 No line may contain a secret: paths are logged without their query; no header that could hold one is
 logged, nor the `repr` of an HTTP client's error. Libraries log warnings and errors only.
@@ -43,8 +43,8 @@ _Line = tuple[Event, Literal["json", "console"]]  # and the format by the settin
 class Sink:
     """Takes events from any thread, without blocking; writes them from a thread of its own.
 
-    It writes to a descriptor and not to a stream: a thread that hangs in a stream holds its lock,
-    which the interpreter needs to end.
+    It writes to a descriptor and not to a stream: a thread that hangs in a stream holds a lock that
+    the interpreter needs at exit.
     """
 
     def __init__(self, settings: Log, *, clock: Clock, descriptor: int) -> None:
@@ -65,7 +65,7 @@ class Sink:
         self._thread.start()
 
     def close(self, *, within: float = _FLUSH_SECONDS) -> None:
-        """Write what waits, for so many seconds at most."""
+        """Write the waiting lines, for that many seconds at most."""
         self._is_closing.set()
         self._events.put(None)
         self._thread.join(within)
@@ -103,7 +103,7 @@ class Sink:
             self._take(event, owner)
 
     def put_repeated(self, event: Event, message: str) -> None:
-        """Take an event of a kind that may come in a flood."""
+        """Take an event of a library, which may repeat itself."""
         with self._lock:
             self._begin_second()
             seen = self._repeats[message] = self._repeats.get(message, 0) + 1
@@ -198,7 +198,7 @@ def _as_text(event: Event) -> str:
 
 
 def _with_characters_only(value: Any) -> Any:
-    """Return what JSON can hold; half a surrogate pair, of bytes not in UTF-8, is none."""
+    """Return what JSON can hold: without lone surrogates, which stand for bytes not in UTF-8."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -247,7 +247,7 @@ class _Forward:
 
 @contextmanager
 def logging_to(sink: Sink) -> Iterator[None]:
-    """Send every log of the process to the sink, for as long as the context lasts."""
+    """Send every log of the process to the sink while the context lasts."""
     handler = _LibraryHandler(sink)
     root = logging.getLogger()
     root.addHandler(handler)
@@ -264,7 +264,7 @@ def logging_to(sink: Sink) -> Iterator[None]:
 
 
 def obey(settings: Log, sink: Sink) -> None:
-    """Log by these settings from now on."""
+    """Apply these settings to the log from now on."""
 
     def stamp(_: Any, level: str, event: Event) -> Event:
         head = {"time": timestamp(sink.clock.wall()), "level": level, "event": event.pop("event")}

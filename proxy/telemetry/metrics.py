@@ -32,7 +32,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 
 class Metrics:
-    """What the proxy counts, as things that happen.
+    """The proxy's counters, with one method per event.
 
     `interval` and `longest_wait`, in seconds, choose the buckets of the times in the queue; `wall`
     stamps exemplars.
@@ -156,7 +156,7 @@ class Metrics:
         return exposition([*self._families.all, *self.live.families(), *process], is_open=is_open)
 
     def apply(self, settings: Settings) -> None:
-        """Forget the series of accounts that are configured no more."""
+        """Forget the series of accounts that are no longer configured."""
         configured = [account.name for account in settings.accounts]
         self.history.keep(configured)
         names = ShownAccounts(configured)
@@ -199,11 +199,11 @@ class Metrics:
     def waited(
         self, account: str, route: str, outcome: str, seconds: float, *, request_id: str = ""
     ) -> None:
-        """Count a time in the queue that ended, and how: docs/operations.md has the outcomes."""
+        """Count a finished wait in the queue; docs/operations.md has the outcomes."""
         self._waits[account, route, outcome].observe(seconds, request_id)
 
     def would_have(self, account: str, route: str, seconds: float, *, is_refused: bool) -> None:
-        """Count what would have become of a request where the pace is only observed."""
+        """Count what would have happened to a request, where the pace is only observed."""
         if is_refused:
             self._would_refuse[account, route] += 1
         else:
@@ -218,7 +218,7 @@ class Metrics:
             self._early[account, route] += 1
 
     def queue_opened(self, account: str, route: str) -> None:
-        """Make the series exist that must stay 0, so that their absence is not taken for it."""
+        """Create the series that must stay 0, so that 0 differs from absence."""
         self._early.setdefault((account, route), 0.0)
         self._answers.setdefault((account, route, "429"), 0.0)
 
@@ -238,11 +238,11 @@ class Metrics:
         self._repeats[account, outcome] += 1
 
     def merged(self, account: str, route: str) -> None:
-        """Count a read that was answered by the send of an equal one."""
+        """Count a read that was answered by sending an equal one."""
         self._merged[account, route] += 1
 
     def repeat_evicted(self, account: str) -> None:
-        """Count a record of a sent request that was given up before its time."""
+        """Count a record of a sent request that was dropped before its time."""
         self._repeats_evicted[(account,)] += 1
 
     def hold_begun(self, account: str, reason: str) -> None:
@@ -250,7 +250,7 @@ class Metrics:
         self._holds[account, reason] += 1
 
     def held(self, account: str, seconds: float) -> None:
-        """Count seconds of a hold that are over."""
+        """Count seconds spent on hold."""
         self._held[(account,)] += seconds
 
     def token_refreshed(self, account: str, reason: str, outcome: str) -> None:
@@ -258,11 +258,11 @@ class Metrics:
         self._refreshes[account, reason, outcome] += 1
 
     def unattributed_login(self) -> None:
-        """Count a token that was issued through the proxy to nobody it can name."""
+        """Count a token issued through the proxy to a client it cannot name."""
         self._unattributed[()] += 1
 
     def connection_refused(self, reason: Reason) -> None:
-        """Count a connection of a caller that was not taken."""
+        """Count a caller's connection that was refused."""
         self._connections_refused[(reason,)] += 1
 
     def nested_field(self, route: str, field: str) -> None:

@@ -1,10 +1,10 @@
 """The token of one managed account: minted once however many ask, renewed before it is stale.
 
-Theory of operation. One task, `TokenKeeper.run`, is alone in talking to the login server. It sleeps
-until `Schedule.next_mint` (rules/refresh.py), mints (minting.py), tells the schedule what came, and
-wakes all waiters. A request never mints: it asks the schedule for a renewal, wakes the
-task, and waits for the end of a mint or for its own deadline. So a caller who leaves cancels
-nothing, and two hundred simultaneous requests cause one call.
+Theory of operation. Only one task, `TokenKeeper.run`, calls the login server. It sleeps until
+`Schedule.next_mint` (rules/refresh.py), mints (minting.py), reports the result to the schedule, and
+wakes all waiters. A request never mints: it asks the schedule for a renewal, wakes the task, and
+waits for the end of a mint or for its own deadline. So a caller that leaves cancels nothing, and
+two hundred simultaneous requests cause one call.
 
 Invariants:
 - a token past `expires_at`, on the monotonic clock, is never given out;
@@ -83,13 +83,13 @@ class TokenKeeper:
 
     @property
     def credentials(self) -> Credentials:
-        """What proves the account to the login server."""
+        """The account's credentials at the login server."""
         return self._minter.credentials
 
     def apply(self, name: str, credentials: Credentials, settings: Settings) -> bool:
-        """Obey new settings from now on, and keep the token; return True if the secret is another.
+        """Obey new settings from now on, and keep the token; return True if the secret changed.
 
-        With another secret a token is minted as soon as possible; until then the old one serves.
+        With a new secret a token is minted as soon as possible; until then the old one serves.
         """
         self.name = name
         self._rules = settings.tokens
@@ -137,7 +137,7 @@ class TokenKeeper:
                 return token  # as it is: the API shall say no
 
     async def renewed(self, used: Token, reason: Reason, *, limit: float) -> Token | None:
-        """Return another token than the one the API refused; None if there is none in time."""
+        """Return a newer token than the one the API refused; None if none comes in time."""
         current = self.current()
         if current is not None and current is not used:
             return current
@@ -166,7 +166,7 @@ class TokenKeeper:
         return token
 
     def state(self) -> TokenState:
-        """Return what is known of the token now."""
+        """Return the state of the token now."""
         token, now = self.current(), self._clock.monotonic()
         return TokenState(
             expires_in=None if token is None else token.expires_at - now,
@@ -206,7 +206,7 @@ class TokenKeeper:
             raise self._problem()
 
     async def _wait_for_scopes(self, token: Token, needed: frozenset[str], deadline: float) -> bool:
-        """Wait for a token with more scopes; False when this one is to be used as it is.
+        """Wait for a token with more scopes; False if the request should use the present one.
 
         Raises the Problem `missing-scope` when the caller should not wait.
         """
@@ -233,7 +233,7 @@ class TokenKeeper:
         return self._schedule.order_renewal(reason, now)
 
     def _notice_new_secret(self) -> None:
-        """Allow a mint at once if the login server refused a secret and there is another now."""
+        """Allow a mint at once if the login server refused a secret that has changed since."""
         if self.is_rejected and self._minter.has_secret_changed():
             self._schedule.allow_now()
             self._alarm.ring()

@@ -1,6 +1,6 @@
 """A managed account's client id and secret; a secret in a file is read again when it is needed.
 
-The secret is never kept in a place that is shown: not in `repr`, not in an error.
+The secret never appears in a text: not in `repr`, not in an error.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ class SecretUnreadableError(Exception):
 
 
 class BadSecretError(SecretUnreadableError):
-    """The secret's file holds what no secret holds."""
+    """The secret's file does not hold a valid secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What proves an account to the login server."""
+    """An account's client id and secret."""
 
     client_id: str
     read_secret: Callable[[], str] = field(repr=False)
 
     @classmethod
     def of(cls, account: Account) -> "Credentials":
-        """Take them from an account that is managed."""
+        """Return the credentials of a managed account."""
         secret, file = account.client_secret, account.client_secret_file
         if secret is not None:
             value = secret.get_secret_value()
@@ -42,7 +42,7 @@ class Credentials:
     def match(self, *readings: str) -> bool:
         """True if one of the readings is the secret; raises `SecretUnreadableError`.
 
-        Each is compared, and in constant time: the answer tells nothing by how long it takes.
+        Each reading is compared in constant time, so the duration reveals nothing.
         """
         secret = self.read_secret().encode()
         matches = [hmac.compare_digest(one.encode("utf-8", "replace"), secret) for one in readings]

@@ -1,9 +1,8 @@
 """Asking the login server for a token (RFC 6749 section 4.4), and what its answers mean.
 
-An answer is a token, or one of three failures that differ in when to ask again: `Rejected` (the
+An answer is a token, or one of three failures, which differ in when to ask again: `Rejected` (the
 credentials are wrong: seldom), `Throttled` (when the server says) and `Troubled` (anything else:
-after a pause that grows). Genesys Cloud throttles with a 400 whose description says so, and not
-with 429.
+after a growing pause). Genesys Cloud throttles with a 400 whose description says so, not with 429.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ class Rejected(Exception):
 
 
 class Throttled(Exception):
-    """The login server is asked too often; `wait` is how many seconds to leave it alone."""
+    """The login server gets too many calls; make none for `wait` seconds."""
 
     def __init__(self, wait: float | None) -> None:
         super().__init__("the login server throttles")

@@ -1,7 +1,7 @@
 """The tokens of all managed accounts, each with the task that keeps it fresh.
 
-A token belongs to a client id, whatever that is called in the configuration: it outlives a reload
-that renames the account, and serves until one minted with a changed secret has come.
+A token belongs to a client id, whatever the account's name: it survives a reload that renames the
+account, and serves until a token minted with a changed secret has come.
 """
 
 import asyncio
@@ -46,8 +46,7 @@ class ManagedTokens:
     def apply(self, settings: Settings) -> list[str]:
         """Obey new settings from now on.
 
-        Return the client ids that no longer prove themselves as before: their account is gone, or
-        its secret is another.
+        Return the client ids whose account was removed or whose secret changed.
         """
         self._login_server.apply(settings)
         wanted = {one.client_id: one for one in settings.accounts if one.is_managed}
@@ -65,7 +64,7 @@ class ManagedTokens:
         return gone + changed
 
     def close(self) -> None:
-        """End all tasks; requests that wait for a token are told that there is none."""
+        """End all tasks; requests that wait for a token get `token-unavailable`."""
         for task in self._tasks:
             task.cancel()
 
@@ -85,5 +84,5 @@ class ManagedTokens:
         return _Running(keeper, task)
 
     def _end(self, running: _Running, longest_wait: float) -> None:
-        """End a keeper that is no longer wanted, once the requests that wait for it are served."""
+        """End a keeper that is no longer needed, once the requests that wait for it are served."""
         self._clock.call_at(self._clock.monotonic() + longest_wait, running.task.cancel)

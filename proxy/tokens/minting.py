@@ -1,7 +1,7 @@
 """Getting one token from the login server: the attempts, and what a failure means.
 
-It decides neither when to mint nor who may ask: that is rules/refresh.py. The outcome is a value:
-a `Token`, or a `NoToken` that says why there is none and how long to leave the login server alone.
+rules/refresh.py decides when to mint. The outcome is a value: a `Token`, or a `NoToken` that says
+why there is none and for how long to make no further call.
 """
 
 from contextlib import suppress
@@ -66,7 +66,7 @@ class Minter:
         self._retries = retries
 
     def use(self, credentials: Credentials) -> bool:
-        """Mint with these from now on; return True if a secret was tried and this is another."""
+        """Mint with these from now on; return True if an earlier, different secret was tried."""
         self.credentials = credentials
         return self._tried_secret is not None and credentials.fingerprint() not in {
             None,
@@ -111,7 +111,7 @@ class Minter:
     def _failed(
         self, error: Exception, pause: float | None, *, is_rejection: bool = False
     ) -> NoToken:
-        """Return the failure; where nothing names a pause, it grows with the failures in a row."""
+        """Return the failure; a pause that no server named grows with failures in a row."""
         self._failures += 1
         backoff = self._retries.after_refusals(self._failures)
         return NoToken(detail=str(error), pause=pause or backoff, is_rejection=is_rejection)

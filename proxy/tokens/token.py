@@ -1,9 +1,9 @@
 """A managed account's token, and when it ends.
 
-Its life is counted on the monotonic clock from its receipt: a wall clock that is set changes
-nothing. Where the token is a JWT, its `exp` is compared with the `Date` of the server that issued
-it, never with our clock. A `Date` that is far from the token's own `iat` is wrong, and only
-`expires_in` counts.
+Its life counts on the monotonic clock from its receipt, so setting the wall clock changes nothing.
+If the token is a JWT, its `exp` is compared with the `Date` of the server that issued it, never
+with our clock. If that `Date` is far from the token's own `iat`, it is wrong, and only `expires_in`
+counts.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Token:
         )
 
     def lacks(self, needed: frozenset[str]) -> frozenset[str]:
-        """Return which of the needed scopes it is known not to carry."""
+        """Return the needed scopes that the token is known to lack."""
         return frozenset() if self.scopes is None else needed - self.scopes
 
     def missing_scope(self, needed: frozenset[str], *, next_refresh_in: float | None) -> Problem:
@@ -53,7 +53,7 @@ class Token:
         return Problem(
             "missing-scope",
             f"The account's token lacks {', '.join(sorted(missing))}."
-            " If it was granted a moment ago it may take some minutes to appear in new tokens.",
+            " If it was just granted, it may take some minutes to appear in new tokens.",
             retry_after=next_refresh_in,
             fields={
                 "required": sorted(needed),
@@ -65,7 +65,7 @@ class Token:
 
 
 def _is_believable(server_time: float | None, issued_at: float | None) -> TypeGuard[float]:
-    """True if a `Date` can be of the clock that dated the token."""
+    """True if a `Date` can come from the clock that dated the token."""
     if server_time is None:
         return False
     return issued_at is None or abs(server_time - issued_at) <= _MOST_APART

@@ -1,6 +1,6 @@
-"""The waits around a mint: of its task for the next one, and of requests for its end.
+"""The waits around a mint: the task waits for the next one, requests for its end.
 
-Each request leaves by itself when it is cancelled.
+A cancelled request stops waiting; the mint goes on.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from proxy.clock import Clock
 
 
 class Alarm:
-    """Wakes the task of a token when it is time, or earlier if something asks for it."""
+    """Wakes the task of a token at a set time, or earlier on request."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
