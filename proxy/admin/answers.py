@@ -1,4 +1,4 @@
-"""The answers of the admin port that are no refusals of `http/responses.py`."""
+"""The answers of the admin port, except the refusals of `http/responses.py`."""
 
 import json
 from collections.abc import Sequence

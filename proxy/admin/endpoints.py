@@ -1,4 +1,4 @@
-"""Which handler answers which request of the admin port: a table of methods and paths."""
+"""The handler for each request of the admin port: a table of methods and paths."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,10 +19,10 @@ _PLACE: Final = re.escape("{name}")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Requests of one method and path; HEAD is asked for what GET answers.
+    """Requests of one method and path; HEAD is answered like GET.
 
-    `path` may have a place for the name of an account, written `{name}`. The handler is given the
-    name, or an empty one.
+    `path` may have a place for the name of an account, written `{name}`. The handler gets the name,
+    or an empty one.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Endpoints:
         self.all = tuple(endpoints)
 
     def find(self, method: str, path: str) -> Found | OwnAnswer:
-        """Return the endpoint of that method and raw path, or the answer that there is none."""
+        """Return the endpoint of that method and raw path, or the 404 or 405."""
         allowed: set[str] = set()
         for endpoint in self.all:
             name = endpoint.name_in(path)

@@ -1,8 +1,8 @@
 """The admin port: metrics, health and status; it never forwards anything.
 
-It is served by a listener of its own (`http/listener.py`), with all that protects the listen port
-and with connections and room for bodies of its own. A head that is no request, or whose body has no
-certain end, is refused as on the listen port; next `AdminGuard` says who may ask.
+It has its own listener (`http/listener.py`), with the protections of the listen port and with its
+own limits of connections and bodies. A head that is not valid, or whose body has no certain end, is
+refused as on the listen port; then `AdminGuard` checks who may ask.
 """
 
 import secrets
@@ -203,7 +203,7 @@ class Admin:
         return "stalled" if self._accounts.is_stalled() else "serving"
 
     async def _refresh(self, _: Request, name: str) -> OwnAnswer:
-        """Mint a token for an account now. Raises the Problem that there is none."""
+        """Mint a token for an account now. Raises a Problem if none comes."""
         token = self._tokens.by_name.get(name)
         if token is None:
             return unknown("managed account", self._tokens.by_name)
@@ -230,7 +230,7 @@ class Admin:
 
 
 async def _handled(request: Request, found: Found | OwnAnswer) -> OwnAnswer:
-    """Return what the handler answers, if there is one."""
+    """Return the handler's answer, or None if there is none."""
     if not isinstance(found, Found):
         return found
     try:
@@ -244,7 +244,7 @@ def _refused(problem: Problem) -> OwnAnswer:
 
 
 def _own(limits: Limits) -> Limits:
-    """Return the limits of this port: times and heads as on the listen port, the rest its own."""
+    """Return this port's limits: times and heads as on the listen port, the others its own."""
     own = {
         "max_connections": _CONNECTIONS,
         "max_body": _MAX_BODY,

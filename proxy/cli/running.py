@@ -1,4 +1,4 @@
-"""The commands that talk to a running proxy: its status, orders to it, and the reason of a 403."""
+"""The commands that call a running proxy: its status, orders, and the reason of a 403."""
 
 import json
 import sys
@@ -147,7 +147,7 @@ def resume(
 ) -> None:
     """End the pause of an account; a hold that the API asked for goes on.
 
-    Exit 0 if the account is not paused any more, 2 if the proxy did not obey.
+    Exit 0 if the account is no longer paused, 2 if the proxy did not obey.
     """
     _order(url, token_file, account, "resume", {})
 
@@ -190,7 +190,7 @@ def _order(
 
 
 def _read_input(source: str, what: str, *, most: int = -1) -> str:
-    """Read so many characters of a file, or of standard input (`-`)."""
+    """Read up to `most` characters of a file, or of standard input (`-`)."""
     try:
         if source == "-":
             return sys.stdin.read(most)

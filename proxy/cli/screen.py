@@ -1,4 +1,4 @@
-"""A status as a terminal shows it: from the document /status.json to rows and remarks; pure."""
+"""The status in a terminal: from the document /status.json to rows and remarks; pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

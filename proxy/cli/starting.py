@@ -1,4 +1,4 @@
-"""What commands begin with: the environment, the configuration, and a loop for a coroutine."""
+"""What commands start with: the environment, the configuration, and an event loop."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ def read_settings(config: Path) -> Settings:
 
 
 def refused(error: ConfigError) -> typer.Exit:
-    """Print what is wrong, and return the exit."""
+    """Print the problems, and return the exit to raise."""
     for problem in error.problems:
         typer.echo(problem)
     return typer.Exit(2)

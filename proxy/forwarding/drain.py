@@ -1,8 +1,8 @@
-"""The end of the proxy: it is known in one place, and it cuts short the waits outside the queues.
+"""The drain: whether it is announced or has begun, and the end of waits outside the queues.
 
-A request that waits for its body, for a token or for the time of another attempt has sent nothing
-that could have been carried out: it is refused with `draining` at once. The queues do the same for
-those in them. Nothing here waits for what has been sent.
+A request that waits for its body, for a token or for another attempt has not been carried out: the
+drain refuses it with `draining` at once. The queues do the same for their waiters. Nothing here
+waits for requests that were sent.
 """
 
 import asyncio

@@ -213,7 +213,7 @@ class Merging:
 
     @contextmanager
     def joined(self, pending: PendingRequest, read: Read, ticket: Ticket) -> Iterator[Group]:
-        """Keep a request in the group of its equals, which are the same read."""
+        """Keep a request in the group of equal reads for the block."""
         key = pending.queue, read
         group = self._groups.get(key)
         if group is None:

@@ -1,13 +1,13 @@
-"""A port that is listened on: which connections are taken, and how they end.
+"""The server of one port: which connections it accepts, and how they end.
 
-There are two, the listen port and the admin port, which differ in one thing. If there are too many
-connections, the listen port takes no further one. On the admin port the oldest one gives way, so
-that nobody can keep operators out by holding connections.
+Two ports use it, and differ in one thing. If there are too many connections, the listen port
+refuses a new one. The admin port closes the oldest one instead, so that no peer can keep operators
+out by holding connections.
 
-How many connections are taken, and from whom, is in `admission.py`; what a connection may do in
-`caller.py`; what all its callers' bytes may take in `room.py`.
+`admission.py` says how many connections are accepted, and from whom; `caller.py` what a connection
+may do; `room.py` how much memory the bytes of all callers may take.
 
-It is ours and not the HTTP library's server, which protects in these ways, each carried over:
+It is our own server and not the HTTP library's. It protects in these ways:
 
 =========================  =====================================================================
 a slow head, idleness      closed unanswered at `header_timeout`; dripping does not prolong it

@@ -8,12 +8,11 @@ its check fails, the request is refused and never forwarded. The rules, in this 
 3. a caller key of an account;
 4. a token whose client the API names when it is asked (`identity/whoami.py`).
 
-The API's answer decides the queue. It brings the managed token only if it proves the service: it
-names no person, and the organization is the account's. Any other token is a stranger's: it
-identifies only itself.
+The API's answer decides the queue. The caller gets the managed token only if the answer proves the
+service: it names no person, and the organization is the account's. Any other token is a stranger's:
+it identifies only itself.
 
-The answer is a value. Which account has which queue is none of this module's business. Callers that
-log in through the proxy are the subject of logins.py.
+The result is a value; this module knows no queues. logins.py handles log-ins through the proxy.
 """
 
 import asyncio
@@ -227,8 +226,8 @@ class Identity:
     async def _is_service(self, found: Found, token: str, keeper: TokenKeeper) -> bool:
         """True if the API's answer proves the managed account's service.
 
-        A token that is over proves nothing until the API was asked again: else one that leaked
-        would serve for as long as the API cannot be asked.
+        An expired token proves nothing until the API was asked again: else a leaked one would serve
+        for as long as the API does not answer.
         """
         owner = found.owner
         if not owner.organization:

@@ -13,11 +13,11 @@ from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.credentials import SecretUnreadableError
 from proxy.tokens.managed import ManagedTokens
 
-_UNREADABLE_PAUSE: Final = 60.0  # seconds; a person has to mend the file
+_UNREADABLE_PAUSE: Final = 60.0  # seconds; a person must correct the file
 
 
 class Logins:
-    """Knows the client ids of the managed accounts, and who failed to prove a secret."""
+    """Knows the client ids of the managed accounts, and counts failed log-ins."""
 
     def __init__(self, settings: Settings, tokens: ManagedTokens, *, clock: Clock) -> None:
         self._tokens = tokens

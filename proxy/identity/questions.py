@@ -34,13 +34,13 @@ class Question:
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def end(self, outcome: Outcome) -> None:
-        """Tell all who wait."""
+        """Give the outcome to all that wait."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
 
 class Questions:
-    """Asks questions by `find_out`, as far as `may_ask` says that there is somebody to ask."""
+    """Asks questions by `find_out`, while `may_ask` allows it."""
 
     def __init__(
         self,

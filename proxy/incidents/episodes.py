@@ -1,4 +1,4 @@
-"""The episodes of trouble there are: those not over, and those the desk is still to be told of.
+"""The episodes of trouble that are kept: those not over, and those the desk must still be told.
 
 Invariants: of each incident at most one episode is not over. The steps of one incident are due in
 the order of its episodes.
@@ -15,9 +15,9 @@ from proxy.rules.incidents import (
 
 
 class Episodes:
-    """Keeps episodes by a number of their own, which later ones of the same incident do not share.
+    """Keeps episodes by number; later episodes of the same incident have other numbers.
 
-    `is_known` says if an incident is of an account that is still configured.
+    `is_known` says whether the account of an incident is still configured.
     """
 
     def __init__(self, is_known: Callable[[str], bool]) -> None:
@@ -49,7 +49,7 @@ class Episodes:
     def take(
         self, sightings: Mapping[str, Sighting], *, now: float, wall: float
     ) -> Sequence[Episode]:
-        """Bring the episodes up to date; return those that are given up."""
+        """Update the episodes; return those that are given up."""
         for incident, number in [*self._present.items()]:
             episode = self._episodes[number]
             sighting = sightings.get(incident)
@@ -81,7 +81,7 @@ class Episodes:
         self._episodes[number] = episode
 
     def put(self, number: int, episode: Episode) -> None:
-        """Keep what has become of an episode."""
+        """Store the changed episode."""
         self._episodes[number] = episode
         if episode.is_over and self._present.get(episode.id) == number:
             del self._present[episode.id]

@@ -207,7 +207,7 @@ class Retry(Section):
     """Seconds of hold after which one request tests if the API still refuses, even if the API named
     a longer wait."""
     initial_backoff: PositiveSeconds = 0.5
-    """Seconds of hold if a 429 names no usable time, and between tries of an unsent request."""
+    """Seconds of hold if a 429 names no usable time, and between attempts to send."""
     max_backoff: PositiveSeconds = 30.0
     """Seconds to which backoff grows."""
     budget: Share = 0.1

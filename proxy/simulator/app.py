@@ -37,7 +37,7 @@ class RunningServer:
 
 
 class Simulator:
-    """The stand-in API, and the handle by which it is scripted and asked what it saw."""
+    """The stand-in API, with methods to script it and to read what arrived."""
 
     def __init__(
         self,

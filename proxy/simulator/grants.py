@@ -20,7 +20,7 @@ DIGITAL_CHANNELS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantOrder:
-    """A grant as somebody asks for it in JSON. Propagation is in seconds."""
+    """A request for a grant, in JSON. Propagation is in seconds."""
 
     client_id: str
     scope: str

@@ -1,8 +1,8 @@
-"""What was seen to arrive, per account and in order, and the report drawn from it.
+"""The arrivals of each account in order, and the report made from them.
 
-No I/O and no clock: arrivals come stamped with monotonic seconds. The gaps of a report are
-between all arrivals on paced paths, refused ones included: the promise of a pacing client is
-about what it sends, not about what it gets away with.
+No I/O and no clock: arrivals come stamped with monotonic seconds. The gaps of a report are between
+all arrivals on paced paths, refused ones included: a pacing client promises what it sends, not what
+the API accepts.
 """
 
 import math

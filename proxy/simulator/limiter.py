@@ -5,8 +5,8 @@ accepted when, for every arrival j accepted before it,
 
     arrival k - arrival j >= (k - j) x interval - tolerance
 
-so being late never saves up a burst, and the tolerance cannot be used twice. A refused arrival
-leaves the pace as it was, and starts the pause its Retry-After asks for.
+so a late arrival does not allow a burst later, and the tolerance cannot be used twice. A refused
+arrival does not move the pace, and starts the pause that its Retry-After asks for.
 """
 
 import math

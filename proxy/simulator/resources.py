@@ -1,4 +1,4 @@
-"""What a request that was let in is answered: exports created, shown, changed, and the rest.
+"""The answers to accepted requests: exports created, shown, changed, and the rest.
 
 No I/O, no clock and no randomness: a request comes whole, with the id that a new export would
 get. Scopes are judged before the body's syntax, as they would be in front of it.
@@ -73,7 +73,7 @@ def _create(ask: Ask, family: str, exports: AccountExports) -> Answer | ApiError
 
 
 def _decode(body: bytes) -> tuple[object, bool]:
-    """Decode JSON, and say whether it was; no body at all is as good as an empty one."""
+    """Decode JSON, and return whether it was valid; no body counts as an empty one."""
     if not body:
         return None, True
     try:

@@ -1,4 +1,4 @@
-"""What a simulator is told at start: its pace, its clients and their tokens. Values only."""
+"""The settings of a simulator: its pace, its clients and their tokens. Values only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -43,7 +43,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """What the book knows of an issued token. `expires_at` is wall time."""
+    """An issued token in the book. `expires_at` is wall time."""
 
     client_id: str
     scopes: frozenset[str]
@@ -58,7 +58,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mint:
-    """The particulars of one token to be minted. `now` is wall time, in seconds."""
+    """The values of one token to mint. `now` is wall time, in seconds."""
 
     client_id: str
     scopes: frozenset[str]

@@ -4,8 +4,8 @@ An entry is keyed by the hash of the token and names the account by the hash of 
 entry for a managed account carries an HMAC of its content under the account's secret, so write
 access to the store is not enough to make a token stand for another account.
 
-Replicas ask the API about a token once: the one that writes the token's question first asks, the
-others wait for its entry, or for its note that the API names nobody.
+Replicas ask the API about a token once: the first one to write the token's question asks, the
+others wait for its entry, or for its note that the API names no client.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ class IncidentMetrics:
     def __init__(self, families: Families) -> None:
         self._incidents = families.counter(
             "incidents",
-            "Incidents reported: opened, adopted, updated, closed, dropped; and failed tries.",
+            "Incidents reported: opened, adopted, updated, closed, dropped; and failed attempts.",
             "kind",
             "outcome",
         )
