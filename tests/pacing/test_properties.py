@@ -146,6 +146,7 @@ class Caller:
     is_waiting: bool = False
     has_slot: bool = False
     deadline: float = inf
+    interval: float = inf  # in force when it was offered its slot
     grants: int = 0
     joins: int = 0
     end: str = ""
@@ -305,6 +306,7 @@ class World:
             self.demand("a hold when asked for", self.now >= hold.until)
             self.demand("one probe, or two", not hold.is_on or hold.may_probe(self.now))
         caller.grants += 1
+        caller.interval = self.interval_of(caller)
         caller.has_slot = True
         self.in_flight[account] += 1
         self.out[queue].add(caller)
@@ -346,7 +348,7 @@ class World:
 
     async def attempt(self, caller: Caller, slot: Slot, fate: Fate) -> bool:
         """Use the slot as the script says; tell whether the request comes back."""
-        interval = self.interval_of(caller)
+        interval = caller.interval
         try:
             await self.pause(caller.script.connect)
             match fate:
@@ -530,8 +532,28 @@ AT_ITS_DEADLINE: list[tuple[Step, bool]] = [  # the second wait ends when the ho
 ]
 
 
+LONGER_AGAIN: list[tuple[Step, bool]] = [  # between the offer of a slot and the caller's next step
+    (
+        Arrive(
+            queue=0,
+            cost=1.0,
+            limit=LONG,
+            connect=0.0,
+            fates=[Answered(after=0.0)],
+            leaves_when_offered=False,
+        ),
+        False,
+    ),
+    (Pass(0.25), False),
+    (SetInterval(0.25), False),
+    (Reload(), False),
+    (SetInterval(0.5), False),
+]
+
+
 @pytest.mark.no_cover
 @example(AT_ITS_DEADLINE)
+@example(LONGER_AGAIN)
 @settings(
     max_examples=4 * settings().max_examples,
     deadline=None,
