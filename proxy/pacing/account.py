@@ -19,10 +19,8 @@ from proxy.rules.state import AccountState
 class Account:
     """One service account: its queues, its hold, what it has in flight."""
 
-    def __init__(
-        self, context: PacingContext, key: str, label: str, *, interval: float | None
-    ) -> None:
-        self.allowance = Allowance(context, key, label, interval)
+    def __init__(self, context: PacingContext, key: str, label: str) -> None:
+        self.allowance = Allowance(context, key, label)
         self.scheduler = AccountScheduler(self.allowance)
 
     def __repr__(self) -> str:

@@ -121,9 +121,6 @@ class AccountQueue:
 
     def opens_at(self, now: float) -> float:
         """Return when pace and lease allow the holder of a slot to send."""
-        return -inf if self.allowance.is_observed else self._opens_at(now)
-
-    def _opens_at(self, now: float) -> float:
         if not self.queue.paced:
             # It waits for the lease until a shared hold is known.
             return self.queue.lease.present.opens(now)
@@ -140,7 +137,7 @@ class AccountQueue:
             return inf
         if self.queue.paced and self.queue.sending is not None:
             return inf
-        return self._opens_at(now)
+        return self.opens_at(now)
 
     def due(self, now: float) -> float:
         """Return when the next slot of this route is due; the account may have to wait longer."""
@@ -160,15 +157,12 @@ class AccountQueue:
 
     def may_be_free(self) -> bool:
         """True if a newcomer could be sent at once, as far as is known without the store."""
+        if self.depth or self.queue.sending is not None:
+            return False
         now = self._clock.monotonic()
-        is_out = self.queue.sending is not None
-        due = (
-            self.paced_due(now)
-            if is_out
-            else self.leased.own_moment(self.pace_due(), self.interval)
-        )
+        due = self.leased.own_moment(self.pace_due(), self.interval)
         opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
-        return not self.depth and max(opens, due) <= now
+        return max(opens, due) <= now
 
     # What becomes of its slots, which belong to the queue whatever its route is called by then
 

@@ -57,9 +57,6 @@ class Accounts:
             clock=clock,
             metrics=metrics,
             random=random,
-            pacing=settings.pacing,
-            retry_rules=RetryRules(settings.retry),
-            reserve=_reserve(settings),
             hold_organization=self._hold_organization,
             started_at=clock.monotonic(),
             is_draining=is_draining,
@@ -237,7 +234,7 @@ class _Table(Generic[_Key]):
         self._kept[key] = self._alive[key] = account
 
     def _made(self, key: _Key) -> Account:
-        return Account(self._context, store_key(key), self._label_of(key), interval=None)
+        return Account(self._context, store_key(key), self._label_of(key))
 
     def _make_room(self) -> None:
         now = self._context.clock.monotonic()

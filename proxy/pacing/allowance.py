@@ -4,7 +4,6 @@ Invariants: room in flight does not end a hold. Nothing here decides who sends n
 does, after each change (scheduler.py).
 """
 
-from dataclasses import replace
 from math import inf
 from typing import Literal
 
@@ -25,11 +24,11 @@ class Allowance:
     `label` is the account's name for people, `key` that of its state in a store.
     """
 
-    def __init__(self, context: PacingContext, key: str, label: str, interval: float | None):
+    def __init__(self, context: PacingContext, key: str, label: str) -> None:
         self.context = context
         self.key = key
         self.label = label
-        self.own_interval = interval
+        self.own_interval: float | None = None
         self.own_mode: Mode | None = None
         self.organization: str | None = None
         self.may_be_another = False  # whose it is could not be asked; the other has its own pace
@@ -38,7 +37,7 @@ class Allowance:
         self.refusing = 0  # slots whose 429 is still being read
         self.holding = Holding()
         self.control: Control = FREE_HAND  # what operators ordered
-        self.quota: Quota | None = None  # as the API last announced it
+        self._announced = 0  # requests of the quota, as the API last announced it
         self._quota_left: QuotaLeft | None = None
         self._budget = RetryBudget()
         self._counted_pause = 0.0  # seconds
@@ -129,7 +128,7 @@ class Allowance:
     def note_quota(self, quota: Quota, now: float) -> HoldSpan | None:
         """Obey an announced quota; return a hold if the API would refuse the next request."""
         room = quota.remaining - self.context.reserve
-        self.quota = quota
+        self._announced = quota.remaining
         self._quota_left = QuotaLeft(room, now + quota.reset)
         return None if room > 0 else self.clamped(now, quota.reset)
 
@@ -147,17 +146,15 @@ class Allowance:
         earlier 429 named still counts.
         """
         rules, hold, limit = self.context.retry_rules, holding.hold, refused.limit.name
-        refusals = 0 if hold is None else hold.refusals
         if refused.seconds is None:
             refusals = holding.refusals_after(slot)
             until = now + rules.after_refusals(max(1, refusals))
             if hold is not None:
                 until = max(until, min(hold.named_until, now + rules.settings.max_retry_after))
-        elif refused.seconds > 0:
-            return replace(self.clamped(now, refused.seconds, limit), refusals=refusals)
-        else:
-            until = slot.sent_at + slot.cost * interval  # the normal pace
-        return HoldSpan(at=now, until=until, refusals=refusals, limit=limit)
+            return HoldSpan(at=now, until=until, refusals=refusals, limit=limit)
+        if refused.seconds > 0:
+            return self.clamped(now, refused.seconds, limit)
+        return HoldSpan(at=now, until=slot.sent_at + slot.cost * interval, limit=limit)  # its pace
 
     # What can be seen
 
@@ -169,6 +166,6 @@ class Allowance:
 
     def quota_remaining(self, now: float) -> int | None:
         """Return the requests left of the quota, until its window ends."""
-        if self.quota is None or self._quota_left is None or self._quota_left.until <= now:
+        if self._quota_left is None or self._quota_left.until <= now:
             return None
-        return self.quota.remaining
+        return self._announced

@@ -6,7 +6,7 @@ from math import inf
 
 from proxy.clock import Clock
 from proxy.pacing.holding import HoldSpan
-from proxy.pacing.leases import Alone, Leases
+from proxy.pacing.leases import Leases
 from proxy.retries import RetryRules
 from proxy.rules.limits import HoldRule
 from proxy.rules.succession import Taken, lease_name
@@ -19,7 +19,7 @@ HoldOrganization = Callable[[str, HoldSpan, tuple[str, bool] | None], None]
 
 @dataclass(slots=True, kw_only=True)
 class PacingContext:
-    """What all accounts share; a reload replaces all but the tools.
+    """What all accounts share: tools, and what `Accounts.apply` takes from the settings.
 
     `reserve` is how many requests of an announced quota are left unused.
     """
@@ -27,16 +27,16 @@ class PacingContext:
     clock: Clock
     metrics: Metrics
     random: Callable[[], float]
-    pacing: Pacing
-    retry_rules: RetryRules
-    reserve: int
     started_at: float
     is_draining: Callable[[], bool]
-    closes_at: Callable[[], float] = lambda: inf  # when whatever waits then is refused; monotonic
-    leases: Leases = field(default_factory=Alone)
-    hold_rules: Mapping[str, HoldRule] = field(default_factory=dict)  # by route
-    intervals: Mapping[str, float] = field(default_factory=dict)  # of routes with one of their own
-    hold_organization: HoldOrganization = lambda *_: None
+    closes_at: Callable[[], float]  # when whatever waits then is refused; monotonic
+    leases: Leases
+    hold_organization: HoldOrganization
+    pacing: Pacing = field(init=False)
+    retry_rules: RetryRules = field(init=False)
+    reserve: int = field(init=False)
+    hold_rules: Mapping[str, HoldRule] = field(init=False)  # by route
+    intervals: Mapping[str, float] = field(init=False)  # of routes with one of their own
     taken: Mapping[str, Taken] = field(default_factory=dict)  # by each paced route
     inherited: Mapping[str, float] = field(default_factory=dict)  # when it took others' paths
     arrivals: int = 0

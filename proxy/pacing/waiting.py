@@ -189,7 +189,7 @@ class Waiting:
         )
 
     def _expired(self, queue: AccountQueue, ticket: Ticket, limit: float) -> Problem:
-        newcomer = Ticket(self._context.next_arrival(), caller=ticket.caller, weight=ticket.weight)
+        newcomer = Ticket(self._context.next_arrival(), caller=ticket.caller)
         predicted = predicted_wait(queue, newcomer, self._clock.monotonic())
         return Problem(
             "wait-expired",
