@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from math import inf
+from math import ceil, inf
 
 from prometheus_client import CollectorRegistry
 
@@ -11,6 +11,7 @@ from proxy.pacing.account import Account
 from proxy.pacing.account_queue import AccountQueue
 from proxy.pacing.accounts import Accounts
 from proxy.pacing.allowance import Mode
+from proxy.pacing.leases import Alone, HoldLeft, Leases, SharedQueue
 from proxy.pacing.prediction import predicted_wait
 from proxy.pacing.slot import Answered, OnlyIfFree, Sent, Slot, Ticket, Wait, WaitUntil
 from proxy.problems import Problem
@@ -56,20 +57,60 @@ class Caller:
         return self.slot
 
 
+class OtherReplicas(Alone):
+    """A store of two replicas that gives every lease to this one, and keeps what it is told."""
+
+    replicas = 2
+
+    def __init__(self) -> None:
+        self.paced: dict[str, bool] = {}  # by the name of the leases
+        self.wanted_by: set[str] = set()
+        self.holds: dict[tuple[str, str], HoldLeft] = {}  # by account and leases; "" is all
+        self.every: int | None = None  # of how many intervals one is this replica's
+
+    def next_moment(self, at: float, interval: float) -> float:
+        if self.every is None:
+            return at
+        return ceil(at / (self.every * interval)) * self.every * interval
+
+    def opened(self, queue: SharedQueue) -> None:
+        self.paced[queue.lease_name] = queue.paced
+        super().opened(queue)
+
+    def moved(self, queue: SharedQueue, old: str) -> None:
+        self.paced[queue.lease_name] = self.paced.pop(old)
+
+    def wanted(self, queue: SharedQueue) -> None:
+        self.wanted_by.add(queue.lease_name)
+
+    def unused(self, queue: SharedQueue) -> None:
+        self.wanted_by.discard(queue.lease_name)
+
+    def held(self, key: str, route: str, left: HoldLeft) -> None:
+        self.holds[key, route] = left
+
+    def hold_over(self, key: str, route: str) -> None:
+        self.holds.pop((key, route), None)
+
+
 class Bench:
     """Accounts with their clock, their metrics, and the callers in front of them."""
 
-    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, settings: Settings, tasks: asyncio.TaskGroup, leases: Leases | None) -> None:
         self.clock = StallingClock()
         self.registry = CollectorRegistry()
         self.jitter = 0.0
         self.is_draining = False
+        self.closes_at = inf
+        self.metrics = Metrics(self.registry)
         self.accounts = Accounts(
             settings,
             clock=self.clock,
-            metrics=Metrics(self.registry),
+            metrics=self.metrics,
             random=lambda: self.jitter,
+            leases=leases,
             is_draining=lambda: self.is_draining,
+            closes_at=lambda: self.closes_at,
         )
         self._tasks = tasks
 
@@ -196,13 +237,14 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(
+async def bench(  # noqa: PLR0913 -- what a test may want otherwise, by name
     pacing: Pacing | None = None,
     *,
     identity: Identity | None = None,
     retry: Retry | None = None,
     warm: bool = True,
     mode: Mode | None = None,
+    leases: Leases | None = None,
 ) -> AsyncIterator[Bench]:
     """Run the pacing of two accounts, `london` and `paris`; at the end nothing may be left over.
 
@@ -219,7 +261,7 @@ async def bench(
         ),
     )
     async with asyncio.TaskGroup() as tasks:
-        under_test = Bench(settings, tasks)
+        under_test = Bench(settings, tasks, leases)
         if warm:
             await under_test.clock.advance(10)
         yield under_test

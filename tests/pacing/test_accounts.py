@@ -88,14 +88,46 @@ async def test_strangers_beyond_the_bound_are_refused_while_all_are_alive() -> N
         with pytest.raises(Problem) as refused:
             b.accounts.unidentified(b"4")
         assert (refused.value.name, refused.value.status) == ("queue-full", 429)
+        assert refused.value.detail == "Too many different callers at once."
         assert refused.value.retry_after in (1, 2)
         b.accounts.unidentified(b"2")
         b.accounts.unconfigured("4")
         slots.pop().report(Answered())
-        await b.clock.advance(0.125)
+        with pytest.raises(Problem):  # it was just looked who is idle
+            b.accounts.unidentified(b"4")
+        await b.clock.advance(0.1)
         b.accounts.unidentified(b"4")
         for slot in slots:
             slot.report(Answered())
+
+
+async def test_account_that_is_configured_makes_room_for_a_stranger() -> None:
+    async with bench(identity=Identity(max_learned=1)) as b:
+        known = b.accounts.unconfigured(account_id("id-3"))
+        slot = await b.get(known.queue("exports", paced=True))
+        with pytest.raises(Problem):
+            b.accounts.unconfigured("another")
+        settings = Settings(
+            upstream=UPSTREAM,
+            identity=Identity(max_learned=1),
+            accounts=tuple(
+                AccountSettings(name=name, client_id=client_id)
+                for name, client_id in (("london", "id-1"), ("paris", "id-2"), ("rome", "id-3"))
+            ),
+        )
+        b.accounts.apply(settings)
+        b.accounts.unconfigured("another")
+        slot.report(Unused())
+
+
+async def test_each_account_has_a_key_of_its_own_that_shows_no_token() -> None:
+    """Under it a store keeps what replicas share of the account."""
+    async with bench() as b:
+        keys = {b.accounts.unidentified(token).key for token in (b"t" * 32, b"u" * 32)}
+        keys |= {b.accounts.unconfigured(name).key for name in ("1" * 64, "2" * 64)}
+        keys |= {account.key for account in b.accounts.accounts()}
+        assert len(keys) == 6
+        assert not any("t" * 32 in key or (b"t" * 32).hex() in key for key in keys)
 
 
 async def test_stranger_is_told_when_a_full_table_has_room_again() -> None:
@@ -252,9 +284,9 @@ async def test_a_slot_that_is_long_due_and_not_offered_is_a_stall() -> None:
         b.send(await b.get(b.queue())).report(Answered())
         waiting = b.join(b.queue())
         await b.clock.advance(0)
-        b.clock.stall(2.4)
+        b.clock.stall(2.5)  # due at 10.5, so two seconds late
         assert not b.accounts.is_stalled()
-        b.clock.stall(0.2)
+        b.clock.stall(0.1)
         assert b.accounts.is_stalled()
         await b.all_served([waiting])
         assert not b.accounts.is_stalled()

@@ -79,6 +79,40 @@ async def test_waiters_that_a_named_wait_outlasts_are_refused_at_once() -> None:
         b.use(patient)
 
 
+async def test_waiters_of_another_route_are_not_refused_for_the_hold_of_one() -> None:
+    async with bench() as b:
+        first = b.send(await b.get(b.queue()))
+        waiting = b.join(b.queue(), limit=60.0)
+        elsewhere = [b.join(b.queue("jobs"), limit=60.0) for _ in range(4)]
+        await b.clock.advance(0)
+        first.report(Refused(1000.0, FLOWS))
+        probe = b.join(b.queue(), limit=600.0)
+        await b.clock.advance(0)
+        assert waiting.problem is not None
+        assert await b.all_served(elsewhere) == [10.0, 10.5, 11.0, 11.5]
+        await b.all_served([probe])
+
+
+async def test_waiter_whose_time_ends_with_the_named_wait_goes_on_waiting() -> None:
+    async with bench() as b:
+        first = b.send(await b.get(b.queue()))
+        probe, last = b.join(b.queue(), limit=600.0), b.join(b.queue(), limit=1000.0)
+        await b.clock.advance(0)
+        first.report(Refused(1000.0, PLATFORM))
+        await b.until(309)
+        assert (probe.problem, last.problem) == (None, None)
+        await b.all_served([probe, last])
+
+
+async def test_waiter_whose_time_ends_with_the_clamp_may_be_the_probe() -> None:
+    async with bench() as b:
+        first = b.send(await b.get(b.queue()))
+        probe = b.join(b.queue(), limit=300.0)
+        await b.clock.advance(0)
+        first.report(Refused(1000.0, PLATFORM))
+        assert await b.all_served([probe]) == [310.0]
+
+
 async def test_named_wait_that_is_not_clamped_ends_no_wait() -> None:
     async with bench() as b:
         first = b.send(await b.get(b.queue()))
@@ -202,6 +236,14 @@ async def test_state_names_the_limit_that_holds() -> None:
         assert route.hold_limit == "flow.rate"
         await refuse(b, b.queue("api", paced=False), 5.0, PLATFORM)
         assert b.accounts.states()[0].hold_limit == "token.rate"
+        await refuse(b, b.queue("api", paced=False, account="paris"), None, PLATFORM)
+        assert b.accounts.states()[1].hold_limit == "token.rate"
+
+
+async def test_wait_of_less_than_a_second_is_obeyed_as_it_was_named() -> None:
+    async with bench() as b:
+        await refuse(b, b.queue("api", paced=False), 0.75, PLATFORM)
+        assert b.hold_left() == 0.75
 
 
 # The probe
@@ -276,6 +318,44 @@ async def test_crowd_that_waited_for_a_hold_goes_two_at_a_time_until_the_first_a
         await b.all_served(crowd)
 
 
+async def test_probe_beside_a_refused_one_proves_nothing_any_more() -> None:
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        await refuse(b, api, 1.0, Limit())
+        first, second = b.join(api), b.join(api)
+        await b.until(13)
+        for caller in (first, second):
+            b.send(caller.take())
+        first.take().report(Refused(2.0))
+        probe, waiting = b.join(api), b.join(api)
+        await b.until(15)
+        b.send(probe.take())
+        second.take().report(Answered())
+        await b.clock.advance(0)
+        assert waiting.slot is None
+        probe.take().report(Answered())
+        await b.all_served([waiting])
+
+
+async def test_probe_of_a_hold_that_is_over_proves_nothing_of_the_next_one() -> None:
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        await refuse(b, api, 1.0, Limit())
+        first, second = b.join(api), b.join(api)
+        await b.until(13)
+        b.send(second.take())
+        b.use(first)
+        await refuse(b, api, 4.0, Limit())
+        probe, waiting = b.join(api), b.join(api)
+        await b.until(17)
+        b.send(probe.take())
+        second.take().report(Answered())
+        await b.clock.advance(0)
+        assert waiting.slot is None
+        probe.take().report(Answered())
+        await b.all_served([waiting])
+
+
 async def test_nothing_leaves_while_it_is_not_known_what_a_refusal_covers() -> None:
     async with bench() as b:
         api = b.queue("api", paced=False)
@@ -291,6 +371,20 @@ async def test_nothing_leaves_while_it_is_not_known_what_a_refusal_covers() -> N
         assert not connecting.may_leave(b.now)
         connecting.report(Unused())
         b.use(waiting)
+
+
+async def test_nothing_leaves_until_it_is_known_what_each_of_two_refusals_covers() -> None:
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        first, second = b.send(await b.get(api)), b.send(await b.get(api))
+        for slot in (first, second):
+            slot.report(Refusing())
+        waiting = b.join(b.queue())
+        first.report(Refused(4.0, FLOWS))
+        await b.until(11)
+        assert waiting.slot is None
+        second.report(Refused(4.0, FLOWS))
+        assert await b.all_served([waiting]) == [11.0]
 
 
 async def test_refusal_whose_body_never_ends_holds_nothing_up() -> None:
@@ -350,3 +444,17 @@ async def test_fifteen_exports_pass_a_quota_of_five_in_four_seconds_without_a_re
                     b.send(caller.slot).report(Answered(quota))
         assert refusals == 0
         assert b.now <= 10 + 3 * 4 + 1
+
+
+async def test_seconds_on_hold_and_seconds_paused_are_counted_together() -> None:
+    """Holds of two routes at one time count as one, the longest."""
+    async with bench() as b:
+        await refuse(b, b.queue(), 4.0, FLOWS)
+        await refuse(b, b.queue("api", paced=False), 3.0, FLOWS)
+        await b.until(20)
+        await b.accounts.operators.pause(b.account(), 5.0)
+        await b.until(30)
+        b.account().scheduler.holds.count()
+        assert b.counted("held_seconds_total", account="london") == 9.0
+        b.account().scheduler.holds.count()
+        assert b.counted("held_seconds_total", account="london") == 9.0

@@ -100,6 +100,14 @@ async def test_pace_left_counts_from_the_last_send_of_this_replica() -> None:
         assert queue.leased.pace_left() == 0
 
 
+async def test_a_replica_that_has_just_started_keeps_no_other_back() -> None:
+    """It waits for an interval itself, since it cannot know what was sent before."""
+    async with bench(warm=False) as b:
+        queue = b.queue()
+        assert queue.leased.pace_left() == 0
+        assert await b.all_served([b.join(queue)]) == [INTERVAL]
+
+
 @pytest.mark.parametrize("of_route", [True, False], ids=["route", "account"])
 async def test_a_hold_of_another_replica_keeps_what_it_covers_back(*, of_route: bool) -> None:
     async with bench() as b:

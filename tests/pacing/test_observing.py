@@ -66,6 +66,14 @@ async def test_a_hold_keeps_nothing_back_and_is_part_of_what_would_be() -> None:
         assert b.counted("would_wait_seconds_sum", **LABELS) == 60.0
 
 
+async def test_a_request_that_connects_may_leave_on_hold() -> None:
+    async with bench(mode="observe") as b:
+        slot, other = await b.get(b.queue()), await b.get(b.queue())
+        b.send(other).report(Refused(8.0, PLATFORM))
+        assert slot.may_leave(b.now)
+        b.send(slot).report(Answered())
+
+
 async def test_a_hold_of_one_route_keeps_nothing_back_either() -> None:
     async with bench(mode="observe") as b:
         queue = b.queue()

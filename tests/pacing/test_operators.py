@@ -7,8 +7,9 @@ import pytest
 
 from proxy.pacing.slot import Answered, Refused
 from proxy.rules.limits import Limit
+from proxy.rules.orders import Order, Orders, Pause, Resume, Slowdown
 from proxy.settings import Account, Pacing, Settings
-from tests.kit.pacing import UPSTREAM, Bench, bench
+from tests.kit.pacing import UPSTREAM, Bench, OtherReplicas, bench
 
 CROWD = 100
 
@@ -206,6 +207,83 @@ async def test_a_longer_configured_interval_is_kept() -> None:
         assert b.queue(account="paris").interval == 4.0
 
 
+# Orders that replicas share
+
+
+class Store:
+    """A store of orders that is there, or not."""
+
+    def __init__(self, *, is_up: bool = True) -> None:
+        self.is_up = is_up
+        self.kept: dict[str, list[Order]] = {}
+
+    def refresh(self) -> None:
+        self.kept.clear()
+
+    async def keep(self, key: str, order: Order) -> bool:
+        self.kept.setdefault(key, []).append(order)
+        return self.is_up
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["up", "down"])
+async def test_an_order_is_kept_in_the_store_and_says_whether_all_obey(*, is_up: bool) -> None:
+    async with bench() as b:
+        store = b.accounts.operators.store = Store(is_up=is_up)
+        account, operators, wall = b.account(), b.accounts.operators, b.clock.wall()
+        assert await operators.pause(account, 60.0) is is_up
+        assert await operators.slow_down(account, 5.0, 30.0) is is_up
+        assert await operators.resume(account) is is_up
+        assert store.kept == {
+            account.key: [
+                Pause(since=wall, until=70.0),
+                Slowdown(since=wall, until=40.0, interval=5.0),
+                Resume(),
+            ]
+        }
+
+
+async def test_without_a_store_nobody_else_has_to_obey() -> None:
+    async with bench() as b:
+        assert await b.accounts.operators.pause(b.account(), 60.0)
+
+
+async def test_orders_of_the_store_are_obeyed_in_the_place_of_all_before() -> None:
+    """And end by themselves; an account of which the store says nothing has none."""
+    async with bench() as b:
+        operators = b.accounts.operators
+        await operators.pause(b.account("paris"), 600.0)
+        pause = Pause(since=b.clock.wall(), until=70.0)
+        operators.obey_shared({b.account().key: Orders(pause=pause)})
+        callers = [b.join(b.queue(account=name)) for name in ("london", "paris")]
+        assert repr(operators) == "<Operators: orders for 1 accounts>"
+        assert await b.all_served(callers) == [70.0, 10.0]
+        assert repr(operators) == "<Operators: orders for 0 accounts>"
+
+
+async def test_orders_of_the_store_for_accounts_that_are_not_configured_change_nothing() -> None:
+    async with bench() as b:
+        b.accounts.apply(Settings(upstream=UPSTREAM, accounts=()))
+        b.accounts.operators.obey_shared({"of another": Orders(pause=Pause(since=0.0))})
+        assert b.clock.pending == 0
+
+
+@pytest.mark.parametrize(("replicas", "at"), [(1, 14.0), (2, 16.0)])
+async def test_a_longer_interval_counts_from_the_order_where_others_may_have_sent(
+    replicas: int, at: float
+) -> None:
+    others = OtherReplicas()
+    others.replicas = replicas
+    async with bench(leases=others) as b:
+        assert await b.all_served([b.join(b.queue())]) == [10.0]
+        b.queue("api", paced=False)
+        await b.until(12)
+        await slow_down(b, 4.0, 600.0)
+        await pause(b, 1.0)  # changes no interval
+        await resume(b)
+        (sent,) = await b.all_served([b.join(b.queue())])
+        assert sent == at
+
+
 # A reload
 
 
@@ -272,6 +350,7 @@ async def test_an_interval_is_shown_while_it_lasts() -> None:
         slowed = b.account().state(b.now).slowed
         assert slowed is not None
         assert (slowed.interval, slowed.remaining_seconds) == (5.0, 40.0)
+        assert slowed.since == b.clock.wall() - 20
         await b.clock.advance(40)
         assert b.account().state(b.now).slowed is None
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 
 from proxy.pacing.leases import HoldLeft
-from proxy.pacing.slot import Answered
+from proxy.pacing.slot import Answered, Refused
+from proxy.rules.limits import Limit
 from proxy.settings import Account, Pacing, Route, Settings
-from tests.kit.pacing import UPSTREAM, Bench, bench
+from tests.kit.pacing import UPSTREAM, Bench, Caller, bench
 
 INTERVAL = 0.5
 WHOLE = {"exports": ("/exports/**", "/jobs/**")}
@@ -83,6 +84,8 @@ async def test_slot_that_is_out_during_a_reload_is_settled_after_it() -> None:
         b.send(slot).report(Answered())
         (sent,) = await b.all_served([waiting])
         assert sent == slot.sent_at + INTERVAL
+        (queue,) = b.accounts.states()[0].routes
+        assert (queue.name, queue.sent, queue.last_gap_seconds) == ("batch", 2, INTERVAL)
 
 
 async def test_routes_that_become_one_keep_the_distance_of_both() -> None:
@@ -136,3 +139,65 @@ async def test_hold_of_a_divided_route_holds_each_part() -> None:
         reload(b, DIVIDED)
         sends = await b.all_served([b.join(b.queue(name)) for name in DIVIDED])
         assert min(sends) >= until
+
+
+async def test_divided_route_keeps_all_that_is_known_of_the_hold() -> None:
+    """What the API named, which limit was hit, and how often it was refused in a row."""
+    async with bench() as b:
+        reload(b, WHOLE)
+        whole = b.queue("exports")
+        for _ in range(2):
+            b.send(await b.get(whole)).report(Refused(None, Limit("flow.rate", "flows")))
+            await b.clock.advance(10)
+        b.send(await b.get(whole)).report(Refused(1000.0, Limit("flow.rate", "flows")))
+        reload(b, DIVIDED)
+        jobs = b.queue("jobs")
+        assert (jobs.route, jobs.holds.named_left()) == ("jobs", 1000.0)
+        known, before = jobs.holding.hold, whole.holding.hold
+        assert known == before
+        assert known is not None
+        assert (known.limit, known.refusals) == ("flow.rate", 2)
+
+
+SWAPPED = {"jobs": ("/exports/**",), "exports": ("/jobs/**",)}
+SEQUENCES = {
+    "renamed after it was divided": (WHOLE, DIVIDED, DIVIDED_AND_RENAMED),
+    "renamed to a name it stands in for": (
+        WHOLE,
+        DIVIDED,
+        {"jobs": ("/exports/**",), "files": ("/jobs/**",)},
+    ),
+    "divided and whole again": (WHOLE, DIVIDED, WHOLE),
+    "divided, whole again, renamed": (WHOLE, DIVIDED, WHOLE, RENAMED),
+    "two become one of another name": (DIVIDED, RENAMED),
+    "two become one, and are divided again": (DIVIDED, RENAMED, DIVIDED),
+    "two swap their names": (DIVIDED, SWAPPED),
+    "two swap their names twice": (DIVIDED, SWAPPED, DIVIDED),
+    "renamed twice, then back": (WHOLE, RENAMED, DIVIDED, WHOLE),
+    "its name goes to another": (WHOLE, RENAMED | {"exports": ("/other/**",)}, DIVIDED),
+}
+
+
+@pytest.mark.parametrize("joins_all", [True, False], ids=["all used", "some used"])
+@pytest.mark.parametrize("steps", SEQUENCES.values(), ids=SEQUENCES)
+async def test_no_path_has_two_paces_whatever_reloads_follow_each_other(
+    steps: tuple[Mapping[str, tuple[str, ...]], ...], *, joins_all: bool
+) -> None:
+    """Each step comes while requests wait, and the queues empty in the end."""
+    async with bench() as b:
+        callers: list[tuple[set[str], Caller]] = []
+        for step in steps:
+            reload(b, step)
+            used = list(step.items())[: None if joins_all else 1]
+            for name, paths in used * 2:
+                caller = b.join(b.queue(name))
+                caller.is_prompt = True
+                callers.append((set(paths), caller))
+            await b.clock.advance(0.6 * INTERVAL)
+        for name, paths in list(steps[-1].items()) * 2:
+            callers.append((set(paths), b.join(b.queue(name))))
+        sends = await b.all_served([caller for _, caller in callers])
+        for path in {path for paths, _ in callers for path in paths}:
+            of_path = [at for at, (paths, _) in zip(sends, callers, strict=True) if path in paths]
+            assert shortest(of_path) >= INTERVAL - 1e-9
+        assert max(sends) - 10 <= INTERVAL * (len(callers) + len(steps))

@@ -106,3 +106,25 @@ async def test_request_that_comes_back_too_late_gets_no_slot_though_one_is_free(
         assert late.problem is not None
         assert (late.problem.name, late.problem.retry_after) == ("wait-expired", 1)
         assert b.waits("expired") == 1
+
+
+async def test_slot_that_is_left_unused_is_given_back() -> None:
+    async with bench() as b:
+        with await b.get(b.queue()) as slot:
+            waiting = b.join(b.queue())
+            await b.clock.advance(0)
+            assert (waiting.slot, slot.is_open) == (None, True)
+        assert not slot.is_open
+        assert await b.all_served([waiting]) == [10.0]
+
+
+async def test_caller_that_was_there_a_moment_ago_is_not_looked_for_again() -> None:
+    """To look takes a system call; for five milliseconds it is known."""
+    async with bench() as b:
+        caller = b.join(b.queue())
+        await b.clock.advance(0)
+        caller.is_present = False
+        slot = caller.take()
+        assert slot.may_leave(b.now + 0.004)
+        assert not slot.may_leave(b.now + 0.005)
+        slot.report(Unused())

@@ -309,3 +309,91 @@ async def test_request_that_was_taken_along_in_vain_takes_its_turn_again() -> No
         b.rejoin(b.queue(), taken)
         sent = await b.all_served([other, taken])
     assert sent == [11.0, 11.5]
+
+
+async def test_newcomer_that_would_wait_until_after_the_end_is_told_so() -> None:
+    """The proxy ends at a moment that is known: nobody waits for what cannot come."""
+    async with bench() as b:
+        b.closes_at = 11.0
+        callers = [b.join(b.queue()) for _ in range(2)]
+        await b.clock.advance(0)
+        assert b.admit(b.queue(), 60.0) is None  # it would be sent at 11.0
+        callers.append(b.join(b.queue()))
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), 60.0)
+        assert problem is not None
+        assert problem.name == "draining"
+        assert (b.waits("drained"), b.waits("refused")) == (1, 0)
+        labels = {"account": "london", "route": "exports", "outcome": "drained"}
+        assert b.counted("queue_wait_seconds_sum", **labels) == 0
+        await b.all_served(callers)
+
+
+async def test_expired_caller_is_told_its_own_turn_among_the_callers() -> None:
+    """Its other requests go before the one it would send again."""
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        expired = b.join(b.queue(), limit=3.0, caller="a")
+        rest = [b.join(b.queue(), caller="a") for _ in range(20)]
+        await b.until(13)
+        assert expired.problem is not None
+        assert expired.problem.retry_after in (8, 9)  # in 10.5 seconds, and it would wait almost 3
+        slot.report(Unused())
+        await b.all_served(rest)
+
+
+async def test_caller_refused_on_hold_comes_back_behind_the_crowd_that_waits() -> None:
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Refused(4.0))
+        crowd = [b.join(b.queue()) for _ in range(20)]
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), 1.0)
+        assert problem is not None
+        assert problem.retry_after == 14  # in fourteen seconds, of which it would wait almost one
+        await b.all_served(crowd)
+
+
+async def test_refused_caller_is_told_in_words_why_and_what_to_do() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        callers = [b.join(b.queue(), limit=limit) for limit in (3.0, 1000.0)]
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), 1.0)
+        assert problem is not None
+        assert problem.detail == (
+            "A request sent now would wait 1.5 s, behind 2 others."
+            " Come back after Retry-After, or ask for a longer pacing.max_wait."
+        )
+        assert problem.fields == {"predicted_wait": 1.5}
+        await b.accounts.operators.pause(b.account(), 600.0)
+        problem = b.admit(b.queue(), 1.0)
+        assert problem is not None
+        assert "others. An operator has paused the account. Come back" in problem.detail
+        await b.until(13)
+        assert callers[0].problem is not None
+        assert callers[0].problem.detail == (
+            "No slot came within 3.0 s. An operator has paused the account."
+        )
+        slot.report(Unused())
+        await b.all_served(callers[1:])
+
+
+async def test_prediction_knows_the_request_that_is_not_answered_yet() -> None:
+    """Without room in flight the wait is as long as that one, or as answers were of late."""
+    async with bench(Pacing(max_in_flight=1)) as b:
+        b.account().scheduler.take_room()  # of an answer of which more is to come
+        assert b.predicted_wait(b.ticket()) == 0.0  # no answer has come yet
+        b.account().scheduler.make_room()
+        slot = b.send(await b.get(b.queue()))
+        await b.until(16)
+        assert b.predicted_wait(b.ticket()) == 6.0
+        slot.report(Answered())
+        await b.until(20)
+        assert b.predicted_wait(b.ticket()) == 0.0
+        b.account().scheduler.take_room()
+        assert b.predicted_wait(b.ticket()) == 6.0
+        b.account().scheduler.make_room()
+        b.send(await b.get(b.queue())).report(Answered())  # at once
+        b.account().scheduler.take_room()
+        assert b.predicted_wait(b.ticket()) == 4.5  # a quarter less
+        b.account().scheduler.make_room()
