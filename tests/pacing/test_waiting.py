@@ -362,7 +362,7 @@ async def test_refused_caller_is_told_in_words_why_and_what_to_do() -> None:
         assert problem is not None
         assert problem.detail == (
             "A request sent now would wait 1.5 s, behind 2 others."
-            " Come back after Retry-After, or ask for a longer pacing.max_wait."
+            " Come back after Retry-After, or ask the operator to raise pacing.max_wait."
         )
         assert problem.fields == {"predicted_wait": 1.5}
         await b.accounts.operators.pause(b.account(), 600.0)
