@@ -19,7 +19,7 @@ from proxy.admin.endpoints import SAFE
 from proxy.http.request import Request
 from proxy.http.responses import OwnAnswer
 from proxy.settings import Admin
-from proxy.settings.files import read_small_file
+from proxy.settings.files import aside, read_small_file
 
 _PORT: Final = re.compile(r":[0-9]*\Z")
 
@@ -32,7 +32,7 @@ class AdminGuard:
         self._is_local = settings.host == "localhost" or _is_loopback(settings.host)
         self._token_file = settings.token_file
 
-    def refusal(self, request: Request) -> OwnAnswer | None:
+    async def refusal(self, request: Request) -> OwnAnswer | None:
         """Return the answer to a request that may not reach its handler, None if it may."""
         hosts = request.headers.getall("Host", ())  # every browser sends one
         if len(hosts) > 1 or not all(self._is_known(host) for host in hosts):
@@ -43,7 +43,7 @@ class AdminGuard:
             return None
         if self._token_file is None:
             return text("Not found.\n", HTTPStatus.NOT_FOUND)
-        if not _has_token(request, self._token_file):
+        if not await _has_token(request, self._token_file):
             challenge = ("WWW-Authenticate", 'Bearer realm="export-proxy admin"')
             return text("The admin token is needed.\n", HTTPStatus.UNAUTHORIZED, [challenge])
         return None
@@ -65,9 +65,9 @@ def _is_cross_site(request: Request) -> bool:
         return True
 
 
-def _has_token(request: Request, file: Path) -> bool:
+async def _has_token(request: Request, file: Path) -> bool:
     try:
-        token = read_small_file(file).strip()
+        token = (await aside(lambda: read_small_file(file))).strip()
     except (OSError, UnicodeDecodeError):
         return False
     shown = request.headers.get("Authorization", "").encode("utf-8", "replace")

@@ -6,7 +6,7 @@ refused as on the listen port; then `AdminGuard` checks who may ask.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
@@ -62,7 +62,7 @@ class Admin:
         connections: Callable[[], int],
         refused_connections: RefusedConnections,
         is_serving: Callable[[], bool],
-        reload: Callable[[], None] | None,
+        reload: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._guard = AdminGuard(settings.admin)
         self._tokens = tokens
@@ -97,7 +97,7 @@ class Admin:
             return _refused(problem)
         found = self.endpoints.find(request.method, target.path)
         with self._actions.noting(request, found) as outcome:
-            answer = self._guard.refusal(request)
+            answer = await self._guard.refusal(request)
             if answer is None:
                 answer = await _handled(request, found)
             outcome.status = answer.status
@@ -222,7 +222,7 @@ class Admin:
         if self._reload is None:
             return text("No configuration file.\n", HTTPStatus.NOT_FOUND)
         try:
-            self._reload()
+            await self._reload()
         except ConfigError as error:
             lines = "".join(f"{problem}\n" for problem in error.problems)
             return text(lines, HTTPStatus.UNPROCESSABLE_ENTITY)

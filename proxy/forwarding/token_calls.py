@@ -107,7 +107,7 @@ class TokenCalls:
 
     async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> OwnAnswer:
         """Give the managed token to a caller that proves the account's secret."""
-        if not self._identity.logins.check_secret(managed, login.secret, peer):
+        if not await self._identity.logins.check_secret(managed, login.secret, peer):
             raise Problem(
                 "unauthenticated",
                 "The client id or secret is wrong.",

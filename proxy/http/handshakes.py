@@ -32,7 +32,7 @@ class TlsServer:
         timeout: Callable[[], float],
     ) -> None:
         self.sockets = sockets
-        self._context = context
+        self.context = context
         self._admission = admission
         self._protocol = protocol
         self._timeout = timeout
@@ -95,7 +95,7 @@ class TlsServer:
                 await self._loop.connect_accepted_socket(
                     lambda: self._protocol(place),
                     accepted,
-                    ssl=self._context,
+                    ssl=self.context,
                     ssl_handshake_timeout=max(0.001, deadline - self._loop.time()),
                 )
                 is_done = True

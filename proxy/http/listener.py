@@ -67,7 +67,7 @@ class Listener:
     ) -> None:
         self.handle = handle
         self.room = room
-        self.apply(write_timeout=write_timeout)
+        self.write_timeout = write_timeout
         self.is_closing = False
         self._clock = clock
         self._date = (0, "")
@@ -77,9 +77,11 @@ class Listener:
         self._server: asyncio.Server | TlsServer | None = None
         self._handshakes: TlsServer | None = None
 
-    def apply(self, *, write_timeout: float) -> None:
+    def apply(self, *, write_timeout: float, tls: ssl.SSLContext | None = None) -> None:
         """Obey it from the next connection on; limits are those of `room`."""
         self.write_timeout = write_timeout
+        if tls is not None and self._handshakes is not None:
+            self._handshakes.context = tls
 
     @property
     def limits(self) -> Limits:

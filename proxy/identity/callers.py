@@ -253,13 +253,13 @@ class Identity:
             return None
         return account_id(await verifier.client_of(token, claims))
 
-    def _secret_of(self, account: str) -> str | None:
+    async def _secret_of(self, account: str) -> str | None:
         """Return the secret of a managed account; a random one, fitting no seal, if unreadable."""
         token = self.tokens.get(self._names.get(account, ""))
         if token is None:
             return None
         try:
-            return token.credentials.read_secret()
+            return await token.credentials.read_secret()
         except SecretUnreadableError:
             return secrets.token_hex()
 

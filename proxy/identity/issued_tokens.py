@@ -10,7 +10,7 @@ A full table makes room in this order: entries past their end; the oldest entry 
 so that a client that renews its token evicts nobody; the oldest entry of all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -58,7 +58,7 @@ class IssuedTokens:
         clock: Clock,
         limit: int,
         shared: SharedTokens | None,
-        secret_of: Callable[[str], str | None],
+        secret_of: Callable[[str], Awaitable[str | None]],
     ) -> None:
         self._limit = limit
         self._clock = clock
@@ -82,7 +82,8 @@ class IssuedTokens:
         """Remember the owner of a token for `lifetime` seconds."""
         self._keep(token_hash, owner, lifetime)
         if self._shared is not None:
-            await self._shared.add(self._to_share(token_hash, owner, lifetime))
+            secret = await self._secret_of(owner.account_id)
+            await self._shared.add(_to_share(token_hash, owner, lifetime, secret))
 
     def known(self, token_hash: bytes) -> Found | None:
         """Return the owner of the token, as far as this replica knows."""
@@ -123,7 +124,7 @@ class IssuedTokens:
         Raises StoreDown if it cannot be asked.
         """
         entry = None if self._shared is None else await self._shared.find(token_hash)
-        if entry is None or not self._is_genuine(token_hash, entry):
+        if entry is None or not await self._is_genuine(token_hash, entry):
             return None
         by_api = entry.origin.startswith(BY_API)
         owner = Owner(entry.account_id, by_api, entry.origin.removeprefix(BY_API))
@@ -148,25 +149,24 @@ class IssuedTokens:
             if known[0].account_id != account_id
         }
 
-    def _entries_again(self) -> Iterator[IssuedToken]:
+    def _entries_again(self) -> AsyncIterator[IssuedToken]:
         """Return the entries to store again after the store lost them; ask anew about others."""
         self._unknown.clear()
         self._told_by = self._clock.monotonic() + _TELLING
         return self._entries()
 
-    def _entries(self) -> Iterator[IssuedToken]:
-        now = self._clock.monotonic()
-        for token_hash, (owner, expires) in self._known.items():
-            if expires > now:
-                yield self._to_share(token_hash, owner, expires - now)
+    async def _entries(self) -> AsyncIterator[IssuedToken]:
+        secrets: dict[str, str | None] = {}
+        for token_hash, known in tuple(self._known.items()):
+            owner, expires = known
+            if owner.account_id not in secrets:
+                secrets[owner.account_id] = await self._secret_of(owner.account_id)
+            left = expires - self._clock.monotonic()
+            if left > 0 and self._known.get(token_hash) is known:  # not forgotten meanwhile
+                yield _to_share(token_hash, owner, left, secrets[owner.account_id])
 
-    def _to_share(self, token_hash: bytes, owner: Owner, lifetime: float) -> IssuedToken:
-        origin = f"{BY_API}{owner.organization}" if owner.by_api else ""
-        secret = self._secret_of(owner.account_id)
-        return IssuedToken(token_hash, owner.account_id, lifetime, secret, origin)
-
-    def _is_genuine(self, token_hash: bytes, entry: Entry) -> bool:
-        secret = self._secret_of(entry.account_id)
+    async def _is_genuine(self, token_hash: bytes, entry: Entry) -> bool:
+        secret = await self._secret_of(entry.account_id)
         if secret is None:  # sealed: by a replica with settings of another time
             return not entry.seal
         return entry.is_sealed_by(token_hash, secret)
@@ -184,3 +184,8 @@ class IssuedTokens:
             return
         own = (key for key, (owner, _) in self._known.items() if owner.account_id == account_id)
         del self._known[next(own, None) or next(iter(self._known))]
+
+
+def _to_share(token_hash: bytes, owner: Owner, lifetime: float, secret: str | None) -> IssuedToken:
+    origin = f"{BY_API}{owner.organization}" if owner.by_api else ""
+    return IssuedToken(token_hash, owner.account_id, lifetime, secret, origin)

@@ -47,7 +47,7 @@ class Logins:
                 return self._tokens.by_name[name]
         return None
 
-    def check_secret(self, account: TokenKeeper, secret: Secret, peer: str) -> bool:
+    async def check_secret(self, account: TokenKeeper, secret: Secret, peer: str) -> bool:
         """Compare a secret with the account's, and count a wrong one against the address `peer`.
 
         Raises the Problem `wait-expired` if the address has failed too often as that client, and
@@ -56,13 +56,14 @@ class Logins:
         client_id = account.credentials.client_id
         self._failed.check(peer, client_id)
         try:
-            is_right = account.credentials.match(secret.raw, secret.decoded)
+            is_right = await account.credentials.match(secret.raw, secret.decoded)
         except SecretUnreadableError:
             raise Problem(
                 "token-unavailable",
                 "The account's secret cannot be read.",
                 retry_after=_UNREADABLE_PAUSE,
             ) from None
+        self._failed.check(peer, client_id)  # others may have failed while the secret was read
         if not is_right:
             self._failed.note(peer, client_id)
         return is_right

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from proxy.rules.logins import has_control
-from proxy.settings.files import read_small_file
+from proxy.settings.files import aside, read_small_file
 
 Format = Literal["servicenow", "flat"]
 
@@ -40,8 +40,13 @@ class DeskCredentials:
     hmac_key: bytes = field(default=b"", repr=False)
 
 
-def read_credentials(file: Path, kind: Format) -> DeskCredentials:
+async def read_credentials(file: Path, kind: Format) -> DeskCredentials:
     """Read the file. Raises `CredentialsUnreadable`."""
+    return await aside(lambda: read_now(file, kind))
+
+
+def read_now(file: Path, kind: Format) -> DeskCredentials:
+    """Read the file, and block meanwhile. Raises `CredentialsUnreadable`."""
     try:
         document = json.loads(read_small_file(file))
     except OSError as error:

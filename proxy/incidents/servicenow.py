@@ -118,7 +118,7 @@ class IncidentTable:
 
     async def _call(self, method: str, rest: str, row: Mapping[str, Value] | None = None) -> bytes:
         try:
-            shown = read_credentials(self._settings.credentials_file, "servicenow")
+            shown = await read_credentials(self._settings.credentials_file, "servicenow")
         except CredentialsUnreadable as error:
             raise DeskDown(f"credentials_file {error}") from None
         body = b"" if row is None else json.dumps(row).encode()

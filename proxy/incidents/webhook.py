@@ -80,10 +80,10 @@ class Webhook:
             }
         ).encode()
         try:
-            key = read_credentials(self._settings.credentials_file, "flat").hmac_key
+            shown = await read_credentials(self._settings.credentials_file, "flat")
         except CredentialsUnreadable as error:
             raise DeskDown(f"credentials_file {error}") from None
-        fields = {SIGNATURE: signature(key, int(self._clock.wall()), body)}
+        fields = {SIGNATURE: signature(shown.hmac_key, int(self._clock.wall()), body)}
         await self._client.call("POST", self._target, fields, body)
 
 

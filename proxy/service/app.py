@@ -7,7 +7,7 @@
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -30,7 +30,6 @@ from proxy.http.bodies import Bodies
 from proxy.http.client import Client
 from proxy.http.listener import Listener, NewestServed
 from proxy.http.request import Request
-from proxy.http.tls import load_certificate, tls_context
 from proxy.identity.callers import Identity
 from proxy.identity.issuer import Issuer
 from proxy.incidents.incidents import Incidents
@@ -38,9 +37,10 @@ from proxy.incidents.watch import Watch
 from proxy.pacing.accounts import Accounts
 from proxy.problems import PROXY_NAME
 from proxy.rules.line_budget import Owner
-from proxy.service.reload import check_reload, check_start
+from proxy.service.reload import Files, check_reload, check_start, read_files
 from proxy.service.sharing import Sharing
 from proxy.settings import Settings
+from proxy.settings.files import aside
 from proxy.telemetry.callers import Callers
 from proxy.telemetry.connections import RefusedConnections
 from proxy.telemetry.logs import Sink
@@ -64,9 +64,10 @@ class Proxy:
         tasks: asyncio.TaskGroup,
         *,
         sink: Sink | None = None,
-        reload: Callable[[], None] | None = None,
+        reload: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        check_start(settings)
+        files = read_files(settings)
+        check_start(files)
         self.settings = settings
         self.clock = clock
         self._may_log = _always if sink is None else sink.take_room
@@ -153,7 +154,7 @@ class Proxy:
             write_timeout=settings.upstream.response_timeout,
             on_refused=refused_connections.note,
         )
-        self.tls = None if settings.listen.tls is None else tls_context(settings.listen.tls)
+        self.tls = files.tls
         self.snapshots = Snapshots(
             self.accounts, self._tokens, self.refusals, self.callers, clock=clock
         )
@@ -172,15 +173,16 @@ class Proxy:
         )
         self.admin_listener = NewestServed(self.admin.handle, self.admin.bodies.room, clock=clock)
 
-    def apply(self, settings: Settings) -> None:
-        """Obey new settings from now on.
+    async def reload(self, settings: Settings) -> None:
+        """Read what new settings name, then obey them; raises like `apply`."""
+        self.apply(settings, await aside(lambda: read_files(settings)))
+
+    def apply(self, settings: Settings, files: Files) -> None:
+        """Obey new settings from now on; `files` holds what they name.
 
         Raises ConfigError, and changes nothing, if they need a restart or name an unusable file.
         """
-        check_reload(self.settings, settings)
-        tls = settings.listen.tls
-        if tls is not None and self.tls is not None:
-            load_certificate(self.tls, tls)
+        check_reload(self.settings, settings, files)
         self.settings = settings
         self.api.apply(
             settings.upstream, settings.upstream.api_url, max_header=settings.limits.max_header
@@ -195,9 +197,9 @@ class Proxy:
         self.refusals.apply(settings)
         self.callers.apply(settings)
         self.bodies.apply(settings.limits)
-        self.listener.apply(write_timeout=settings.upstream.response_timeout)
+        self.listener.apply(write_timeout=settings.upstream.response_timeout, tls=files.tls)
         self.issuer.apply(settings)
-        for client_id in self._tokens.apply(settings):
+        for client_id in self._tokens.apply(settings, files.fingerprints):
             self.identity.forget(client_id)  # an old secret proved these; the new one has to
         self.admin.apply(settings)
         self.incidents.apply(settings)

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -54,7 +54,7 @@ async def running(
     clock: Clock,
     *,
     sink: Sink | None = None,
-    reload: Callable[[], None] | None = None,
+    reload: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Running]:
     """Run a proxy for as long as the context lasts; at its end it drains.
 

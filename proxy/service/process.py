@@ -1,6 +1,7 @@
 """`export-proxy serve`: the process around the proxy: signals, reloads, log, service manager.
 
-SIGHUP reloads. The first SIGTERM or SIGINT drains; a second one ends the process at once. During
+SIGHUP reloads. Reloads are done one after another and none is left out; while one reads its files,
+the proxy serves. The first SIGTERM or SIGINT drains; a second one ends the process at once. During
 the drain no request is sent again.
 """
 
@@ -10,11 +11,11 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -24,13 +25,14 @@ from proxy.service.doubts import doubts_about
 from proxy.service.lifecycle import running
 from proxy.service.systemd import Notifier, watchdog_pause
 from proxy.settings import ConfigError, Settings, load
-from proxy.settings.files import check_regular_file
+from proxy.settings.files import aside, read_configuration
 from proxy.telemetry.logs import Sink, logging_to, obey
 
 _log = structlog.get_logger(__name__)
 
 RESERVED_FILES: Final = 64  # descriptors for the admin port, files, and the loop itself
 _KILLED_BY: Final = 128  # plus the signal's number: the exit status a shell gives
+_NOT_NOW: Final = "the proxy is starting or shutting down; it does not reload now"
 _LAST_WORDS: Final = 0.1  # seconds for the log when there is no time left
 
 
@@ -43,6 +45,8 @@ class Service:
         self._clock = clock
         self._notifier = Notifier(environ)
         self._stop = asyncio.Event()
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._one_reload = asyncio.Lock()
         self._proxy: Proxy | None = None
         self._sink: Sink
 
@@ -63,6 +67,7 @@ class Service:
                 await self._stop.wait()
                 self._notifier.stopping()
                 _log.info("draining")
+                await self._end_reloads()
             _log.info("stopped")
 
     def _obey_signals(self) -> None:
@@ -78,29 +83,56 @@ class Service:
         self._stop.set()
 
     def _hang_up(self) -> None:
+        _ = self._begin(self._reload_and_log())  # a task that is kept
+
+    async def _reload_and_log(self) -> None:
         try:
-            self._reload()
+            await self._reload_in_turn()
         except ConfigError as error:
             _log.error("reload refused, the old configuration stays", problems=error.problems)
 
-    def _reload(self) -> None:
-        """Read the file again and apply it; a bad one raises ConfigError and changes nothing."""
-        if self._proxy is None or self._stop.is_set():
-            raise ConfigError(("the proxy is starting or shutting down; it does not reload now",))
-        self._notifier.reloading(self._clock.monotonic())
+    async def _reload(self) -> None:
+        """Reload for the admin port, also if the operator does not wait for its end."""
+        task = self._begin(self._reload_in_turn())
         try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # the drain has begun
+                raise ConfigError((_NOT_NOW,)) from None
+            raise
+
+    def _begin(self, reload: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(reload)
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return task
+
+    async def _end_reloads(self) -> None:
+        """End those that still read: to obey them now is of no use."""
+        for task in self._reloads:
+            task.cancel()
+        if self._reloads:
+            await asyncio.wait(self._reloads)
+
+    async def _reload_in_turn(self) -> None:
+        """Read the file again and obey it; a bad one raises ConfigError and changes nothing."""
+        async with self._one_reload:
+            if self._proxy is None or self._stop.is_set():
+                raise ConfigError((_NOT_NOW,))
+            self._notifier.reloading(self._clock.monotonic())
             try:
-                check_regular_file(self._config)
-            except OSError as error:
-                raise ConfigError((f"{self._config}: cannot be read: {error.strerror}",)) from None
-            settings = load(self._config, self._environ)
-            self._proxy.apply(fit_descriptors(settings))
-            obey(settings.log, self._sink)
-            _log.info("reloaded")
-            warn_of_plain_http(settings)
-            warn_of_observing(settings)
-        finally:
-            self._notifier.ready()
+                settings = await aside(self._read)
+                await self._proxy.reload(fit_descriptors(settings))
+                obey(settings.log, self._sink)
+                _log.info("reloaded")
+                warn_of_plain_http(settings)
+                warn_of_observing(settings)
+            finally:
+                if not self._stop.is_set():
+                    self._notifier.ready()
+
+    def _read(self) -> Settings:
+        return load(self._config, self._environ, read=read_configuration)
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:

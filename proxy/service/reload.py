@@ -2,47 +2,89 @@
 
 A reload is all or nothing: if the new file asks for what only a restart can change, or names a file
 that cannot be used, the proxy keeps the old configuration.
+
+To read files may take seconds. So all that a configuration names is read first, into a value, by a
+reload in a thread of its own; to obey it then reads nothing, and happens between two requests.
 """
 
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from proxy.http.tls import tls_context, verifying_context
+from proxy.http.tls import read_authorities, tls_context
 from proxy.incidents.credentials import (
     BadCredentials,
     CredentialsUnreadable,
-    read_credentials,
+    read_now,
 )
 from proxy.service.doubts import loops
 from proxy.settings import ConfigError, Settings
 from proxy.settings.files import read_small_file
-from proxy.tokens.credentials import BadSecretError, Credentials, SecretUnreadableError
+from proxy.tokens.credentials import (
+    BadSecretError,
+    Credentials,
+    SecretUnreadableError,
+    fingerprint_of,
+)
 
 _IPV6: Final = 6
 
 
-def check_start(settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What the files hold that some settings name.
+
+    `problems` has a line for each that cannot be used; `fingerprints` are those of the accounts'
+    secrets by client id, None for one that cannot be read yet.
+    """
+
+    problems: tuple[str, ...]
+    tls: ssl.SSLContext | None
+    fingerprints: Mapping[str, bytes | None]
+
+
+def read_files(settings: Settings) -> Files:
+    """Read the files that the settings name; this blocks."""
+    problems: list[str] = []
+    tls = None
+    try:
+        tls = None if settings.listen.tls is None else tls_context(settings.listen.tls)
+    except OSError as error:
+        problems.append(f"listen.tls: cannot be used: {_reason(error)}")
+    try:
+        read_authorities(settings.upstream.ca_file)
+    except OSError as error:
+        problems.append(f"upstream.ca_file: cannot be used: {_reason(error)}")
+    fingerprints = _read_secrets(settings, problems)
+    problems += _bad_desk_credentials(settings)
+    return Files(tuple(problems), tls, fingerprints)
+
+
+def check_start(files: Files) -> None:
     """Raise ConfigError if a file that the settings name cannot be used."""
-    _refuse([*_unusable(settings)])
+    _refuse(files.problems)
 
 
 def check_whole(settings: Settings) -> None:
-    """Raise ConfigError if a proxy could not start, or would be of no use."""
-    _refuse([*_unusable(settings), *loops(settings, is_here)])
+    (
+        """Raise ConfigError if a proxy could not start, or would be of no use."""
+        """Raise ConfigError if a proxy could not start, or would be of no use."""
+    )
+    _refuse((*read_files(settings).problems, *loops(settings, is_here)))
 
 
-def check_reload(old: Settings, new: Settings) -> None:
+def check_reload(old: Settings, new: Settings, files: Files) -> None:
     """Raise ConfigError if a running proxy cannot obey the new settings."""
-    _refuse([*_unreloadable(old, new), *_unusable(new)])
+    _refuse((*_unreloadable(old, new), *files.problems))
 
 
-def _refuse(problems: list[str]) -> None:
+def _refuse(problems: tuple[str, ...]) -> None:
     if problems:
-        raise ConfigError(tuple(problems))
+        raise ConfigError(problems)
 
 
 def _unreloadable(old: Settings, new: Settings) -> Iterator[str]:
@@ -59,34 +101,22 @@ def _unreloadable(old: Settings, new: Settings) -> Iterator[str]:
             yield f"{key}: cannot be changed by a reload; restart instead"
 
 
-def _unusable(settings: Settings) -> Iterator[str]:
-    """Yield a line for each certificate or key that cannot be used."""
-    try:
-        if settings.listen.tls is not None:
-            tls_context(settings.listen.tls)
-    except OSError as error:
-        yield f"listen.tls: cannot be used: {_reason(error)}"
-    try:
-        verifying_context(settings.upstream.ca_file)
-    except OSError as error:
-        yield f"upstream.ca_file: cannot be used: {_reason(error)}"
-    yield from _bad_secrets(settings)
-
-
-def _bad_secrets(settings: Settings) -> Iterator[str]:
-    """Yield a line for each secret file whose content cannot be a secret.
+def _read_secrets(settings: Settings, problems: list[str]) -> dict[str, bytes | None]:
+    """Return the secrets' fingerprints by client id; add a line for each file that holds none.
 
     A file that cannot be read may still come; until then its account has no token.
     """
+    fingerprints: dict[str, bytes | None] = {}
     for index, account in enumerate(settings.accounts):
-        if account.client_secret_file is not None:
+        if account.is_managed:
+            fingerprints[account.client_id] = None
             try:
-                Credentials.of(account).read_secret()
+                fingerprints[account.client_id] = fingerprint_of(Credentials.of(account).read())
             except BadSecretError as error:
-                yield f"accounts[{index}].client_secret_file: {error}"
+                problems.append(f"accounts[{index}].client_secret_file: {error}")
             except SecretUnreadableError:
                 continue
-    yield from _bad_desk_credentials(settings)
+    return fingerprints
 
 
 def missing_files(settings: Settings) -> Iterator[str]:
@@ -129,7 +159,7 @@ def _bad_desk_credentials(settings: Settings) -> Iterator[str]:
     wanted = settings.incidents
     if wanted is not None:
         try:
-            read_credentials(wanted.credentials_file, wanted.format)
+            read_now(wanted.credentials_file, wanted.format)
         except BadCredentials as error:
             yield f"incidents.credentials_file: {error}"
         except CredentialsUnreadable:

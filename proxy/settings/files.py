@@ -3,9 +3,14 @@
 A FIFO or a device could make the process wait for ever; so only regular files are read, up to the
 size of a secret or a certificate chain. A network file system that does not answer makes a read
 wait, too; so each read has its own thread and two seconds. While a read hangs, further reads of
-that file fail at once, so the process waits only once.
+that file fail at once and reads of other files get less time, so the process waits only once.
+
+All of this blocks its caller. While the proxy serves, `aside` does it in another thread, and the
+loop goes on.
 """
 
+import asyncio
+import concurrent.futures
 import errno
 import os
 import stat
@@ -16,6 +21,7 @@ from typing import Final, TypeVar
 
 _T = TypeVar("_T")
 _SECONDS: Final = 2.0  # for one read; a file on a disk takes a thousandth of one
+_LEAST_SECONDS: Final = 0.1  # for one read while many others hang
 _hanging: dict[Path, threading.Thread] = {}  # of the process: so are its file systems
 
 MAX_BYTES: Final = 1_048_576  # a bundle of every public authority has 250 kB
@@ -26,22 +32,53 @@ def read_small_file(path: Path) -> str:
 
     Raises OSError, whose `strerror` is a phrase for people, or UnicodeDecodeError.
     """
-    return in_time(path, lambda: _read(path))
+    return in_time(path, lambda: _read(path, MAX_BYTES)).decode()
 
 
-def in_time(path: Path, read: Callable[[], _T], *, seconds: float = _SECONDS) -> _T:
+def read_configuration(path: Path) -> str:
+    """Return the text of a regular file of any size; raises like `read_small_file`."""
+    return in_time(path, lambda: _read(path, None)).decode()
+
+
+async def aside(work: Callable[[], _T]) -> _T:
+    """Return what `work` returns, or raise what it raises, without stopping the loop.
+
+    The thread does not keep the process alive. Where the caller is cancelled it goes on alone.
+    """
+    outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()
+    threading.Thread(target=_run, args=(work, outcome), name="aside", daemon=True).start()
+    try:
+        return await asyncio.wrap_future(outcome)
+    finally:
+        del outcome  # an exception in it refers back to here
+
+
+def _run(work: Callable[[], _T], outcome: "concurrent.futures.Future[_T]") -> None:
+    try:
+        result = work()
+    except BaseException as error:  # noqa: BLE001 -- raised where it is awaited
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
+
+
+def in_time(path: Path, read: Callable[[], _T], *, seconds: float | None = None) -> _T:
     """Return what `read` returns or raise what it raises; OSError if it takes too long."""
     hanging = _hanging.get(path)
     if hanging is not None and hanging.is_alive():
         raise OSError(errno.ETIMEDOUT, "its file system does not answer")
-    _hanging.pop(path, None)
+    for ended in [one for one, thread in _hanging.copy().items() if not thread.is_alive()]:
+        _hanging.pop(ended, None)
+    seconds = _SECONDS if seconds is None else seconds
+    seconds = max(min(seconds, _LEAST_SECONDS), seconds / (1 + len(_hanging)))
     results: list[_T] = []
-    errors: list[Exception] = []
+    errors: list[OSError] = []
 
     def run() -> None:
         try:
             results.append(read())
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="file", daemon=True)
@@ -55,27 +92,22 @@ def in_time(path: Path, read: Callable[[], _T], *, seconds: float = _SECONDS) ->
     return results[0]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most: int | None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(os.fstat(descriptor).st_mode)
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read() if most is None else file.read(most + 1)
     finally:
         os.close(descriptor)
-    if len(data) > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES} bytes")
-    return data.decode()
+    if most is not None and len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return data
 
 
 def check_regular_file(path: Path) -> None:
     """Raise OSError unless the path is a regular file, which a library can read without waiting."""
-
-    def read() -> None:
-        _check(path.stat().st_mode)
-        path.read_bytes()
-
-    in_time(path, read)
+    in_time(path, lambda: _read(path, None))
 
 
 def _check(mode: int) -> None:

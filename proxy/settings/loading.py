@@ -8,7 +8,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast, get_args, get_origin
 
@@ -42,12 +42,18 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Settings:
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")  # at the start it may be a pipe, and take its time
+
+
+def load(
+    path: Path, environ: Mapping[str, str], *, read: Callable[[Path], str] = _read_text
+) -> Settings:
     """Read the configuration file, and let the environment override it.
 
     Raises ConfigError with every problem that can be found at once.
     """
-    document, problems = _read_file(path, environ)
+    document, problems = _read_file(path, environ, read)
     overrides, unknown = _read_environment(environ)
     problems += unknown
     try:
@@ -65,7 +71,7 @@ def written_secrets(path: Path, environ: Mapping[str, str]) -> tuple[str, ...]:
 
     For a file that `load` has read.
     """
-    document, _ = _read_file(path, environ)
+    document, _ = _read_file(path, environ, _read_text)
     return tuple(_written(document, ()))
 
 
@@ -101,12 +107,14 @@ def _merged(below: dict[Any, Any], above: dict[str, Any]) -> dict[Any, Any]:
 # The file.
 
 
-def _read_file(path: Path, environ: Mapping[str, str]) -> tuple[dict[Any, Any], list[Complaint]]:
+def _read_file(
+    path: Path, environ: Mapping[str, str], read: Callable[[Path], str]
+) -> tuple[dict[Any, Any], list[Complaint]]:
     document: object = None
     problems: list[Complaint] = []
     fault = "must hold a mapping of sections"
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(read(path))
         root = loader.get_single_node()
         if root is not None:
             problems += _prepare(root, (), environ, seen=set())

@@ -11,7 +11,7 @@ others wait for its entry, or for its note that the API names no client.
 import asyncio
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -75,8 +75,8 @@ class SharedTokens:
         self._is_restoring = False
         self._asking: dict[bytes, asyncio.Future[Entry | None]] = {}
 
-    def restore_from(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
-        """Write the tokens that `entries` returns again whenever the store may have lost them."""
+    def restore_from(self, tokens: Callable[[], AsyncIterator[IssuedToken]]) -> None:
+        """Write the tokens that `tokens` returns again whenever the store may have lost them."""
 
         def restore() -> None:
             self._is_lost = True
@@ -161,12 +161,12 @@ class SharedTokens:
         key = _TOKEN + token_hash.hex()
         await self._connection.run("SET", key, value, "EX", max(1, int(issued.lifetime)))
 
-    async def _restore(self, tokens: Callable[[], Iterable[IssuedToken]]) -> None:
+    async def _restore(self, tokens: Callable[[], AsyncIterator[IssuedToken]]) -> None:
         try:
             while self._is_lost:
                 self._is_lost = False
                 with suppress(StoreDown):  # it asks again when it is back
-                    for issued in tuple(tokens()):
+                    for issued in [one async for one in tokens()]:
                         await self._write(issued)
         finally:
             self._is_restoring = False

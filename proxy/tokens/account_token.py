@@ -86,10 +86,13 @@ class TokenKeeper:
         """The account's credentials at the login server."""
         return self._minter.credentials
 
-    def apply(self, name: str, credentials: Credentials, settings: Settings) -> bool:
+    def apply(
+        self, name: str, credentials: Credentials, settings: Settings, fingerprint: bytes | None
+    ) -> bool:
         """Obey new settings from now on, and keep the token; return True if the secret changed.
 
-        With a new secret a token is minted as soon as possible; until then the old one serves.
+        `fingerprint` is that of the secret, None if the proxy could not read it. With a new secret
+        a token is minted as soon as possible; until then the old one serves.
         """
         self.name = name
         self._rules = settings.tokens
@@ -98,9 +101,10 @@ class TokenKeeper:
             min_interval=self._rules.min_refresh_interval,
             window_length=self._rules.propagation_window,
         )
-        is_other = self._minter.use(credentials)
+        is_other = self._minter.use(credentials, fingerprint)
         if is_other:
-            self._notice_new_secret()
+            if self.is_rejected:
+                self._schedule.allow_now()
             self._schedule.order("operator")
             self._alarm.ring()
         return is_other
@@ -138,6 +142,7 @@ class TokenKeeper:
 
     async def renewed(self, used: Token, reason: Reason, *, limit: float) -> Token | None:
         """Return a newer token than the one the API refused; None if none comes in time."""
+        await self._notice_new_secret()
         current = self.current()
         if current is not None and current is not used:
             return current
@@ -156,6 +161,7 @@ class TokenKeeper:
         Raises `TooSoon`, or the Problem `token-unavailable` or `token-rejected`: not even an
         operator may ask a login server before the time it named.
         """
+        await self._notice_new_secret()
         now, before = self._clock.monotonic(), self._token
         if not self._order_renewal("operator", now):
             raise TooSoon(self._schedule.not_before - now) if not self._failure else self._problem()
@@ -196,7 +202,9 @@ class TokenKeeper:
 
     async def _wait_for_token(self, deadline: float) -> None:
         """Wait for a token that is on its way; raises a Problem when none comes in time."""
-        self._notice_new_secret()
+        await self._notice_new_secret()
+        if self.current() is not None:
+            return
         now = self._clock.monotonic()
         if not self._schedule.is_due(now) and (
             self._failure or not self._schedule.comes_before(deadline)
@@ -210,8 +218,10 @@ class TokenKeeper:
 
         Raises the Problem `missing-scope` when the caller should not wait.
         """
+        await self._notice_new_secret()
+        if self.current() is not token:
+            return True
         now = self._clock.monotonic()
-        self._notice_new_secret()
         self._schedule.want(token.lacks(needed), now)
         self._alarm.ring()
         if self._schedule.is_due(now):
@@ -228,13 +238,12 @@ class TokenKeeper:
         raise token.missing_scope(needed, next_refresh_in=next_in)
 
     def _order_renewal(self, reason: Reason, now: float) -> bool:
-        self._notice_new_secret()
         self._alarm.ring()
         return self._schedule.order_renewal(reason, now)
 
-    def _notice_new_secret(self) -> None:
+    async def _notice_new_secret(self) -> None:
         """Allow a mint at once if the login server refused a secret that has changed since."""
-        if self.is_rejected and self._minter.has_secret_changed():
+        if self.is_rejected and await self._minter.has_secret_changed() and self.is_rejected:
             self._schedule.allow_now()
             self._alarm.ring()
 

@@ -1,8 +1,12 @@
 """A managed account's client id and secret; a secret in a file is read again when it is needed.
 
+A file is read in another thread, so that a file system that does not answer stops only what needs
+the secret; one read of a secret runs at a time.
+
 The secret never appears in a text: not in `repr`, not in an error.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable
@@ -11,7 +15,7 @@ from pathlib import Path
 
 from proxy.rules.logins import has_control
 from proxy.settings import Account
-from proxy.settings.files import read_small_file
+from proxy.settings.files import aside, read_small_file
 
 
 class SecretUnreadableError(Exception):
@@ -24,10 +28,15 @@ class BadSecretError(SecretUnreadableError):
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """An account's client id and secret."""
+    """An account's client id and secret.
+
+    `read` returns the secret or raises `SecretUnreadableError`; it blocks if `is_file`.
+    """
 
     client_id: str
-    read_secret: Callable[[], str] = field(repr=False)
+    read: Callable[[], str] = field(repr=False)
+    is_file: bool = False
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     @classmethod
     def of(cls, account: Account) -> "Credentials":
@@ -37,23 +46,35 @@ class Credentials:
             value = secret.get_secret_value()
             return cls(account.client_id, lambda: value)
         assert file is not None  # noqa: S101 -- a managed account has one of the two
-        return cls(account.client_id, lambda: _read(file))
+        return cls(account.client_id, lambda: _read(file), is_file=True)
 
-    def match(self, *readings: str) -> bool:
+    async def read_secret(self) -> str:
+        """Return the secret; raises `SecretUnreadableError`."""
+        if not self.is_file:
+            return self.read()
+        async with self._lock:
+            return await aside(self.read)
+
+    async def match(self, *readings: str) -> bool:
         """True if one of the readings is the secret; raises `SecretUnreadableError`.
 
         Each reading is compared in constant time, so the duration reveals nothing.
         """
-        secret = self.read_secret().encode()
+        secret = (await self.read_secret()).encode()
         matches = [hmac.compare_digest(one.encode("utf-8", "replace"), secret) for one in readings]
         return True in matches
 
-    def fingerprint(self) -> bytes | None:
+    async def fingerprint(self) -> bytes | None:
         """Return a hash that changes when the secret does; None if it cannot be read."""
         try:
-            return hashlib.sha256(self.read_secret().encode()).digest()
+            return fingerprint_of(await self.read_secret())
         except SecretUnreadableError:
             return None
+
+
+def fingerprint_of(secret: str) -> bytes:
+    """Return the hash by which a secret is known to be another one."""
+    return hashlib.sha256(secret.encode()).digest()
 
 
 def _read(file: Path) -> str:

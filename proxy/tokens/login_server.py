@@ -76,7 +76,7 @@ class LoginServer:
     async def fetch(self, credentials: Credentials) -> TokenAnswer:
         """Ask once. Raises `Rejected`, `Throttled` or `Troubled`."""
         try:
-            secret = credentials.read_secret()
+            secret = await credentials.read_secret()
         except SecretUnreadableError as error:
             raise Rejected(str(error)) from None
         try:

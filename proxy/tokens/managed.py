@@ -43,9 +43,10 @@ class ManagedTokens:
         self._by_id: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def apply(self, settings: Settings) -> list[str]:
+    def apply(self, settings: Settings, fingerprints: Mapping[str, bytes | None] = {}) -> list[str]:
         """Obey new settings from now on.
 
+        `fingerprints` are those of the secrets by client id, None for one that cannot be read.
         Return the client ids whose account was removed or whose secret changed.
         """
         self._login_server.apply(settings)
@@ -56,7 +57,8 @@ class ManagedTokens:
         changed = []
         for client_id, running in self._by_id.items():
             account = wanted[client_id]
-            if running.keeper.apply(account.name, Credentials.of(account), settings):
+            fingerprint = fingerprints.get(client_id)
+            if running.keeper.apply(account.name, Credentials.of(account), settings, fingerprint):
                 changed.append(client_id)
         for client_id in wanted.keys() - self._by_id.keys():
             self._by_id[client_id] = self._begin(wanted[client_id], settings)

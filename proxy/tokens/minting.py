@@ -65,21 +65,21 @@ class Minter:
         """Obey new settings from the next attempt on."""
         self._retries = retries
 
-    def use(self, credentials: Credentials) -> bool:
-        """Mint with these from now on; return True if an earlier, different secret was tried."""
-        self.credentials = credentials
-        return self._tried_secret is not None and credentials.fingerprint() not in {
-            None,
-            self._tried_secret,
-        }
+    def use(self, credentials: Credentials, fingerprint: bytes | None) -> bool:
+        """Mint with these from now on; return True if an earlier, different secret was tried.
 
-    def has_secret_changed(self) -> bool:
+        `fingerprint` is that of the secret, None where it could not be read.
+        """
+        self.credentials = credentials
+        return self._tried_secret is not None and fingerprint not in {None, self._tried_secret}
+
+    async def has_secret_changed(self) -> bool:
         """True if the secret is not the one that was tried last."""
-        return self.credentials.fingerprint() != self._tried_secret
+        return await self.credentials.fingerprint() != self._tried_secret
 
     async def mint(self) -> Token | NoToken:
         """Ask for a token, a few times if the login server is in trouble."""
-        self._tried_secret = self.credentials.fingerprint()
+        self._tried_secret = await self._fingerprint()
         try:
             token = self._token_of(await self._ask())
         except Rejected as error:
@@ -90,6 +90,14 @@ class Minter:
             return self._failed(error, None)
         self._failures = 0
         return token
+
+    async def _fingerprint(self) -> bytes | None:
+        """Return that of the secret that is in use when it has been read."""
+        while True:
+            credentials = self.credentials
+            fingerprint = await credentials.fingerprint()
+            if credentials is self.credentials:
+                return fingerprint
 
     async def _ask(self) -> TokenAnswer:
         for attempt in range(1, _TRIES):

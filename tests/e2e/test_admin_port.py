@@ -161,13 +161,13 @@ async def test_a_reload_changes_what_a_head_may_have() -> None:
         async def answer() -> Response:
             return await ask(proxy, "GET", "/healthz", long)
 
-        def obey(**limits: Any) -> None:
-            proxy.proxy.apply(settings_for(upstream.url, limits=limits))
+        async def obey(**limits: Any) -> None:
+            await proxy.proxy.reload(settings_for(upstream.url, limits=limits))
 
         assert (await answer()).status == 200
-        obey(max_header=4096)
+        await obey(max_header=4096)
         refused = await answer()
         assert (refused.status, kind_of(refused)) == (431, [b"application/problem+json"])
         assert b"planted" not in refused.body
-        obey()
+        await obey()
         assert (await answer()).status == 200

@@ -132,7 +132,7 @@ async def test_the_first_unknown_clients_are_told_apart_and_the_others_are_one()
         assert sent == {first: 2, second: 1, "other": 2}
         head = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
         text = (await exchange(HOST, port_of(proxy.admin_url), head)).decode()
-        proxy.proxy.apply(proxy.proxy.settings)  # a reload keeps them
+        await proxy.proxy.reload(proxy.proxy.settings)  # a reload keeps them
         again = (await exchange(HOST, port_of(proxy.admin_url), head)).decode()
     labels = 'route="exports",method="POST",code="202",origin="upstream"'
     for told in (text, again):

@@ -121,7 +121,7 @@ async def test_a_hundred_wait_through_a_pause_and_a_reload_and_are_sent_in_order
         for number in range(CROWD):
             connections.append(await export(proxy, f"{number:03}"))
             await has_waiting(proxy, number + 1)
-        proxy.proxy.apply(
+        await proxy.proxy.reload(
             settings_for(
                 upstream.url,
                 accounts=[PARIS, LONDON],

@@ -371,19 +371,19 @@ async def test_a_reload_switches_incidents_on_and_off_and_changes_their_columns(
             await export(proxy, channel="whatsapp")
             await several_looks()
             assert simulator.service_desk.calls == []
-            proxy.proxy.apply(on)
+            await proxy.proxy.reload(on)
             await has_rows(simulator, 1, active=1)
-            proxy.proxy.apply(Settings.model_validate({**base(url), "incidents": other}))
+            await proxy.proxy.reload(Settings.model_validate({**base(url), "incidents": other}))
             simulator.eat_quota(CLIENT, 8)
             held = asyncio.ensure_future(export(proxy, channel="voice"))
             rows = await has_rows(simulator, 2, active=2)
             assert rows[1]["short_description"].startswith("changed: london: on hold")
-            proxy.proxy.apply(Settings.model_validate(base(url)))
+            await proxy.proxy.reload(Settings.model_validate(base(url)))
             told = len(simulator.service_desk.calls)
             assert (await held).status == 202
             await several_looks()
             assert len(simulator.service_desk.calls) == told
-            proxy.proxy.apply(on)
+            await proxy.proxy.reload(on)
             assert (await export(proxy, channel="voice", again=True)).status == 202
             await has_rows(simulator, 2, active=1)
 
@@ -410,6 +410,6 @@ async def test_an_account_that_is_configured_no_longer_has_no_open_incident(
             await export(proxy, channel="whatsapp")
             await has_rows(simulator, 1, active=1)
             without = proxy.proxy.settings.model_copy(update={"accounts": ()})
-            proxy.proxy.apply(without)
+            await proxy.proxy.reload(without)
             (row,) = await has_rows(simulator, 1, active=0)
     assert row["close_notes"].startswith("The account is no longer configured.")

@@ -466,13 +466,15 @@ async def test_a_reload_in_between_changes_nothing_for_those_that_wait() -> None
     async with scene() as it:
         before = await it.ask(poll(), poll())
         settings = it.proxy.proxy.settings
-        it.proxy.proxy.apply(settings.model_copy(update={"pacing": Pacing(interval=INTERVAL)}))
+        await it.proxy.proxy.reload(
+            settings.model_copy(update={"pacing": Pacing(interval=INTERVAL)})
+        )
         after = await it.ask(poll())
         unmerged = [
             route.model_copy(update={"merge": False}) if route.paced else route
             for route in settings.routes
         ]
-        it.proxy.proxy.apply(settings.model_copy(update={"routes": tuple(unmerged)}))
+        await it.proxy.proxy.reload(settings.model_copy(update={"routes": tuple(unmerged)}))
         alone = await it.ask(poll())
         await it.sent(2)
         answers = await it.answers([*before, *after, *alone])

@@ -110,7 +110,7 @@ async def test_enforcing_by_a_reload_is_seamless() -> None:
     async with observed() as (_, proxy, url):
         await asyncio.gather(*(export(proxy, number) for number in range(5)))
         settings = settings_for(url, accounts=[LONDON], pacing=pacing("enforce"))
-        proxy.proxy.apply(settings)
+        await proxy.proxy.reload(settings)
         assert await get(proxy, "/readyz") == "ready\n"
         responses = await asyncio.gather(*(export(proxy, number) for number in range(10, 14)))
         assert [response.status for response in responses] == [202] * 4

@@ -51,7 +51,7 @@ async def a_proxy() -> AsyncIterator[Running]:
     )
     reloads = cycle([True, False])
 
-    def reload() -> None:
+    async def reload() -> None:
         if not next(reloads):
             raise ConfigError(("pacing.interval: must be a number",))
 

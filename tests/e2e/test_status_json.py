@@ -144,7 +144,7 @@ async def test_an_account_that_is_configured_no_more_leaves_nothing_behind() -> 
         assert refused.status == 429
         text = (await admin(proxy, "/metrics")).body.decode()
         assert 'account="london"' in text
-        proxy.proxy.apply(proxy.proxy.settings.model_copy(update={"accounts": ()}))
+        await proxy.proxy.reload(proxy.proxy.settings.model_copy(update={"accounts": ()}))
         text = (await admin(proxy, "/metrics")).body.decode()
         said = await status(proxy)
     assert 'account="london"' not in text

@@ -401,7 +401,7 @@ async def test_a_reload_lets_no_more_of_them_through() -> None:
     async with slow_login() as (proxy, upstream, clock), asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(log_in(proxy, token_call())) for _ in range(4)]
         await upstream.received(4)
-        proxy.proxy.apply(proxy.proxy.settings)
+        await proxy.proxy.reload(proxy.proxy.settings)
         calls += [tasks.create_task(log_in(proxy, token_call())) for _ in range(2)]
         await is_known(proxy)
         assert token_calls(upstream) == 4

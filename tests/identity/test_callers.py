@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from proxy.problems import Problem
 from proxy.rules.digests import account_id, hash_token
 from proxy.rules.logins import Secret
 from proxy.telemetry.metrics import Metrics
+from proxy.tokens.credentials import Credentials
 from proxy.tokens.login_server import LoginServer
 from proxy.tokens.managed import ManagedTokens
 from tests.kit.clock import FakeClock
@@ -104,7 +106,32 @@ async def test_ten_wrong_secrets_of_one_address_do_not_concern_another() -> None
         paris = it.logins.managed(["paris-id"])
         assert paris is not None
         for _ in range(10):
-            assert not it.logins.check_secret(paris, Secret("wrong", "wrong"), "192.0.2.1")
+            assert not await it.logins.check_secret(paris, Secret("wrong", "wrong"), "192.0.2.1")
         with pytest.raises(Problem):
-            it.logins.check_secret(paris, RIGHT, "192.0.2.1")
-        assert it.logins.check_secret(paris, RIGHT, "192.0.2.2")
+            await it.logins.check_secret(paris, RIGHT, "192.0.2.1")
+        assert await it.logins.check_secret(paris, RIGHT, "192.0.2.2")
+
+
+async def test_guesses_while_the_secret_is_read_are_counted_too() -> None:
+    """All of them have passed the check of the count before the first one is compared."""
+    goes_on = threading.Event()
+
+    def read() -> str:
+        goes_on.wait(20)
+        return "its-secret"
+
+    clock, loop = FakeClock(), asyncio.get_running_loop()
+    async with identity(clock) as it:
+        paris = it.logins.managed(["paris-id"])
+        assert paris is not None
+        slow = Credentials("paris-id", read, is_file=True)
+        paris.apply("paris", slow, settings_for(NOWHERE), None)
+        guess = Secret("wrong", "wrong")
+        guesses = [
+            loop.create_task(it.logins.check_secret(paris, guess, "192.0.2.1")) for _ in range(20)
+        ]
+        await clock.advance(0)
+        assert not any(one.done() for one in guesses)
+        goes_on.set()
+        told = await asyncio.gather(*guesses, return_exceptions=True)
+    assert [isinstance(one, Problem) for one in told] == [False] * 10 + [True] * 10

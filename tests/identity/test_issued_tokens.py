@@ -5,8 +5,12 @@ from proxy.rules.digests import hash_token
 from tests.kit.clock import FakeClock
 
 
+async def no_secret(_: str) -> None:
+    return None
+
+
 def table(clock: FakeClock, limit: int = 3) -> IssuedTokens:
-    return IssuedTokens(clock=clock, limit=limit, shared=None, secret_of=lambda _: None)
+    return IssuedTokens(clock=clock, limit=limit, shared=None, secret_of=no_secret)
 
 
 async def known(tokens: IssuedTokens, *names: str) -> list[str]:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings.files import MAX_BYTES, check_regular_file, in_time, read_small_file
+from proxy.settings.files import (
+    MAX_BYTES,
+    aside,
+    check_regular_file,
+    in_time,
+    read_configuration,
+    read_small_file,
+)
+from tests.kit.clock import FakeClock
 
 
 def fifo(folder: Path) -> Path:
@@ -78,3 +86,65 @@ def test_a_file_system_that_does_not_answer_is_waited_for_once(tmp_path: Path) -
     (reading,) = [thread for thread in threading.enumerate() if thread.name == "file"]
     reading.join()
     assert in_time(path, lambda: "read again") == "read again"
+
+
+def test_many_files_that_hang_are_not_waited_for_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start with a hundred of them does not take a hundred times as long."""
+    answers, waits = threading.Event(), list[float]()
+    join = threading.Thread.join
+
+    def noted(thread: threading.Thread, timeout: float | None = None) -> None:
+        waits.append(timeout or 0.0)
+        join(thread, 0.0)
+
+    monkeypatch.setattr(threading.Thread, "join", noted)
+    for number in range(100):
+        with pytest.raises(OSError, match="does not answer"):
+            in_time(tmp_path / f"{number}", answers.wait, seconds=2.0)
+    answers.set()
+    assert waits[0] == 2.0
+    assert 100 * 0.1 < sum(waits) < 20
+
+
+async def test_the_loop_goes_on_while_something_is_read_aside() -> None:
+    answers = threading.Event()
+
+    def read() -> str:
+        answers.wait(20)
+        return "read"
+
+    reading = asyncio.get_running_loop().create_task(aside(read))
+    await FakeClock().advance(0)
+    assert not reading.done()
+    answers.set()
+    assert await reading == "read"
+
+
+async def test_what_fails_aside_fails_where_it_is_awaited() -> None:
+    with pytest.raises(FileNotFoundError):
+        await aside(lambda: read_small_file(Path("/nowhere")))
+
+
+async def test_a_reader_aside_can_be_cancelled_before_it_ends() -> None:
+    answers, has_ended = threading.Event(), threading.Event()
+
+    def read() -> None:
+        answers.wait(20)
+        has_ended.set()
+
+    reading = asyncio.get_running_loop().create_task(aside(read))
+    await FakeClock().advance(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    answers.set()
+    assert has_ended.wait(20)
+
+
+def test_a_configuration_may_be_larger_than_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x" * (MAX_BYTES + 1))
+    assert len(read_configuration(tmp_path / "file")) == MAX_BYTES + 1
+    with pytest.raises(OSError, match="it is not a regular file"):
+        read_configuration(fifo(tmp_path))

@@ -58,7 +58,11 @@ async def deployed(folder: Path) -> AsyncIterator[tuple[RedisServer, Replica, Re
 
 def _replica(connection: Connection, shared: SharedTokens) -> Replica:
     secrets = dict(SECRETS)
-    tokens = IssuedTokens(clock=SystemClock(), limit=10, shared=shared, secret_of=secrets.get)
+
+    async def secret_of(account: str) -> str | None:
+        return secrets.get(account)
+
+    tokens = IssuedTokens(clock=SystemClock(), limit=10, shared=shared, secret_of=secret_of)
     return Replica(tokens, connection, secrets)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -497,11 +498,9 @@ async def test_a_token_outlives_refused_credentials() -> None:
 
 
 def in_file(file: Path) -> Credentials:
-    return Credentials.of(
-        Account.model_validate(
-            {"name": "london", "client_id": "id", "client_secret_file": str(file)}
-        )
-    )
+    """Those of an account with a secret file, which is read at once: the clock knows no threads."""
+    account = {"name": "london", "client_id": "id", "client_secret_file": str(file)}
+    return replace(Credentials.of(Account.model_validate(account)), is_file=False)
 
 
 async def test_a_new_secret_is_tried_at_once(tmp_path: Path) -> None:
@@ -950,7 +949,7 @@ async def test_new_settings_are_obeyed_and_the_token_is_kept() -> None:
                 "tokens": {"on_missing_scope": "forward", "min_refresh_interval": 100},
             }
         )
-        it.account.apply("london", it.account.credentials, settings)
+        it.account.apply("london", it.account.credentials, settings, None)
         assert (await it.get(DIGITAL)).token is token
         await it.until(15)
         assert it.fetches == [0.0, 15.0]
