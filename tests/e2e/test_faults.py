@@ -172,13 +172,12 @@ async def test_a_network_that_changes_its_mind(tmp_path: Path) -> None:
         network,
     ):
         breaking = asyncio.ensure_future(go_on_breaking(network))
-        answers = Counter(await callers.burst(10, 30))
+        answers = set(await callers.burst(10, 30))
         breaking.cancel()
         network.mode = Pass()
         network.reset_all()
         assert set(await callers.burst(4, 2)) == {"202"}
-    assert len(answers) >= 3  # the faults were met
-    assert answers["202"] >= 1  # and so were the calm moments between
+    assert answers - {"202"}  # the faults were met
 
 
 # Callers who leave, and an API that never answers

@@ -305,7 +305,7 @@ async def test_idle_connections_that_close_just_as_posts_start() -> None:
         accepted += sum(response.status == 202 for response in responses)
         reused += len(upstream.requests) - len(upstream.requests_per_connection)
         closed += upstream.connections - 1
-    assert accepted >= 150
+    assert accepted >= pairs * rounds // 10  # those that met an open one
     assert reused > 0
     assert closed > 0
 

@@ -535,7 +535,7 @@ async def test_a_request_that_leaves_while_connecting_gives_the_place_back() -> 
 
 
 async def test_the_wait_for_a_connection_has_its_time() -> None:
-    async with meeting(max_connections=1, connect_timeout=0.5) as (server, client):
+    async with meeting(max_connections=1, connect_timeout=2) as (server, client):
         await ask(server, client, BY_LENGTH)
         assert isinstance(await outcome_of(start(client)), Unsent)
 
@@ -627,7 +627,7 @@ async def abandon_over_tls(tmp_path: Path) -> None:
         response = await client.send(GET)
         await client.next_chunk(response)
         response.release()
-        async with asyncio.timeout(1.5):
+        async with asyncio.timeout(10):  # a close that waits for the peer takes 30 s
             await ended.wait()
         assert client.connections() == (0, 0)
         await client.close()
