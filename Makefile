@@ -17,6 +17,8 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 SECOND_TRY := --reruns 1 -r fER
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
+unexport PYTHONDONTWRITEBYTECODE # what is compiled once is started a hundred times
+
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
 .PHONY: help install demo test bench check soak fuzz slow docs picture \
@@ -33,7 +35,7 @@ demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
 
 test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
 	$(BIN)/pytest $(COVER) --numprocesses 4 $(BY_FILE) -m "not timed" $(PYTEST_ARGS)
-	$(BIN)/pytest --numprocesses 3 $(BY_FILE) -m timed $(SECOND_TRY) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
+	$(BIN)/pytest --numprocesses 2 $(BY_FILE) -m timed $(SECOND_TRY) $(PYTEST_ARGS) || [ $$? -eq 5 ] # 5: PYTEST_ARGS left none
 
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)
