@@ -86,7 +86,7 @@ class Account:
         return max(now, self._rests_until(), *backlogs)
 
     def _rests_until(self) -> float:
-        ends = [(queue.holding.until, queue.pace_due()) for queue in self.queues]
+        ends = [(queue.holding.until, queue.times.pace_due()) for queue in self.queues]
         return max(0.0, self.allowance.holding.until, *(max(pair) for pair in ends))
 
     def state(self, now: float) -> AccountState:

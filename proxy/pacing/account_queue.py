@@ -1,14 +1,15 @@
-"""One queue of an account, as callers wait in it: when its next slot is due.
+"""One queue of an account, as callers wait in it.
 
-Its dealings with a store are in leased_queue.py, how long a new request would wait in
-prediction.py. The account decides who is sent next; `Scheduler` is what the queue sees of it.
+When its next slot is due is in due_times.py, its dealings with a store are in leased_queue.py, how
+long a new request would wait in prediction.py. The account decides who is sent next; `Scheduler` is
+what the queue sees of it.
 """
 
 from dataclasses import replace
-from math import inf
 from typing import Protocol
 
 from proxy.pacing.allowance import Allowance
+from proxy.pacing.due_times import DueTimes
 from proxy.pacing.holding import QueueHolds
 from proxy.pacing.leased_queue import HoldKeeper, LeasedQueue
 from proxy.pacing.queue import Queue
@@ -48,6 +49,7 @@ class AccountQueue:
         "queue",
         "returns",
         "scheduler",
+        "times",
         "waiters",
     )
 
@@ -64,6 +66,7 @@ class AccountQueue:
         self.holds = QueueHolds(allowance.holding, self.holding, context.clock)
         self.returns = Returns()
         self.on_paper = PaperQueue()  # the queue that would be, where it is only observed
+        self.times = DueTimes(allowance, self.leased)
         self.joined: tuple[AccountQueue, ...] = ()  # they keep one pace with this queue
         self._clock = context.clock
 
@@ -113,56 +116,17 @@ class AccountQueue:
         """Keep the interval from the last send of another queue, too."""
         self.queue.inherit(other.queue, self.allowance.interval_on(self.route))
 
-    # When it is due
+    def join(self, other: "AccountQueue") -> None:
+        """Keep one pace with another queue from now on."""
+        self._set_joined((*self.joined, other))
 
-    def pace_due(self) -> float:
-        """Return when the pace allows the next send."""
-        return self.queue.pace_due(self.interval * self.allowance.spread)
+    def part(self, other: "AccountQueue") -> None:
+        """Keep one pace with another queue no longer."""
+        self._set_joined(tuple(one for one in self.joined if one is not other))
 
-    def opens_at(self, now: float) -> float:
-        """Return when pace and lease allow the holder of a slot to send."""
-        if not self.queue.paced:
-            # It waits for the lease until a shared hold is known.
-            return self.queue.lease.present.opens(now)
-        interval = self.allowance.interval_on(self.queue.route)
-        opens = self.queue.opens_at(now, interval * self.allowance.spread)
-        return self.leased.own_moment(opens, interval)
-
-    def paced_due(self, now: float) -> float:
-        """Return when pace and lease allow the next slot: `inf` while one is out and unused."""
-        return -inf if self.allowance.is_observed else self._paced_due(now)
-
-    def _paced_due(self, now: float) -> float:
-        if self.joined and any(other.queue.sending is not None for other in self.joined):
-            return inf
-        if self.queue.paced and self.queue.sending is not None:
-            return inf
-        return self.opens_at(now)
-
-    def due(self, now: float) -> float:
-        """Return when the next slot of this route is due; the account may have to wait longer."""
-        if self.allowance.is_observed:
-            return -inf
-        return max(self._paced_due(now), self.holding.state.opens_at(now))
-
-    def due_since(self, now: float) -> float:
-        """Return the moment at which the next slot of this route became due, or will be."""
-        return max(self.paced_due(now), self.holding.state.opens_at(-inf))
-
-    def is_free(self, now: float) -> bool:
-        """True if a newcomer could be sent at once."""
-        return (
-            not self.waiters.depth and self.allowance.opens_at(now) <= now and self.due(now) <= now
-        )
-
-    def may_be_free(self) -> bool:
-        """True if a newcomer could be sent at once, as far as is known without the store."""
-        if self.depth or self.queue.sending is not None:
-            return False
-        now = self._clock.monotonic()
-        due = self.leased.own_moment(self.pace_due(), self.interval)
-        opens = max(self.allowance.opens_at(now), self.holding.state.opens_at(now))
-        return max(opens, due) <= now
+    def _set_joined(self, queues: "tuple[AccountQueue, ...]") -> None:
+        self.joined = queues
+        self.times.joined = tuple(one.queue for one in queues)
 
     # What becomes of its slots, which belong to the queue whatever its route is called by then
 

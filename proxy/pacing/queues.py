@@ -99,7 +99,8 @@ class Queues:
     def _join(self, old: AccountQueue, new: AccountQueue) -> None:
         new.inherit(old)
         self._joined.append((old, new))
-        old.joined, new.joined = (*old.joined, new), (*new.joined, old)
+        old.join(new)
+        new.join(old)
 
     def spent(self, queue: AccountQueue) -> None:
         """Report a send of that queue to those that keep one pace with it."""
@@ -107,5 +108,5 @@ class Queues:
             other.keep_pace_of(queue)
         for old, new in [pair for pair in self._joined if not pair[0].is_in_use]:
             self._joined.remove((old, new))
-            old.joined = tuple(one for one in old.joined if one is not new)
-            new.joined = tuple(one for one in new.joined if one is not old)
+            old.part(new)
+            new.part(old)

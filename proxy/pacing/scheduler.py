@@ -60,7 +60,9 @@ class AccountScheduler:
         """Return when the next slot is to be offered; `inf` if something else must come first."""
         now = self._context.clock.monotonic()
         firsts = [(queue, queue.waiters.first) for queue in self.queues]
-        dues = [max(queue.due_since(now), first.joined_at) for queue, first in firsts if first]
+        dues = [
+            max(queue.times.due_since(now), first.joined_at) for queue, first in firsts if first
+        ]
         return max(self._allowance.opens_at(self._allowance.room_since), min(dues)) if dues else inf
 
     def pump(self) -> None:
@@ -80,9 +82,9 @@ class AccountScheduler:
             if not waiting:
                 return
             opens = self._allowance.opens_at(now)
-            due = [queue for queue in waiting if max(opens, queue.due(now)) <= now]
+            due = [queue for queue in waiting if max(opens, queue.times.due(now)) <= now]
             if not due:
-                at = max(opens, min(queue.due(now) for queue in waiting))
+                at = max(opens, min(queue.times.due(now) for queue in waiting))
                 if at < inf:
                     self._timer = clock.call_at(at, self.pump)
                 return
@@ -109,7 +111,7 @@ class AccountScheduler:
 
     def grant(self, queue: AccountQueue, ticket: Ticket, now: float) -> Slot:
         """Give the slot that is due to that ticket."""
-        not_before = queue.paced_due(now)
+        not_before = queue.times.paced_due(now)
         due_at = now  # of one that has only just come
         if ticket.joined_at < now:
             due_at = min(self._due_since(queue, ticket, not_before), now)
@@ -139,7 +141,7 @@ class AccountScheduler:
             return False
         if self._allowance.is_observed:
             return True
-        return queue.holding.may_leave(slot, now) and queue.opens_at(now) <= now
+        return queue.holding.may_leave(slot, now) and queue.times.opens_at(now) <= now
 
     def settle(self, queue: AccountQueue, slot: Slot, report: Report) -> None:
         """Process a slot's report."""

@@ -53,7 +53,7 @@ class Waiting:
         """
         self._refuse_without_service(queue)
         now = self._clock.monotonic()
-        if queue.is_free(now):
+        if queue.times.is_free(now):
             return
         limit = _seconds(wait, now)
         predicted = predicted_wait(queue, ticket, now)
@@ -61,10 +61,10 @@ class Waiting:
             self._count(queue, ticket, "drained", 0.0)
             raise draining()
         has_place = queue.depth < self._context.pacing.max_queue
-        is_in_time = fits(predicted, limit) and (limit > 0 or queue.may_be_free())
+        is_in_time = fits(predicted, limit) and (limit > 0 or queue.times.may_be_free())
         if has_place and is_in_time and not pushes_out(queue, ticket, now):
             return
-        if queue.holds.is_clamped() and queue.may_be_free():
+        if queue.holds.is_clamped() and queue.times.may_be_free():
             return  # it may be the probe, if the store gives the lease
         self._count(queue, ticket, "refused", 0.0)
         raise self._full(queue, predicted, limit)
@@ -90,7 +90,7 @@ class Waiting:
         """Grant a slot that is free now to a caller that is there; None if there is none."""
         now = self._clock.monotonic()
         ends = wait.at if isinstance(wait, WaitUntil) else inf
-        if ends < now or not queue.is_free(now) or self._is_without_service(queue):
+        if ends < now or not queue.times.is_free(now) or self._is_without_service(queue):
             return None
         if not ticket.is_present():
             return None

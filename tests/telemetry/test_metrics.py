@@ -244,7 +244,7 @@ def test_two_thousand_tokens_and_paths_add_no_series(metrics: Metrics) -> None:
         account = accounts.unidentified(f"token-{number}".encode())
         queue = account.queue("exports", paced=True)
         count_everything(metrics, account.label, request_id=f"/path/{number}")
-        assert queue.pace_due() > 0
+        assert queue.times.pace_due() > 0
 
     meet(0)
     before = series_of(snapshot(metrics, accounts))
