@@ -18,6 +18,7 @@ from typing import Any, Final
 from proxy.clock import Clock, Timer
 from proxy.forwarding.attempts import PendingRequest
 from proxy.forwarding.exchange import Exchange
+from proxy.forwarding.outcomes import share_outcome
 from proxy.forwarding.relay import read_or_keep
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
@@ -172,19 +173,16 @@ class Flights:
 
     async def _fly(self, flight: Flight, watched: PendingRequest, sender: Sender) -> None:
         try:
-            answer = await sender.send(watched)
-            if isinstance(answer, Response):
-                answer = await read_or_keep(self._api, answer, MAX_ANSWER)
-            flight.done.set_result(answer)
-        except Problem as problem:
-            flight.done.set_result(problem.anew())
-        except Exception as bug:  # noqa: BLE001 -- raised again for each caller
-            flight.done.set_exception(bug)
-            flight.done.exception()  # there may be no caller left
+            await share_outcome(flight.done, self._answer(watched, sender))
         finally:
-            flight.done.cancel()  # where it was given up
             if not flight.callers:
                 self._settle(flight)
+
+    async def _answer(self, watched: PendingRequest, sender: Sender) -> Answer | Response:
+        answer = await sender.send(watched)
+        if isinstance(answer, Response):
+            return await read_or_keep(self._api, answer, MAX_ANSWER)
+        return answer
 
     def _settle(self, flight: Flight) -> None:
         """Keep what repeats of a finished flight need."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from proxy.forwarding.api_refusals import ApiRefusal
 from proxy.forwarding.attempts import PendingRequest
+from proxy.forwarding.outcomes import share_outcome
 from proxy.forwarding.relay import read_or_keep
 from proxy.http.client import Client
 from proxy.http.messages import Answer, OutcomeUnknown, Unsent, Withheld
@@ -178,20 +179,17 @@ class Group:
     async def _run(
         self, shared: SharedSend, watched: PendingRequest, slot: Slot, send: Send
     ) -> None:
-        try:
-            with slot:
-                outcome = await send(watched)
-            if isinstance(outcome, Response) and shared.is_shared:
-                with watched.exchange.spending("upstream"):
-                    outcome = await self._whole(watched.outgoing.method, outcome)
-            shared.done.set_result(outcome)
-        except Problem as problem:
-            shared.done.set_result(problem.anew())
-        except Exception as bug:  # noqa: BLE001 -- raised again for each caller
-            shared.done.set_exception(bug)
-            shared.done.exception()  # there may be no caller left
-        finally:
-            shared.done.cancel()  # where it was given up
+        await share_outcome(shared.done, self._sent(shared, watched, slot, send))
+
+    async def _sent(
+        self, shared: SharedSend, watched: PendingRequest, slot: Slot, send: Send
+    ) -> Outcome:
+        with slot:
+            outcome = await send(watched)
+        if isinstance(outcome, Response) and shared.is_shared:
+            with watched.exchange.spending("upstream"):
+                return await self._whole(watched.outgoing.method, outcome)
+        return outcome
 
     async def _whole(self, method: str, response: Response) -> Answer | Response:
         """Read an answer that may be shared; any other is still to be streamed."""
