@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request: the status of its answer, 500 until there is one."""
+    """The outcome of a request: the status of its answer, 500 until there is one."""
 
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
 

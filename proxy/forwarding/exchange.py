@@ -20,12 +20,12 @@ _LONGEST_PATH: Final = 512
 _LONGEST_TEXT: Final = 256
 
 Part = Literal["queue", "token", "pause", "connecting", "upstream"]
-"""What time goes to; `connecting` is that of connects that lost the slot meanwhile."""
+"""How time is spent; `connecting` is that of connects that lost the slot meanwhile."""
 
 _NOTHING_SPENT: Final[dict[Part, float]] = dict.fromkeys(get_args(Part), 0.0)
 
 Attempt = Literal["never left", "refused", "stale token", "answered", "no answer"]
-"""What became of an attempt: of a send, or of a connect that failed."""
+"""The outcome of an attempt: of a send, or of a connect that failed."""
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class Exchange:
         return 0.0 if self.first_sent is None else self.clock.monotonic() - self.first_sent
 
     def attempted(self, attempt: Attempt, *, begun: float) -> None:
-        """Add what became of an attempt that began at that moment."""
+        """Add the outcome of an attempt that began at that moment."""
         if self.first_sent is None:
             self.first_sent = begun
         self.attempts = (*self.attempts, attempt)

@@ -38,7 +38,7 @@ from proxy.rules.repeats import (
 from proxy.settings import Settings
 from proxy.store.repeats import Owner, RepeatStore
 
-CLAIM_SECONDS: Final = 10.0  # the claim of a replica that died is over by then
+CLAIM_SECONDS: Final = 10.0  # the claim of a dead replica has expired by then
 _RENEWAL: Final = 3.0  # seconds after which a claim is renewed
 
 
@@ -218,7 +218,7 @@ class Flights:
         if self._abandoned.get(sameness) is flight:
             del self._abandoned[sameness]
 
-    # What other replicas are told meanwhile
+    # What other replicas see meanwhile
 
     def _mark(self, flight: Flight) -> None:
         """Tell other replicas that the flight is under way, and if it was sent."""

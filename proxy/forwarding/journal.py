@@ -112,4 +112,4 @@ def _request_id(request: Request) -> str:
     own = request.headers.get("X-Request-Id", "")
     if own and _REQUEST_ID.fullmatch(own):
         return own
-    return f"{random.getrandbits(128):032x}"  # unique, which is all it has to be
+    return f"{random.getrandbits(128):032x}"  # it only needs to be unique

@@ -226,7 +226,7 @@ class Merging:
 
 
 def read_to_merge(pending: PendingRequest) -> Read | None:
-    """Return a request as a read that others may equal; None if it is sent by itself."""
+    """Return a request as a read to compare; None if it must be sent by itself."""
     if not pending.may_merge:
         return None
     outgoing = pending.outgoing

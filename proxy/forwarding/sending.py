@@ -135,7 +135,7 @@ class Sender:
         return await group.send(pending, ticket, slot, send)
 
     async def _taken_along(self, pending: PendingRequest, ticket: Ticket, group: Group) -> Outcome:
-        """Wait for what became of the send of an equal request, which counts as an attempt."""
+        """Wait for the outcome of an equal request's send, which counts as an attempt."""
         exchange, begun = pending.exchange, self._clock.monotonic()
         with exchange.spending("upstream"):
             outcome = await group.outcome(pending, ticket)
@@ -217,7 +217,7 @@ class Sender:
                 if account.allowance.is_observed:
                     return False  # nothing waits for the end of a hold
                 goes_back, reason = account.allowance.spend_retry(), "rate_limited"
-            case renewal:  # bounded by itself: once a request
+            case renewal:  # has its own bound: once per request
                 goes_back = await self._is_renewed(pending, token, renewal)
                 reason = "stale_token"
         if goes_back and not exchange.is_merged:

@@ -14,7 +14,7 @@ from proxy.rules.shares import FEW_CONNECTIONS, Reason, why_refused
 from proxy.settings import Limits
 
 _SPARE: Final = 32  # descriptors that are left for files, the admin port and the API
-_SPARE_SHARE: Final = 4  # one part in so many of those there are, where they are few
+_SPARE_SHARE: Final = 4  # this part of all descriptors, if there are few
 
 
 class Place:

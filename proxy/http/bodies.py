@@ -30,7 +30,7 @@ class Bodies:
             body.bound(limit)
         if not body.has_failed and request.waits_for_go_ahead:
             request.go_ahead()
-        if body.is_complete or body.has_failed:  # so nobody waits
+        if body.is_complete or body.has_failed:  # so no caller waits
             return await body.whole()
         try:
             async with asyncio.timeout(self.room.limits.body_timeout):

@@ -179,7 +179,7 @@ class CallerConnection(asyncio.Protocol):
             self.transport.close()
 
     def give_way(self) -> None:
-        """End the connection at once, and count it no more, since another one takes its place."""
+        """End the connection at once and stop counting it, since another one takes its place."""
         self._state = _State.CLOSED
         if self._place is not None:
             self._place.give_back()
@@ -223,7 +223,7 @@ class CallerConnection(asyncio.Protocol):
         if "Transfer-Encoding" in headers:
             if request.is_chunked:
                 request.body = IncomingBody(self._listener.room, self._peer, None)
-            else:  # nobody knows where it ends; the handler refuses it
+            else:  # its end is not known; the handler refuses it
                 self._early.is_dropping = True
         elif "Content-Length" in headers and (length := int(headers["Content-Length"])):
             request.body = IncomingBody(self._listener.room, self._peer, length)

@@ -43,7 +43,7 @@ class TlsServer:
             self._resume(listening)
 
     def close(self) -> None:
-        """Accept no more; handshakes under way go on."""
+        """Accept no further connections; handshakes under way go on."""
         for timer in self._timers.values():
             timer.cancel()
         for listening in self.sockets:

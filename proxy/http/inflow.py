@@ -65,4 +65,4 @@ class Inflow:
 
 
 def _ignore() -> None:
-    """Do nothing: what has ended expires no more."""
+    """Do nothing: a finished answer cannot expire."""

@@ -112,7 +112,7 @@ class Listener:
         return int(self._server.sockets[0].getsockname()[1])
 
     def stop_listening(self) -> None:
-        """Take no more connections; those there are go on."""
+        """Accept no further connections; the open ones go on."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -179,7 +179,7 @@ class NewestServed(Listener):
     """
 
     def take(self, peer: str, descriptor: int) -> Place:  # noqa: ARG002 -- some are kept for it
-        """Count a connection of that address, in the place of another one if need be."""
+        """Count a connection of that address, if necessary instead of another one."""
         if self.connections >= self.limits.max_connections:
             held = [one for one in self._connections if one.is_counted]
             idle = [one for one in held if one.is_idle]

@@ -139,7 +139,7 @@ class AnswerReader:
         messages, _, _ = self._parser.feed_data(head)
         for message, content in messages:
             self._last = b""
-            # Interim answers (RFC 9110 section 15.2) are for nobody.
+            # Interim answers (RFC 9110 section 15.2) are dropped.
             if not 100 <= message.code <= 199 or message.code == _SWITCHING:  # noqa: PLR2004 -- as named
                 self._begin(message, content)
         return rest

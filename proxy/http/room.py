@@ -8,7 +8,7 @@ room.
 from proxy.rules.shares import has_room
 from proxy.settings import Limits
 
-_LITTLE = 100  # one part in so many of all there is
+_LITTLE = 100  # this part of all room
 
 
 class Room:

@@ -64,7 +64,7 @@ def read_authorities(ca_file: Path | None) -> ssl.SSLContext:
 
 @functools.cache
 def _system_context() -> ssl.SSLContext:
-    """Return the context of the authorities OpenSSL was built to find; reading them takes a while.
+    """Return the context with OpenSSL's default authorities; reading them is slow.
 
     Which of file and folder is filled depends on the system.
     """

@@ -137,7 +137,7 @@ class Identity:
         self._issued.forget(account_id(client_id))
 
     def close(self) -> None:
-        """Ask the API no more."""
+        """Stop asking the API."""
         self._whoami.close()
 
     async def caller(self, authorization: Sequence[str], *, peer: str) -> Caller:

@@ -7,7 +7,7 @@ The entry of a token that was issued here ends with the token. An entry from the
 *due* at its end: it still counts, but the API must be asked again (`identity/whoami.py`).
 
 A full table makes room in this order: entries past their end; the oldest entry of the same account,
-so that a client that renews its token evicts nobody; the oldest entry of all.
+so that a client that renews its token evicts no other; the oldest entry of all.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -150,7 +150,7 @@ class IssuedTokens:
         }
 
     def _entries_again(self) -> AsyncIterator[IssuedToken]:
-        """Return the entries to store again after the store lost them; ask anew about others."""
+        """Return the entries to store again after the store lost them; ask again about others."""
         self._unknown.clear()
         self._told_by = self._clock.monotonic() + _TELLING
         return self._entries()

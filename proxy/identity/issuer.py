@@ -1,6 +1,6 @@
 """The configured issuer of JWTs: its keys, the connections they come by, and what verifies.
 
-Without `identity.issuer` there is none, and no JWT identifies anybody. A reload that keeps
+Without `identity.issuer` there is none, and no JWT identifies a caller. A reload that keeps
 `jwks_url` keeps the keys.
 """
 

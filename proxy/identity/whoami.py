@@ -68,7 +68,7 @@ class Whoami:
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
-        """Obey new settings from now on; another API or call is asked anew."""
+        """Obey new settings from now on; a changed API or call is asked again."""
         about = (
             settings.upstream.api_url,
             settings.identity.whoami,
@@ -177,7 +177,7 @@ class Whoami:
                 return self._conclude(question, None)
 
     def _conclude(self, question: Question, outcome: Denied | None) -> Denied | None:
-        """Remember that the API names nobody, or denies the token."""
+        """Remember that the API names no client, or denies the token."""
         if outcome is None and question.is_again:
             self._issued.postpone(question.token_hash, ASK_AGAIN)
             return None

@@ -20,7 +20,7 @@ from proxy.rules.retry_after import retry_after
 from proxy.settings import Incidents, Upstream
 
 CALL_SECONDS: Final = 10.0  # for one call, connecting included
-LONGEST_WAIT: Final = 3_600.0  # that a desk may ask for
+LONGEST_WAIT: Final = 3_600.0  # the longest that a desk may ask for
 _MAX_ANSWER: Final = 1_048_576  # bytes: a thousand incidents that are looked up
 _ABOUT_THE_DESK: Final = frozenset(
     {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}

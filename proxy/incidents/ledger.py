@@ -43,17 +43,17 @@ class NoLedger:
     """The ledger of a single replica: it opens everything, and remembers nothing."""
 
     async def lock(self, incident: str) -> bool:  # noqa: ARG002
-        """Take the right to open: there is nobody else."""
+        """Take the right to open: there is no other replica."""
         return True
 
     async def unlock(self, incident: str) -> None:
-        """Give it back: nobody waits for it."""
+        """Give it back: no other replica waits for it."""
 
     async def see(self, incidents: Collection[str]) -> None:
-        """Tell nobody."""
+        """Do nothing: there is no other replica."""
 
     async def leave(self, incident: str) -> bool:  # noqa: ARG002
-        """Nobody else sees it."""
+        """Return True: no other replica sees it."""
         return True
 
     async def keep(self, incident: str) -> None:

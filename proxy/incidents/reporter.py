@@ -1,4 +1,4 @@
-"""Keeps the episodes of trouble, and tells the desk of them, one step at a time.
+"""Keeps the episodes of trouble, and reports them to the desk, one step at a time.
 
 Theory of operation. `observe` looks at all accounts once a second and keeps an episode for each
 trouble that is there. `deliver` takes the next step that is due: it opens, updates or closes one
@@ -80,7 +80,7 @@ class Reporter:
                 await self._ledger.see(seen)
             await self._clock.sleep_until(now + self._watch.pause)
 
-    # What the desk is told
+    # Reports to the desk
 
     async def deliver(self) -> None:
         """Take the steps that are due, until cancelled."""
@@ -202,7 +202,7 @@ class Reporter:
         step: Step | None,
         trouble: Trouble | None = None,
     ) -> None:
-        """Tell the desk nothing for a while."""
+        """Make no calls to the desk for a while."""
         self._failures = min(self._failures + 1, _MOST_FAILURES)
         pause = _PAUSES.after_unsent(self._failures)
         if isinstance(failure, DeskDown) and failure.wait is not None:

@@ -24,7 +24,7 @@ DEFAULT_FIELDS: Final[Mapping[str, Value]] = {
     "description": "{detail}",
 }
 _TABLE: Final = "/api/now/table/incident"
-_MOST_ROWS: Final = 1_000  # open at once: more than anybody works on
+_MOST_ROWS: Final = 1_000  # open at once: more than people can work on
 _SCOPES: Final = "missing: "  # before the scopes in `correlation_display`
 _LONGEST_DISPLAY: Final = 100  # characters of that column
 

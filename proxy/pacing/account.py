@@ -72,7 +72,7 @@ class Account:
         for queue in self.scheduler.queues:
             queue.waiters.end(ending)
 
-    # What can be seen
+    # State
 
     def idle_from(self) -> float:
         """When the account can be dropped without losing its pace or hold (`inf`: in use)."""

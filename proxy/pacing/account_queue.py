@@ -31,7 +31,7 @@ class Scheduler(HoldKeeper, Protocol):
         ...
 
     def settle(self, queue: "AccountQueue", slot: Slot, report: Report) -> None:
-        """Take what became of a slot."""
+        """Process a slot's report."""
         ...
 
 
@@ -135,10 +135,10 @@ class AccountQueue:
         return self.scheduler.may_send(self, slot, now)
 
     def settle(self, slot: Slot, report: Report) -> None:
-        """Take what became of the slot."""
+        """Process the slot's report."""
         self.scheduler.settle(self, slot, report)
 
-    # What can be seen
+    # State
 
     def state(self, now: float, *, predicted: float) -> QueueState:
         """Return what is known of the queue; `predicted` is the wait of a newcomer, in seconds."""

@@ -194,12 +194,12 @@ class _Table(Generic[_Key]):
 
     An account is dropped only when it is idle: nothing waits, nothing is in flight, its next slot
     and its hold are past. Then the drop changes nothing. A full table is swept for idle accounts at
-    most every `_SWEEP_SECONDS`, whatever the rate of strangers. Those it refuses are told when the
-    first account is predicted to be idle.
+    most every `_SWEEP_SECONDS`, however many strangers come. `Retry-After` of a refused one is when
+    the first account is predicted to be idle.
 
-    A request keeps its account also while that is idle: its body is still coming, or it pauses
-    before another attempt. Until the request ends, a dropped account is found again, or one caller
-    would have two queues on one route.
+    A request keeps its account even while the account is idle (its body is still coming, or it
+    pauses before another attempt). Until the request ends, a dropped account is found again; else
+    one caller would have two queues on one route.
     """
 
     def __init__(self, context: PacingContext, limit: int, label_of: Callable[[_Key], str]) -> None:

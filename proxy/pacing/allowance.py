@@ -156,7 +156,7 @@ class Allowance:
             return self.clamped(now, refused.seconds, limit)
         return HoldSpan(at=now, until=slot.sent_at + slot.cost * interval, limit=limit)  # its pace
 
-    # What can be seen
+    # State
 
     def take_uncounted_pause(self, now: float) -> float:
         """Return the paused seconds that no earlier call returned."""

@@ -83,7 +83,7 @@ class Queue:
 
     @property
     def average_answer_seconds(self) -> float:
-        """Return how long answers took of late."""
+        """Return the recent average time of an answer, in seconds."""
         return self._answer_seconds
 
     def answer_seconds(self, now: float) -> float:
@@ -138,7 +138,7 @@ class Queue:
         """Send nothing for an interval, or for `replicas` of them after a send from here."""
         self._closed_until = max(now + interval, self._pace.due(interval * replicas))
 
-    # What can be seen
+    # State
 
     def oldest_seconds(self, now: float) -> float:
         """Return how long the oldest waiter has waited."""

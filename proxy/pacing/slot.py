@@ -167,12 +167,12 @@ class SlotGranter(Protocol):
         ...
 
     def settle(self, slot: "Slot", report: Report) -> None:
-        """Take what became of the slot."""
+        """Process the slot's report."""
         ...
 
 
 class Slot:
-    """The right to send one request now; report what became of it.
+    """The right to send one request now; report its outcome.
 
     As a context manager it reports `Unused` at the end. `due_at` is when the slot could be given to
     this request, `not_before` when the pace allowed it.
@@ -242,5 +242,5 @@ class Slot:
         )
 
     def report(self, report: Report) -> None:
-        """Report what became of the slot."""
+        """Report the outcome of the slot."""
         self._granter.settle(self, report)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, Final
 
-_MAX_CODINGS: Final = 3  # one on top of the other; nobody who means well uses two
+_MAX_CODINGS: Final = 3  # one on top of the other; no honest client uses two
 _GZIP: Final = 16 + zlib.MAX_WBITS
 
 

@@ -7,10 +7,10 @@ An account has one incident per kind of trouble at most:
 | scope_missing | new tokens lack a scope that callers need, after the propagation window |
 | credentials_rejected | the login server refuses the account's credentials |
 | hold | the API has refused the account's requests for `open_after` seconds or longer |
-| unreachable | a request could not be sent, and the API has answered nobody since |
+| unreachable | a request could not be sent, and the API has not answered since |
 | in_doubt | the answer of an unsafe request was lost within the last `DOUBT_SECONDS` |
 
-A `Sighting` says of one kind: it is there (`Trouble`), it is not (`CLEAR`), or nobody can tell yet
+A `Sighting` says of one kind: it is there (`Trouble`), it is not (`CLEAR`), or it is not known yet
 (`UNKNOWN`), as after a restart. Text from a request is bounded, and is only a value: it is inserted
 into a template once, and never read as a template or as JSON.
 """
@@ -59,7 +59,7 @@ Value = str | bool
 
 
 class Unseen(Enum):
-    """That a kind of trouble is not there, or that nobody can tell."""
+    """A kind of trouble is not there, or it is not known."""
 
     CLEAR = "clear"
     UNKNOWN = "unknown"

@@ -21,8 +21,8 @@ from proxy.rules.state import PauseState, SlowdownState
 
 LONGEST_SECONDS: Final = 86_400.0  # a day: a forgotten order ends by itself
 LONGEST_INTERVAL: Final = 3_600.0
-_RETURN_AFTER: Final = 30  # seconds: nobody knows when the pause ends, so ask now and then
-_RETURN_SPREAD: Final = 30  # up to so many more, so that callers do not return together
+_RETURN_AFTER: Final = 30  # seconds: the end of the pause is not known, so ask now and then
+_RETURN_SPREAD: Final = 30  # up to this many more, so that callers do not return together
 
 
 class BadOrder(Exception):

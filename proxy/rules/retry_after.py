@@ -56,7 +56,7 @@ def http_date(value: str, *, now: float) -> float | None:
 
 
 def delay_seconds(wait: float) -> int:
-    """Write a finite wait of so many seconds as a Retry-After: never sooner, at least 1."""
+    """Write a finite wait in seconds as a Retry-After: rounded up, at least 1."""
     return max(1, math.ceil(wait))
 
 

@@ -140,7 +140,7 @@ _FAULTS_ANYWHERE = {
     re.compile(r"[^!-~]"): "The target has a space, a control character or a non-ASCII byte.",
     re.compile(r"#"): "The target has a fragment.",
 }
-# What has none of these faults, as nearly every target has not, is told by one look.
+# One search finds out that a target has none of these faults, as nearly always.
 _VISIBLE = re.compile(r'[!"$-~]*')
 _FAULTS_IN_PATH = {
     re.compile(r"\\"): "The path has a backslash.",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from proxy.rules.claims import LONGEST_LIFE, read_claims
 
-USUAL_LIFE: Final = 3600.0  # seconds; of a token of which nobody says when it ends
+USUAL_LIFE: Final = 3600.0  # seconds; of a token without a known end
 _DIGITS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?", re.ASCII)
 _SEPARATORS: Final = re.compile(r"[\s,]+")
 

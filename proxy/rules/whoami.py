@@ -18,7 +18,7 @@ UNDER_WAY: Final = 4  # questions at once: a slow API must not take many connect
 A_SECOND: Final = 10  # questions; few beside the 300 requests a minute of one token
 WAITING: Final = 64  # questions that wait for a place
 LONGEST_WAIT: Final = 2.0  # seconds for a place; then the caller is served as a stranger
-ASK_AGAIN: Final = 60.0  # seconds after an answer that names nobody
+ASK_AGAIN: Final = 60.0  # seconds after an answer that names no client
 DENIED_FOR: Final = 10.0  # seconds for which a 401 counts
 USUAL_LIFE: Final = 3600.0  # seconds for which an answer counts, where the token names no end
 _WINDOW: Final = 1.1  # seconds: ten sent within it arrive as ten in any one second
@@ -176,7 +176,7 @@ class Places(Generic[_T]):
 
 
 class Switch:
-    """Off for a while once an API has said often enough that it has no such call."""
+    """Switches off for a while after several answers that the API has no such call."""
 
     def __init__(self) -> None:
         self._missing = 0

@@ -70,10 +70,7 @@ def check_start(files: Files) -> None:
 
 
 def check_whole(settings: Settings) -> None:
-    (
-        """Raise ConfigError if a proxy could not start, or would be of no use."""
-        """Raise ConfigError if a proxy could not start, or would be of no use."""
-    )
+    """Raise ConfigError if a proxy could not start, or would be of no use."""
     _refuse((*read_files(settings).problems, *loops(settings, is_here)))
 
 
@@ -163,7 +160,7 @@ def _bad_desk_credentials(settings: Settings) -> Iterator[str]:
         except BadCredentials as error:
             yield f"incidents.credentials_file: {error}"
         except CredentialsUnreadable:
-            return  # it may still come; until then nobody is told
+            return  # it may still come; until then nothing is reported
 
 
 def _reason(error: OSError) -> str:

@@ -274,7 +274,7 @@ class ClaimTest(Section):
 
 
 class Identity(Section):
-    """Who callers are; without `issuer` no JWT identifies anybody."""
+    """Who callers are; without `issuer` no JWT identifies a caller."""
 
     unidentified: Literal["pace", "reject"] = "pace"
     """Unknown callers are paced, with a queue per token, and the proxy forwards their own token; or

@@ -21,7 +21,7 @@ _LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What one call is answered in place of the truth; with `hangs` nothing, for so many seconds.
+    """The scripted answer to one call; with `hangs` there is none, for that many seconds.
 
     With `is_applied` the call is carried out before, and only its answer is lost.
     """

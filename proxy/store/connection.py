@@ -234,7 +234,7 @@ class Connection:
         try:
             mark = await _read_mark(wire)
         except StoreDown as down:
-            self.fail(down)  # when the store is back, all is told again
+            self.fail(down)  # when the store is back, everything is reported again
             return
         if mark != self._mark:
             self._mark = mark

@@ -109,7 +109,7 @@ class SharedTokens:
     ) -> Literal["ours", "theirs", "stranger"]:
         """Note that `asker` asks the API about a token; return the replica that does.
 
-        `stranger`: another replica has asked, and the API names nobody. Raises StoreDown.
+        `stranger`: another replica has asked, and the API names no client. Raises StoreDown.
         """
         key = _QUESTION + token_hash.hex()
         words = ("SET", key, asker, "NX", "PX", int(1000 * seconds))

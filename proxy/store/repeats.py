@@ -51,7 +51,7 @@ class RepeatStore(Protocol):
         ...
 
     def put(self, owner: Owner, name: bytes, record: Record, seconds: float) -> None:
-        """Keep a record for so many seconds, in the place of any other of that name."""
+        """Keep a record for that many seconds, instead of any other of that name."""
         ...
 
     def drop(self, name: bytes) -> None:
@@ -68,7 +68,7 @@ class _Entry:
 
 
 class LocalRepeats:
-    """Keeps records in memory; `on_evicted` is told the account of each that is given up early."""
+    """Keeps records in memory; `on_evicted` gets the account of each one dropped early."""
 
     def __init__(
         self, settings: Repeats, *, clock: Clock, on_evicted: Callable[[str], None]
@@ -111,7 +111,7 @@ class LocalRepeats:
         return entry.record
 
     def put(self, owner: Owner, name: bytes, record: Record, seconds: float) -> None:
-        """Keep a record for so many seconds, in the place of any other of that name."""
+        """Keep a record for that many seconds, instead of any other of that name."""
         self.drop(name)
         now = self._clock.monotonic()
         if now >= self._next_sweep:

@@ -142,7 +142,7 @@ class OpenMessage:
 
 @dataclass(frozen=True, slots=True)
 class LostMessage:
-    """Another replica found no state of that account; it began anew at `born`."""
+    """Another replica found no state of that account; a new one began at `born`."""
 
     key: str
     born: int

@@ -27,7 +27,7 @@ from proxy.store.script import LEASE, Again, LeaseStatus, Name, Op, Script, Stam
 from proxy.store.wire import StoreDown
 
 _RENEW_AT: Final = 0.5  # of the lease
-_ASK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking what became of a lease
+_ASK_AGAIN: Final = 0.05  # seconds; the shortest pause before asking about a lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,7 @@ class Seat:
         """Hand the queue a lease that opens at that moment and was given after `since`."""
         now = self._clock.monotonic()
         lease = Lease(at, since + max(0.0, at - now) + LEASE)
-        if lease.until <= now:  # we stood still for so long that it may be over
+        if lease.until <= now:  # the process was stopped, so the lease may be over
             self.ask()
             return
         self.is_ours = True
@@ -251,6 +251,6 @@ def obey(queue: SharedQueue, status: LeaseStatus) -> None:
 
 
 def obey_hold(queue: SharedQueue, left: HoldLeft, *, of_route: bool) -> None:
-    """Put the queue, or its account, on hold for so long, unless it is for longer."""
+    """Put the queue, or its account, on hold for that long, unless it already is for longer."""
     if left.outlasts(queue.hold_left(of_route=of_route)):
         queue.obey_hold(left, of_route=of_route)

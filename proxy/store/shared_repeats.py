@@ -61,7 +61,7 @@ class SharedRepeats:
         return self._local.get(name) or found
 
     def put(self, owner: Owner, name: bytes, record: Record, seconds: float) -> None:
-        """Keep a record for so many seconds; other replicas know of requests under way, too."""
+        """Keep a record for that many seconds; other replicas see requests under way, too."""
         if not isinstance(record.state, UnderWay):
             self._local.put(owner, name, record, seconds)
         self._write(name, record, seconds)

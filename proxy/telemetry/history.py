@@ -25,7 +25,7 @@ _HOLDS: Final = 60  # of an account; ten seconds each would fill the window
 
 @dataclass(frozen=True, slots=True)
 class Sends:
-    """The sends of one span, which began so many seconds ago; the gap is None before the second."""
+    """The sends of one span, which began `ago` seconds ago; the gap is None before the second."""
 
     ago: float
     count: int

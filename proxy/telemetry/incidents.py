@@ -1,4 +1,4 @@
-"""What became of incidents at the service desk, counted."""
+"""Counters of incidents at the service desk."""
 
 from proxy.rules.incidents import KINDS
 from proxy.telemetry.families import Families

@@ -37,7 +37,7 @@ class Refusals:
             del groups[next(iter(groups))]
 
     def apply(self, settings: Settings) -> None:
-        """Forget those of accounts that are configured no more."""
+        """Forget those of accounts that are no longer configured."""
         names = ShownAccounts(account.name for account in settings.accounts)
         self._by_account = {
             account: groups for account, groups in self._by_account.items() if account in names

@@ -291,7 +291,7 @@ class TokenKeeper:
                 next_try_in=round(outcome.pause, 1),
             )
 
-    # What callers and operators are told.
+    # Results for callers and operators.
 
     def _problem(self) -> Problem:
         wait = max(1.0, self._schedule.not_before - self._clock.monotonic())
