@@ -51,6 +51,7 @@ class Pauses(SystemClock):
     """Counts how often the loop was let go on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.count = 0
 
     async def sleep_until(self, when: float) -> None:
