@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from bench import cluster
 from proxy.settings import Settings, load
 from tests.conftest import program
 from tests.kit.listener import HOST
+from tests.kit.upstream import RawUpstream, RecordedRequest, Reply
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "config" / "deploy"
@@ -295,3 +297,42 @@ def test_the_cluster_is_not_started_where_something_answers_already() -> None:
         port = str(other.getsockname()[1])
         done = subprocess.run([*command, port], cwd=ROOT, capture_output=True, check=False)  # noqa: S603 -- a fixed command
     assert (done.returncode, done.stdout.decode()) == (1, f"port {port} is taken\n")
+
+
+@pytest.mark.parametrize(
+    ("counted", "balancer", "code"),
+    [(1, "runs", 0), (0, "runs", 1), (1, "ended", 1)],
+    ids=["ours", "another answers", "the balancer is dead"],
+)
+async def test_the_check_of_the_cluster_looks_who_answers(
+    counted: int, balancer: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good answers do not do: our replicas must have given them, and all programs must run."""
+
+    def answer(request: RecordedRequest) -> Reply:
+        if request.target == b"/oauth/token":
+            return Reply(200, (), b'{"access_token": "t"}')
+        return Reply(202)
+
+    metrics = f'export_proxy_requests_total{{code="202"}} {counted}\n'.encode()
+    monkeypatch.setattr(cluster, "EXPORTS", 1)
+    monkeypatch.setattr(cluster, "INTERVAL", 60.0)  # one export is always at the pace
+    made = cluster.Cluster()
+    async with (
+        RawUpstream(answer) as port,
+        RawUpstream(default=Reply(200, (), metrics)) as admin,
+    ):
+        try:
+            await made.start(
+                "haproxy",
+                [
+                    sys.executable,
+                    "-c",
+                    "" if balancer == "ended" else "import signal; signal.pause()",
+                ],
+            )
+            if balancer == "ended":
+                await made.children["haproxy"].wait()
+            assert await cluster.check(made, [port.port], [admin.port]) == code
+        finally:
+            await made.stop()
