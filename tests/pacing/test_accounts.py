@@ -290,3 +290,39 @@ async def test_a_slot_that_is_long_due_and_not_offered_is_a_stall() -> None:
         assert b.accounts.is_stalled()
         await b.all_served([waiting])
         assert not b.accounts.is_stalled()
+
+
+async def test_each_part_says_in_a_log_what_it_is() -> None:
+    async with bench() as b:
+        slot = await b.get(b.queue())
+        waiting = b.join(b.queue(), caller="a")
+        await b.clock.advance(0)
+        account, queue = b.account(), b.queue()
+        assert [
+            repr(part)
+            for part in (
+                account.scheduler,
+                account.scheduler.queues,
+                account.scheduler.holds,
+                account.allowance,
+                queue.queue,
+                queue.waiters,
+                queue.holds,
+                waiting.ticket,
+                slot,
+            )
+        ] == [
+            "<AccountScheduler london: 1 waiting>",
+            "<Queues of london: exports>",
+            "<Holds of london>",
+            f"<Allowance london: 1 in flight, {account.allowance.holding}>",
+            "<Queue exports: 1 waiting>",
+            "<Waiters: 1 of 1 callers>",
+            f"<QueueHolds {(account.allowance.holding, queue.holding)}>",
+            f"<Ticket {waiting.ticket.number}: waiting>",
+            "<Slot of request : open>",
+        ]
+        slot.report(Unused())
+        await b.all_served([waiting])
+        assert repr(slot) == "<Slot of request : closed>"
+        assert repr(waiting.ticket) == f"<Ticket {waiting.ticket.number}: not waiting>"

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from proxy.pacing.slot import Ticket
+from proxy.pacing.slot import Ending, Ticket
 from proxy.pacing.waiters import Waiters
 
 
@@ -154,6 +154,20 @@ async def test_request_that_comes_back_goes_before_all_callers() -> None:
     waiters.add(again)
     assert waiters.first is again
     assert serve_all(waiters) == "abab"
+
+
+async def test_a_request_that_came_back_waits_and_is_ended_like_the_others() -> None:
+    waiters = Waiters()
+    for number, caller in enumerate("ab"):
+        waiters.add(ticket(number, caller=caller))
+    again = serve(waiters)
+    again.has_returned = True
+    again.offer = asyncio.get_running_loop().create_future()
+    waiters.add(again)
+    assert {one.number for one in waiters} == {0, 1}
+    assert waiters.oldest is again
+    waiters.end(Ending.DRAINED)
+    assert not any(one.is_waiting for one in waiters)
 
 
 async def test_cost_before_a_newcomer_is_that_of_the_tickets_that_go_before_it() -> None:
