@@ -295,6 +295,28 @@ async def test_a_send_keeps_others_back_by_the_interval_that_will_be_in_force() 
         assert b.queue("exports").leased.pace_left() == 1.0
 
 
+async def test_paced_requests_are_refused_while_no_store_keeps_the_pace_of_all(
+    others: OtherReplicas,
+) -> None:
+    others.is_refusing = True
+    async with bench(leases=others) as b:
+        problem = b.admit(b.queue(), 60.0)
+        assert problem is not None
+        assert problem.name == "store-unavailable"
+        caller = b.join(b.queue())
+        free = b.join(b.queue("api", paced=False))
+        assert await b.all_served([free]) == [10.0]
+        assert caller.problem is not None
+        assert caller.problem.name == "store-unavailable"
+
+
+async def test_an_account_that_is_only_observed_needs_no_store(others: OtherReplicas) -> None:
+    others.is_refusing = True
+    async with bench(leases=others, mode="observe") as b:
+        assert b.admit(b.queue(), 60.0) is None
+        assert await b.all_served([b.join(b.queue())]) == [10.0]
+
+
 # A caller that takes a free slot only, while the store is asked for the lease
 
 

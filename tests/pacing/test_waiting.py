@@ -365,6 +365,9 @@ async def test_refused_caller_is_told_in_words_why_and_what_to_do() -> None:
             " Come back after Retry-After, or ask the operator to raise pacing.max_wait."
         )
         assert problem.fields == {"predicted_wait": 1.5}
+        assert b.waits("refused") == 1
+        labels = {"account": "london", "route": "exports", "outcome": "refused"}
+        assert b.counted("queue_wait_seconds_sum", **labels) == 0  # it did not wait
         await b.accounts.operators.pause(b.account(), 600.0)
         problem = b.admit(b.queue(), 1.0)
         assert problem is not None
