@@ -6,6 +6,7 @@ another library reads it.
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -23,6 +24,7 @@ from proxy.settings import Limits
 
 MAX_HEADER: Final = 300
 MAX_BODY: Final = 100
+_DESCRIPTOR: Final = socket.socket().detach()  # made first, so that it is not one too many
 _STEPS: Final = 12  # of the loop, more than any request needs
 _VARIABLE: Final = re.compile(
     rb'(?<=\r\nX-Request-Id: )[0-9a-f]+|(?<="instance": ")[0-9a-f]+|(?<=\r\nDate: )[^\r]+'
@@ -40,11 +42,8 @@ class Transport:
     def get_extra_info(self, name: str) -> Any:
         return ("192.0.2.1", 1) if name == "peername" else self
 
-    def setsockopt(self, *_: object) -> None:
-        pass
-
     def fileno(self) -> int:
-        return 3  # one of the first, so that descriptors are not short
+        return _DESCRIPTOR
 
     def write(self, data: bytes) -> None:
         assert not self.is_closed, "written after the close"

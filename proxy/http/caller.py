@@ -32,7 +32,14 @@ from proxy.http.head_reader import HeadReader
 from proxy.http.incoming import IncomingBody
 from proxy.http.outflow import Outflow
 from proxy.http.request import Request
-from proxy.http.sockets import CLOSED, VANISHED, bound_silence, keep_alive, poll_of
+from proxy.http.sockets import (
+    CLOSED,
+    VANISHED,
+    BorrowedSocket,
+    bound_silence,
+    keep_alive,
+    poll_of,
+)
 from proxy.problems import Problem
 
 if TYPE_CHECKING:
@@ -68,6 +75,7 @@ class CallerConnection(asyncio.Protocol):
         "_poll",
         "_request",
         "_silence",
+        "_socket",
         "_state",
         "outflow",
         "task",
@@ -136,7 +144,8 @@ class CallerConnection(asyncio.Protocol):
             transport.abort()
             return
         self._listener.admit(self)
-        keep_alive(transport)
+        self._socket = BorrowedSocket(transport)
+        keep_alive(self._socket)
         self._bound_silence(VANISHED)
         self._await_head()
 
@@ -204,7 +213,7 @@ class CallerConnection(asyncio.Protocol):
     def _bound_silence(self, seconds: float) -> None:
         if seconds != self._silence and self.transport is not None:
             self._silence = seconds
-            bound_silence(self.transport, seconds)
+            bound_silence(self._socket, seconds)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer a head that is no request, and read no other."""

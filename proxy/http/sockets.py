@@ -66,23 +66,37 @@ async def open_sockets(host: str, port: int, *, backlog: int) -> list[socket.soc
     return opened
 
 
-def keep_alive(transport: asyncio.BaseTransport) -> None:
+def keep_alive(connection: socket.socket) -> None:
     """Let the kernel probe an idle peer, and end a connection whose peer is gone."""
-    connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _PROBES:
         if option is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def bound_silence(transport: asyncio.BaseTransport, seconds: float) -> None:
+class BorrowedSocket(socket.socket):
+    """The socket of a transport, to set options of it often; it never closes it.
+
+    A transport of uvloop makes a socket object for each option that is set. Once the transport is
+    closed, another socket may have the descriptor: then set nothing more.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        super().__init__(fileno=transport.get_extra_info("socket").fileno())
+
+    def __del__(self) -> None:
+        self.detach()
+
+
+def bound_silence(connection: socket.socket, seconds: float) -> None:
     """Make the kernel end the connection of a peer that acknowledges nothing for that long.
 
     So it also ends if all is written and closed, and only the peer's window blocks it. The time
     replaces the number of keepalive probes, too (tcp(7)).
     """
     if _TCP_USER_TIMEOUT is not None:
-        connection = transport.get_extra_info("socket")
         milliseconds = max(1, int(seconds * 1000))
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
 
