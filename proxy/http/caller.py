@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_LAST_LOOK: Final = 0.01  # seconds: the loop reads once
 _LINGERING: Final = 2.0  # seconds for which input after the last answer is discarded
 
 
@@ -68,6 +69,7 @@ class CallerConnection(asyncio.Protocol):
         "_deadline",
         "_early",
         "_heads",
+        "_is_last_look",
         "_listener",
         "_loop",
         "_peer",
@@ -93,6 +95,7 @@ class CallerConnection(asyncio.Protocol):
         self._state = _State.HEAD
         self._deadline = Deadline(self._loop)
         self._heads = HeadReader()
+        self._is_last_look = False  # the head is late, and some of it was there unread
         self._request: Request | None = None
 
     @property
@@ -200,7 +203,17 @@ class CallerConnection(asyncio.Protocol):
 
     def _await_head(self) -> None:
         self._state = _State.HEAD
-        self._deadline.expect_within(self._listener.limits.header_timeout, self.close)
+        self._is_last_look = False
+        self._deadline.expect_within(self._listener.limits.header_timeout, self._expire)
+
+    def _expire(self) -> None:
+        """Close, but read first what has come: after a stall, timers run before the sockets."""
+        transport = self.transport
+        if transport is None or self._is_last_look or not poll_of(transport, select.POLLIN).poll(0):
+            self.close()
+        else:
+            self._is_last_look = True
+            self._deadline.expect_within(_LAST_LOOK, self._expire)
 
     def _read_head(self, data: bytes) -> None:
         read = self._heads.feed(data, self._listener.limits.max_header)

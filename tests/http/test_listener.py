@@ -4,11 +4,14 @@ RFC 9112 sections 7.1.2 (trailers), 9.3 (persistence), 9.3.2 (pipelining), 9.6 (
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 from proxy.clock import SystemClock
 from proxy.http.bodies import Bodies
@@ -291,3 +294,49 @@ async def test_http_1_0_stays_only_when_asked_to(*, keeps: bool) -> None:
         if not keeps:
             assert await caller.read_to_close() == b""
     assert answer.values("Connection") == [b"keep-alive" if keeps else b"close"]
+
+
+# Stalls
+
+
+@pytest.mark.parametrize(
+    "loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"]
+)
+def test_a_head_that_came_during_a_stall_of_the_loop_is_answered(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Its time is over when the loop goes on, and its bytes are there."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(send_in_a_stall(GET % 1)) == b"HTTP/1.1 200 "
+
+
+def test_half_a_head_that_came_during_a_stall_is_late() -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(send_in_a_stall(b"GET /1 HTTP/1.1\r\n")) == b""
+
+
+async def send_in_a_stall(data: bytes) -> bytes:
+    """Send while the loop does nothing until after the head's time; return the answer's start."""
+    loop = asyncio.get_running_loop()
+    async with served(header_timeout=1.5) as server:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, socket.create_connection((HOST, server.port)) as caller:
+
+            async def is_there() -> bool:
+                return server.listener.connections == 1
+
+            def stall() -> None:  # among what the sockets tell, before the timers
+                loop.remove_reader(ours)
+                caller.send(data)  # fits its buffer
+                threading.Event().wait(1.7)
+
+            await until(is_there)
+            ours.setblocking(False)  # noqa: FBT003 -- the socket module's own signature
+            loop.add_reader(ours, stall)
+            theirs.send(b"x")
+            caller.setblocking(False)  # noqa: FBT003 -- likewise
+            async with asyncio.timeout(20):
+                try:
+                    return (await loop.sock_recv(caller, 65_536))[:13]
+                except ConnectionResetError:
+                    return b""
