@@ -196,6 +196,10 @@ def _matching_copy(path: str) -> str:
     return bare.removesuffix("/") or "/"
 
 
+# Controls, format characters (a zero-width space) and separators, which servers may strip.
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Zl", "Zp"})
+
+
 def _check_text(path: str) -> None:
     """Refuse escapes that are no text, and characters that a server may fold into ASCII ones.
 
@@ -208,7 +212,7 @@ def _check_text(path: str) -> None:
         raise BadTarget("The path has escapes that are not UTF-8.") from None
     for char in text:
         if not char.isascii() and (
-            unicodedata.category(char) == "Cc"
+            unicodedata.category(char) in _INVISIBLE
             or unicodedata.normalize("NFKC", char).casefold().isascii()
         ):
             raise BadTarget("The path has a character that servers read in different ways.")
