@@ -112,7 +112,7 @@ async def refused(callers: int = 5000, seconds: float = 10) -> Sequence[Finding]
 
         async def quiet(name: str) -> tuple[Mapping[str, int], float]:
             """Return the statuses of the quiet account, and the p99 of its answers."""
-            got = await called(server, "random", first=2, rate=40, seconds=seconds, id=name)
+            got = await called(server, "random", first=2, rate=25, seconds=seconds, id=name)
             return got["statuses"], sorted(got["latencies"])[int(0.99 * len(got["latencies"]))]
 
         _, alone = await quiet("alone")
