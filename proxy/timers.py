@@ -1,4 +1,4 @@
-"""Timers that fire within tens of microseconds of their moment, and never before it.
+"""Timers that fire within a fraction of a millisecond of their moment, and never before it.
 
 Loops are too coarse for a pace: uvloop rounds delays to milliseconds and asyncio's selector waits
 in whole ones. A send that is a millisecond late makes all after it late, for the pace counts from

@@ -23,15 +23,16 @@ both_loops = pytest.mark.parametrize(
 def test_timers_fire_in_the_order_of_their_moments_and_within_one_in_that_of_asking(
     loop: Loop,
 ) -> None:
-    clock = SystemClock()
     calls: list[str] = []
 
     async def main() -> None:
-        soon = clock.monotonic() + 0.002
-        clock.call_at(soon + 0.002, lambda: calls.append("last"))
-        clock.call_at(soon, lambda: calls.append("first"))
-        clock.call_at(soon, lambda: calls.append("second"))
-        await clock.sleep_until(soon + 0.002)
+        timers, soon = Timers(asyncio.get_running_loop()), SystemClock.monotonic() + 0.002
+        all_called = asyncio.Event()
+        timers.call_at(soon + 0.002, lambda: calls.append("last"))
+        timers.call_at(soon, lambda: calls.append("first"))
+        timers.call_at(soon, lambda: calls.append("second"))
+        timers.call_at(soon + 0.002, all_called.set)
+        await all_called.wait()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
@@ -40,16 +41,17 @@ def test_timers_fire_in_the_order_of_their_moments_and_within_one_in_that_of_ask
 
 @both_loops
 def test_a_callback_that_fails_is_told_and_keeps_no_other_from_being_called(loop: Loop) -> None:
-    clock = SystemClock()
     failures: list[object] = []
 
     async def main() -> None:
+        timers, called = Timers(asyncio.get_running_loop()), asyncio.Event()
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: failures.append(context["exception"])
         )
-        soon = clock.monotonic() + 0.002
-        clock.call_at(soon, lambda: 1 / 0)
-        await clock.sleep_until(soon)
+        soon = SystemClock.monotonic() + 0.002
+        timers.call_at(soon, lambda: 1 / 0)
+        timers.call_at(soon, called.set)
+        await called.wait()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
@@ -58,14 +60,15 @@ def test_a_callback_that_fails_is_told_and_keeps_no_other_from_being_called(loop
 
 @both_loops
 def test_a_timer_may_cancel_another_one_of_the_same_moment(loop: Loop) -> None:
-    clock = SystemClock()
     calls: list[str] = []
 
     async def main() -> None:
-        soon = clock.monotonic() + 0.002
-        clock.call_at(soon, lambda: second.cancel())  # noqa: PLW0108 -- bound later
-        second = clock.call_at(soon, lambda: calls.append("cancelled"))
-        await clock.sleep_until(soon + 0.001)
+        timers, called = Timers(asyncio.get_running_loop()), asyncio.Event()
+        soon = SystemClock.monotonic() + 0.002
+        timers.call_at(soon, lambda: second.cancel())  # noqa: PLW0108 -- bound later
+        second = timers.call_at(soon, lambda: calls.append("cancelled"))
+        timers.call_at(soon, called.set)
+        await called.wait()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())

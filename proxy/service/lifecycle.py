@@ -26,7 +26,7 @@ from proxy.telemetry.logs import Sink
 
 _LAST_SECONDS: Final = 2.0  # of the drain, in which what is unanswered is given up and told so
 _DRAIN_POLL: Final = 0.05
-_BACKLOG: Final = 1024  # connections of a crowd that wait to be accepted; a further one waits 1 s
+_BACKLOG: Final = 128
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})  # by itself, in a while
 
 
