@@ -436,3 +436,18 @@ async def test_account_may_repeat_three_requests_a_minute_and_a_tenth_of_its_sen
         for _ in range(60):
             b.send(await b.get(b.queue("api", paced=False))).report(Answered())
         assert sum(b.account().allowance.spend_retry() for _ in range(100)) == 6
+
+
+async def test_a_slot_given_back_keeps_its_place_before_the_caller_whose_turn_it_would_be() -> None:
+    async with bench(Pacing(interval=1.0)) as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        first, second = b.join(b.queue(), caller="first"), b.join(b.queue(), caller="second")
+        await b.clock.advance(1.0)
+        connecting, first.slot = first.take(), None
+        b.rejoin(b.queue(), first)
+        await b.clock.advance(0)
+        connecting.report(Unused())
+        await b.clock.advance(0)
+        assert (first.slot is not None, second.slot is not None) == (True, False)
+        second.cancel()
+        first.take().report(Unused())

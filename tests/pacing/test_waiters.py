@@ -272,3 +272,36 @@ async def test_one_that_was_taken_along_in_vain_has_its_place_by_arrival() -> No
     for one in [ticket(1, caller="a"), ticket(2, caller="b"), ticket(3, caller="a"), old]:
         waiters.add(one)
     assert [one.number for one in (serve(waiters) for _ in range(4))] == [0, 2, 1, 3]
+
+
+async def test_what_came_back_and_left_again_costs_those_behind_it_nothing() -> None:
+    waiters = Waiters()
+    waiters.add(ticket(1))
+    returned = ticket(0, cost=2.0)
+    returned.had_slot = returned.has_returned = True
+    waiters.add(returned)
+    waiters.remove(returned)
+    assert waiters.cost == 1.0
+    assert waiters.cost_before(Ticket(2, caller="another")) == 1.0
+
+
+async def test_a_newcomer_waits_for_as_many_rounds_of_another_caller_as_its_own_requests_take() -> (
+    None
+):
+    """Its caller's request costs 4, so two of cost 2 go meanwhile, and one begins with it."""
+    waiters = Waiters()
+    for number in range(10):
+        waiters.add(ticket(number, cost=2.0, caller="batch"))
+    waiters.add(ticket(10, cost=4.0, caller="person"))
+    assert waiters.cost_before(Ticket(11, caller="person")) == 4.0 + 3 * 2.0
+
+
+async def test_those_whom_a_newcomer_delays_are_told_in_the_order_in_which_they_go() -> None:
+    """A caller of weight 2 has two turns for each turn of another one."""
+    waiters = Waiters()
+    for number, (caller, weight) in enumerate([("heavy", 2)] * 4 + [("light", 1)] * 3):
+        one = ticket(number, caller=caller, weight=weight)
+        one.deadline = 100.0 + number
+        waiters.add(one)
+    delayed = waiters.cost_at_deadlines(Ticket(9, caller="newcomer"))
+    assert list(delayed) == [(101.0, 2.0), (102.0, 3.0), (105.0, 4.0), (103.0, 5.0), (106.0, 6.0)]
