@@ -41,6 +41,7 @@ from proxy.http.sockets import (
     poll_of,
 )
 from proxy.problems import Problem
+from proxy.rules.headers import content_length
 
 if TYPE_CHECKING:
     from proxy.http.listener import Listener
@@ -247,7 +248,7 @@ class CallerConnection(asyncio.Protocol):
                 request.body = IncomingBody(self._listener.room, self._peer, None)
             else:  # its end is not known; the handler refuses it
                 self._early.is_dropping = True
-        elif "Content-Length" in headers and (length := int(headers["Content-Length"])):
+        elif length := content_length(headers.get("Content-Length", "0")):
             request.body = IncomingBody(self._listener.room, self._peer, length)
         if behind:
             self._receive(behind)

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from proxy.rules.headers import Field
+from proxy.rules.headers import Field, content_length
 
 _ENCODING: Final = ("utf-8", "surrogateescape")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -58,7 +58,8 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
     """Frame an answer.
 
     Content-Length, if present, is the length of its body. `date` is written if the fields have
-    none. Raises ValueError if there are two lengths, or a field would break its line.
+    none. Raises ValueError if there are two lengths or one that is no number, or if a field would
+    break its line.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
     names = f"\n{lines}".lower()
@@ -87,8 +88,8 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
 def _announced(names: str) -> int:
     """Return the one length that the fields announce."""
     _, first, *others = names.split(_LENGTH)
-    length = int(first.partition("\r")[0].encode("ascii"))
-    if others and {int(other.partition("\r")[0].encode("ascii")) for other in others} != {length}:
+    length = content_length(first.partition("\r")[0])
+    if any(content_length(other.partition("\r")[0]) != length for other in others):
         raise ValueError("there are two lengths")
     return length
 

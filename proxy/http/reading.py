@@ -17,6 +17,8 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
 
+from proxy.rules.headers import content_length
+
 _READ_AHEAD: Final = 65_536  # bytes of a body for its reader; at twice as many reading pauses
 _MIN_FIELD: Final = 65_536  # bytes of a field that every answer may have
 _MAX_FIELDS: Final = 1024  # of an answer; common servers stop at 100, and the bytes bound them too
@@ -151,9 +153,10 @@ class AnswerReader:
         self._is_chunked = message.chunked
         length = message.headers.get("Content-Length")
         if length is not None and not message.chunked:
-            if not length.isdecimal():
-                raise HttpProcessingError(message="a length that is no number")
-            self._body_left = int(length)
+            try:
+                self._body_left = content_length(length)
+            except ValueError as error:
+                raise HttpProcessingError(message=str(error)) from None
 
     def _read_chunks(self, content: aiohttp.StreamReader, data: bytes) -> None:
         """Parse chunks; the parser must not see more, and only it knows where they end.

@@ -41,6 +41,8 @@ _REQUEST_ONLY: Final = frozenset(
 )
 _REQUEST_DROPPED: Final = _HOP_BY_HOP | _REQUEST_ONLY
 _RESPONSE_DROPPED: Final = _HOP_BY_HOP
+_MOST_DIGITS: Final = 19
+_NO_BODY_HAS: Final = 10**_MOST_DIGITS  # bytes
 _NAMES: Final = 256  # names whose reading is kept; a usual request and its answer have a dozen
 
 
@@ -93,6 +95,18 @@ def via(version: tuple[int, int], pseudonym: str, received: Sequence[str]) -> st
 def has_passed(pseudonym: str, received: Sequence[str]) -> bool:
     """True if one of the received `Via` values names this proxy."""
     return any(pseudonym in hop.split() for value in received for hop in value.split(","))
+
+
+def content_length(value: str) -> int:
+    """Return the bytes that a `Content-Length` of ASCII digits announces (RFC 9110 section 8.6).
+
+    It may begin with any number of zeros; more than `_MOST_DIGITS` others count as `_NO_BODY_HAS`.
+    Raises ValueError if it is no such number.
+    """
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError("a length that is no number")
+    digits = value.lstrip("0")  # `int` refuses text of thousands of digits
+    return int(digits or "0") if len(digits) <= _MOST_DIGITS else _NO_BODY_HAS
 
 
 def _kept(fields: list[Field], connection: Sequence[str]) -> list[Field]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from proxy.rules.headers import Field
+from proxy.rules.headers import Field, content_length
 
 MAX_SHARED: Final = 1_048_576  # bytes of a body that all callers of one send may keep unread
 _READS: Final = frozenset({"GET", "HEAD"})
@@ -66,7 +66,7 @@ def is_for_both(answer: Iterable[Field], sent: Sequence[Field], other: Sequence[
 
 
 def _number(value: str) -> float:
-    return int(value) if value.isascii() and value.isdigit() else inf
+    return content_length(value) if value.isascii() and value.isdigit() else inf
 
 
 def _listed(value: str) -> set[str]:

@@ -1,6 +1,7 @@
 """One connection to a server: what it makes of an answer does not depend on how the bytes come."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,14 @@ async def test_an_answer_has_one_outcome_wherever_it_is_cut(
     whole = await outcome_of([sent], has_body=has_body, is_closed=is_closed)
     for pieces in cuts(sent):
         assert await outcome_of(pieces, has_body=has_body, is_closed=is_closed) == whole, pieces
+
+
+async def test_a_length_may_begin_with_any_number_of_zeros() -> None:
+    """Python by itself reads no number of more than 4,300 digits."""
+    padded = LENGTH.replace(b"5", b"5".rjust(5000, b"0"))
+    plain = await outcome_of([LENGTH], has_body=True, is_closed=False)
+    padded_outcome = await outcome_of([padded], has_body=True, is_closed=False)
+    assert replace(padded_outcome, fields=plain.fields) == plain
 
 
 @pytest.mark.parametrize("sent", WHOLE.values(), ids=WHOLE)

@@ -35,6 +35,14 @@ def test_a_body_ends_in_one_way(
     assert (head.ending, head.closes) == (ending, ending is Ending.CLOSE)
 
 
+def test_a_length_keeps_the_zeros_in_front() -> None:
+    """Any number of them; Python by itself reads no number of more than 4,300 digits."""
+    padded = "3".zfill(5000)
+    head = frame(GET, 200, "", [("Content-Length", padded), ("content-length", "3")], "now")
+    assert (head.ending, head.length) == (Ending.LENGTH, 3)
+    assert f"Content-Length: {padded}\r\n".encode() in head.data
+
+
 def test_a_date_is_added_only_where_there_is_none() -> None:
     assert frame(GET, 200, "", [LENGTH, ("date", "then")], "now").data.count(b"now") == 0
 
@@ -61,5 +69,5 @@ def test_bytes_that_are_not_utf_8_are_written_as_they_were_read() -> None:
     ],
 )
 def test_no_field_ends_its_line_and_no_length_has_a_rival(reason: str, fields: list[Field]) -> None:
-    with pytest.raises(ValueError, match=r"length|line end|invalid literal|too many values"):
+    with pytest.raises(ValueError, match=r"length|line end"):
         frame(GET, 200, reason, fields, "now")

@@ -91,6 +91,14 @@ async def served(**limits: Any) -> AsyncIterator[Served]:
 # What is kept
 
 
+async def test_a_length_may_begin_with_any_number_of_zeros() -> None:
+    """RFC 9110 section 8.6; Python by itself reads no number of more than 4,300 digits."""
+    head = b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: " + b"2".rjust(5000, b"0")
+    async with served(max_header=8192) as server:
+        answer = await server.send(head + b"\r\nConnection: close\r\n\r\n{}")
+    assert (answer.status, answer.body) == (200, b"{}")
+
+
 @pytest.mark.parametrize(
     "trailers",
     [

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.rules.headers import (
     Field,
+    content_length,
     has_passed,
     is_writable,
     request_fields,
@@ -247,3 +248,25 @@ def test_request_that_was_elsewhere_is_not_taken_for_one(received: list[str]) ->
 def test_whatever_came_before_a_second_pass_is_recognised(received: list[str]) -> None:
     first = via((1, 1), "export-proxy-1f", received)
     assert has_passed("export-proxy-1f", [via((1, 1), "edge", [first])])
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [
+        pytest.param("0", 0, id="none"),
+        pytest.param("00", 0, id="none, twice"),
+        pytest.param("007", 7, id="zeros first"),
+        pytest.param("7".zfill(5000), 7, id="thousands of zeros first"),
+        pytest.param("9" * 19, 10**19 - 1, id="19 digits"),
+        pytest.param("1" * 20, 10**19, id="20 digits"),
+        pytest.param("9" * 5000, 10**19, id="thousands of digits"),
+    ],
+)
+def test_a_length_has_any_number_of_digits(value: str, length: int) -> None:
+    assert content_length(value) == length
+
+
+@pytest.mark.parametrize("value", ["", " 1", "1 ", "+1", "-1", "1, 1", "0x1", "1_0", "²", "\u0661"])
+def test_a_length_has_digits_only(value: str) -> None:
+    with pytest.raises(ValueError, match="no number"):
+        content_length(value)
