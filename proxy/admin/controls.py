@@ -12,11 +12,15 @@ from proxy.http.request import Request
 from proxy.http.responses import OwnAnswer
 from proxy.pacing.account import Account
 from proxy.pacing.accounts import Accounts
+from proxy.rules import short_names
 from proxy.rules.orders import BadOrder, check_no_fields, read_pause, read_slowdown
 
 Action = Literal["pause", "resume", "interval"]
 
 LISTED: Final = 20  # names in one answer
+_ONLY_CONFIGURED: Final = (
+    " Only configured accounts obey orders: a `name` and the `client_id` in `accounts` are enough."
+)
 
 
 class Controls:
@@ -29,7 +33,8 @@ class Controls:
     async def obey(self, action: Action, request: Request, name: str) -> OwnAnswer:
         """Take an order, and answer what the account obeys now. Raises the Problem of its body."""
         if not self._accounts.is_configured(name):
-            return unknown("account", self._accounts.names())
+            why = "" if short_names.is_configured(name) else _ONLY_CONFIGURED
+            return unknown("account", self._accounts.names(), why)
         account = self._accounts.configured(name)
         try:
             document = _document(await self._bodies.read(request))
@@ -75,9 +80,9 @@ def _document(body: bytes) -> Mapping[str, Any]:
     return document
 
 
-def unknown(kind: str, names: Iterable[str]) -> OwnAnswer:
-    """Answer that there is no account of that name, and list the known ones."""
+def unknown(kind: str, names: Iterable[str], why: str = "") -> OwnAnswer:
+    """Answer that there is no account of that name, list the known ones, and add a sentence."""
     known = sorted(names)
     listed = f"known: {', '.join(known[:LISTED])}" if known else "none is configured"
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return text(f"No such {kind}; {listed}{more}.\n", HTTPStatus.NOT_FOUND)
+    return text(f"No such {kind}; {listed}{more}.{why}\n", HTTPStatus.NOT_FOUND)

@@ -11,7 +11,14 @@ import typer
 
 from proxy import __version__, demo
 from proxy.cli import running
-from proxy.cli.starting import ENVIRONMENT, ConfigFile, read_settings, refused, run
+from proxy.cli.starting import (
+    ENVIRONMENT,
+    ConfigFile,
+    end_on_sigterm,
+    read_settings,
+    refused,
+    run,
+)
 from proxy.clock import SystemClock
 from proxy.http.sockets import authority
 from proxy.service.doubts import doubts_about
@@ -80,6 +87,7 @@ def show_schema() -> None:
 @_cli.command("demo")
 def run_demo() -> None:
     """Run simulator, proxy and callers in one process, and show the pace."""
+    end_on_sigterm()
     raise typer.Exit(run(demo.run))
 
 
@@ -123,6 +131,7 @@ def simulate(  # noqa: PLR0913, PLR0917 -- its parameters are the command's opti
     settings = SimulatorSettings(
         interval=interval, hold=hold, latency=slow, any_client=True, any_client_spec=spec
     )
+    end_on_sigterm()
     try:
         run(lambda: run_simulator(settings, host=host, port=port, announce=typer.echo))
     except OSError as error:

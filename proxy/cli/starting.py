@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
@@ -12,6 +13,7 @@ from proxy.settings import ConfigError, Settings, load
 
 _T = TypeVar("_T")
 ENVIRONMENT: Final = os.environ
+_KILLED_BY: Final = 128  # plus the signal's number: the exit status a shell gives
 ConfigFile = Annotated[
     Path, typer.Option("--config", help="The configuration file.", metavar="FILE")
 ]
@@ -39,6 +41,19 @@ def run(make: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
             return runner.run(make())
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def end_on_sigterm() -> None:
+    """End at once on SIGTERM, without a clean-up.
+
+    In a container the command is process 1, for which the kernel ignores SIGTERM if there is no
+    handler.
+    """
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    os._exit(_KILLED_BY + number)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

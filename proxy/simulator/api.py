@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 from proxy.simulator import errors
 from proxy.simulator.errors import ApiError
 from proxy.simulator.exports import KEY_HEADER, Exports, family_of, normalise
-from proxy.simulator.ledger import UNATTRIBUTED, Arrival, Ledger
+from proxy.simulator.ledger import QUOTA_WINDOW, UNATTRIBUTED, Arrival, Ledger
 from proxy.simulator.limiter import Limiter, Pace, Refused
 from proxy.simulator.resources import WHOAMI, Answer, Ask, answer
 from proxy.simulator.settings import SimulatorSettings
@@ -41,6 +41,8 @@ class Books:
     limiter: Limiter
     exports: Exports
     tokens: TokenBook
+    allowed_per_minute: int
+    """What an answer announces: so much that a client that keeps the pace has some left."""
 
     @classmethod
     def open(cls, settings: SimulatorSettings, key: SigningKey) -> Self:
@@ -56,6 +58,7 @@ class Books:
             limiter=Limiter(pace),
             exports=Exports(settings.ledger_size),
             tokens=TokenBook(key, issuer=settings.issuer, audience=settings.audience),
+            allowed_per_minute=pace.most_accepted(QUOTA_WINDOW) + 1,
         )
 
 
@@ -70,12 +73,11 @@ class Caller:
 class ExportApi:
     """Handler of `/api/v2/**`, and of all paths without another handler."""
 
-    def __init__(self, books: Books, clocks: Clocks, *, allowed_per_minute: int) -> None:
+    def __init__(self, books: Books, clocks: Clocks) -> None:
         self.latency = 0.0
         """Seconds every answer is held back after it was decided."""
         self._books = books
         self._clocks = clocks
-        self._allowed_per_minute = allowed_per_minute
 
     async def handle(self, request: web.Request) -> web.Response:
         at = self._clocks.monotonic()
@@ -152,6 +154,6 @@ class ExportApi:
         quota = self._books.ledger.quota(account, self._clocks.monotonic())
         return {
             "inin-ratelimit-count": str(quota.used),
-            "inin-ratelimit-allowed": str(self._allowed_per_minute),
+            "inin-ratelimit-allowed": str(self._books.allowed_per_minute),
             "inin-ratelimit-reset": str(quota.reset),
         }

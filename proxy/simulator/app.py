@@ -52,9 +52,7 @@ class Simulator:
         self._clocks = Clocks(monotonic=monotonic, wall=wall)
         self._grants = Grants(self._starting_scopes)
         self._books = Books.open(settings, key or SigningKey.generate())
-        self._api = ExportApi(
-            self._books, self._clocks, allowed_per_minute=settings.allowed_per_minute
-        )
+        self._api = ExportApi(self._books, self._clocks)
         self._api.latency = settings.latency
         self._login = LoginServer(settings, self._grants, self._books.tokens, self._clocks)
 

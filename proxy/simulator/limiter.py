@@ -15,6 +15,8 @@ from enum import Enum
 
 _CLOCK_GRAIN = 1e-6
 """Seconds below which a remainder is the rounding of a float, not a wait."""
+_UNLIMITED = 1e9
+"""Arrivals in a window that no client reaches; the shortest intervals would make it infinite."""
 
 
 class Reason(Enum):
@@ -53,6 +55,11 @@ class Pace:
     retry_after: float
     hold: float = 0
     """From an account's first arrival on, all are refused for so long."""
+
+    def most_accepted(self, seconds: float) -> int:
+        """Return an upper bound of the arrivals that are accepted within so many seconds."""
+        longest = seconds + self.tolerance + _CLOCK_GRAIN
+        return math.floor(min(longest / self.interval, _UNLIMITED)) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

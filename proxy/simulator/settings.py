@@ -40,8 +40,6 @@ class SimulatorSettings:
     audience: str = "https://api.simulator.example"
     answer_scope: bool = False
     """Name the scopes in the token answer. The vendor does not, for this grant."""
-    allowed_per_minute: int = 300
-    """Only announced, in `inin-ratelimit-allowed`; what is enforced is `interval`."""
     organization: str = "simulated-organization"
     """Id of the organization in which the clients work."""
     incident_columns: frozenset[str] = frozenset({"u_account", "u_channel", "u_legal_hold"})

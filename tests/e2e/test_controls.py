@@ -240,6 +240,19 @@ async def test_an_unknown_account_is_answered_with_the_known_ones(action: str) -
     assert (answer.status, answer.body) == (404, b"No such account; known: london, paris.\n")
 
 
+@pytest.mark.parametrize("label", ["client:2634c48d", "other"])
+async def test_the_label_of_an_unconfigured_client_is_told_why_it_obeys_no_order(
+    label: str,
+) -> None:
+    async with RawUpstream(reply) as upstream, serving(upstream) as proxy:
+        code, line = await run("pause", label, "--url", proxy.admin_url)
+    assert code == 2
+    assert line.endswith(
+        "answers 404: No such account; known: london, paris. Only configured accounts obey orders:"
+        " a `name` and the `client_id` in `accounts` are enough."
+    )
+
+
 async def test_each_order_is_one_line_of_the_log() -> None:
     async with RawUpstream(reply) as upstream, serving(upstream) as proxy:
         with capture_logs() as lines:

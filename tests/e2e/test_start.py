@@ -123,6 +123,18 @@ async def test_a_simulator_whose_port_is_taken_has_it_too() -> None:
     assert said.decode().startswith(f"cannot listen on {HOST}:{upstream.port}: ")
 
 
+async def test_a_simulator_ends_on_sigterm_by_a_handler_of_its_own() -> None:
+    """As process 1 of a container it would not end without one."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "simulate", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    assert (await child.stdout.readline()).startswith(b"http://")
+    child.terminate()
+    assert await child.wait() == 128 + signal.SIGTERM
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 @pytest.mark.parametrize("host", ["::", "::1"])
 async def test_ipv6_addresses_are_served_and_written_in_brackets(host: str) -> None:

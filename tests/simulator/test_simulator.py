@@ -112,6 +112,21 @@ def test_a_hold_to_rehearse_begins_with_an_accounts_first_arrival_and_ends_for_g
     assert limiter.judge("a", 131) == Accepted()
 
 
+@pytest.mark.parametrize("interval", [0.01, 0.3, 0.5, 7, 61, 100])
+def test_the_most_accepted_in_a_minute_is_what_the_fastest_client_reaches(interval: float) -> None:
+    """Its arrivals are ahead of the pace by all of the tolerance, but for the first one."""
+    pace = Pace(interval=interval, tolerance=0.02, retry_after=1)
+    limiter = Limiter(pace)
+    times = [max(0, number * interval - 0.02) for number in range(math.ceil(80 / interval))]
+    assert {limiter.judge("a", at) == Accepted() for at in times} == {True}
+    accepted = sum(at < 60 for at in times)
+    assert pace.most_accepted(60) - accepted in {0, 1}
+
+
+def test_a_pace_without_an_end_announces_a_number_too() -> None:
+    assert Pace(interval=1e-320, tolerance=0, retry_after=1).most_accepted(60) == 10**9 + 1
+
+
 def test_accounts_do_not_share_a_queue_and_reset_forgets_them() -> None:
     limiter = Limiter(Pace(interval=0.5, tolerance=0.02, retry_after=1))
     assert [limiter.judge(account, 1) for account in "ab"] == [Accepted()] * 2
@@ -636,9 +651,18 @@ async def test_ordinary_answers_announce_the_quota_in_the_vendors_fields(
     response = await upstream.export()
     raw = {name.decode(): value.decode() for name, value in response.raw_headers}
     assert raw["inin-ratelimit-count"] == "2"
-    assert raw["inin-ratelimit-allowed"] == "300"
+    assert raw["inin-ratelimit-allowed"] == "122"
     assert raw["inin-ratelimit-reset"] == "59"
     assert {"ININ-Correlation-Id", "Date"} <= set(raw)
+
+
+@pytest.mark.parametrize(("interval", "allowed"), [(0.1, 602), (2, 32)], ids=["fast", "slow"])
+async def test_the_quota_that_is_announced_follows_the_interval(
+    interval: float, allowed: int
+) -> None:
+    async with bench(interval=interval) as upstream:
+        await upstream.log_in()
+        assert (await upstream.export()).headers["inin-ratelimit-allowed"] == str(allowed)
 
 
 async def test_other_paths_are_small_and_unpaced(upstream: Bench) -> None:
