@@ -105,6 +105,11 @@ class CallerConnection(asyncio.Protocol):
         return self._state in {_State.HEAD, _State.LINGERING}
 
     @property
+    def is_delivering(self) -> bool:
+        """True while some of what is written has not left."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
+    @property
     def is_counted(self) -> bool:
         """True if it has a place among the connections."""
         return self._place is not None
@@ -187,7 +192,7 @@ class CallerConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection if no request is under way, else with the answer."""
-        if self.is_idle and self.transport is not None:
+        if self.task is None and self.transport is not None:
             self._state = _State.CLOSED
             self.transport.close()
 

@@ -23,14 +23,15 @@ a parser's refusal         400 or 431 in our words, nothing repeated, nothing lo
 a caller that goes away    the handler's task is cancelled
 half an answer             never followed by another one: the connection is aborted
 a handler that fails       500 in our words, if nothing is written yet
-shutdown                   idle connections close at once; what is under way gets some time, then
-                           its task is cancelled and the connection aborted
+shutdown                   idle connections close at once; what is under way, or has not left, gets
+                           some time, then its task is cancelled and the connection aborted
 =========================  =====================================================================
 """
 
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from email.utils import formatdate
 
 from proxy.clock import Clock
@@ -93,6 +94,11 @@ class Listener:
         """How many connections there are, including those with a handshake under way."""
         return self.admission.held
 
+    @property
+    def is_delivering(self) -> bool:
+        """True while some of an answer has not left for its caller."""
+        return any(one.is_delivering for one in self._connections)
+
     async def listen(
         self, host: str, port: int, *, backlog: int, tls: ssl.SSLContext | None = None
     ) -> int:
@@ -118,7 +124,10 @@ class Listener:
             self._server = None
 
     async def close(self, seconds: float) -> None:
-        """End all connections; requests under way get `seconds` twice: to end, and once told to."""
+        """End all connections; requests under way get `seconds` twice: to end, and once told to.
+
+        What is written of answers has the same time to leave.
+        """
         self.stop_listening()
         self.is_closing = True
         if self._handshakes is not None:
@@ -129,7 +138,14 @@ class Listener:
         for connection in tuple(self._connections):
             if connection.task is not None:
                 connection.task.cancel()
+        last_moment = asyncio.get_running_loop().time() + seconds
         await self._ended(seconds)
+        for connection in tuple(self._connections):
+            connection.close()
+        if self._connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(last_moment):
+                    await self._all_gone.wait()
         for connection in tuple(self._connections):
             if connection.transport is not None:
                 connection.transport.abort()

@@ -90,9 +90,14 @@ async def _drain(proxy: Proxy) -> None:
         await proxy.clock.sleep_until(begun + limits.drain_delay)
     proxy.begin_drain()
     proxy.listener.stop_listening()
-    while proxy.under_way and proxy.clock.monotonic() < deadline:
+    while _is_delivering(proxy) and proxy.clock.monotonic() < deadline:
         await proxy.clock.sleep_until(proxy.clock.monotonic() + _DRAIN_POLL)
     await proxy.give_up()
+
+
+def _is_delivering(proxy: Proxy) -> bool:
+    """True while a request is being answered, or some of an answer has not left."""
+    return proxy.under_way > 0 or proxy.listener.is_delivering
 
 
 async def _listen(

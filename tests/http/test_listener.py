@@ -256,6 +256,36 @@ async def test_a_shutdown_ends_idle_connections_and_lets_requests_end() -> None:
             await closing
 
 
+async def test_a_shutdown_lets_what_is_written_arrive() -> None:
+    """Though its handler has ended, and the caller has not read any of it yet."""
+    async with served() as server, await RawConnection.open(HOST, server.port) as caller:
+        server.padding = b"x" * 32_000_000  # more than the kernel keeps for both ends
+        await caller.send(GET % 1)
+
+        async def is_written() -> bool:
+            return server.listener.is_delivering
+
+        await until(is_written)
+        closing = asyncio.get_running_loop().create_task(server.listener.close(30))
+        answer = await caller.read_response()
+        await closing
+    assert len(answer.body) == len(server.padding)
+    assert not server.listener.is_delivering
+
+
+async def test_a_shutdown_cuts_off_a_caller_that_takes_nothing() -> None:
+    async with served() as server, await RawConnection.open(HOST, server.port) as caller:
+        server.padding = b"x" * 32_000_000
+        await caller.send(GET % 1)
+
+        async def is_written() -> bool:
+            return server.listener.is_delivering
+
+        await until(is_written)
+        await server.listener.close(0.1)
+        assert server.listener.connections == 0
+
+
 async def test_a_shutdown_does_not_wait_for_ever() -> None:
     async with served() as server, await RawConnection.open(HOST, server.port) as caller:
         server.may_answer.clear()
