@@ -38,7 +38,7 @@ class Family:
     name: str
     kind: str
     text: str
-    labels: Sequence[str]
+    labels: tuple[str, ...]
 
     def head(self, *, is_open: bool) -> str:
         name = self.name if is_open or self.kind != "counter" else f"{self.name}_total"
@@ -61,6 +61,11 @@ class _Series(dict[tuple[str, ...], _T], ABC, Generic[_T]):
         super().__init__()
         self._family = family
         self._names: dict[tuple[str, ...], str] = {}
+
+    @property
+    def has_account(self) -> bool:
+        """True if the account is the first label."""
+        return self._family.labels[:1] == ("account",)
 
     def keep(self, accounts: Container[str]) -> None:
         """Forget the series of any other account."""

@@ -160,21 +160,9 @@ class Metrics:
         configured = [account.name for account in settings.accounts]
         self.history.keep(configured)
         names = ShownAccounts(configured)
-        self._waits.keep(names)
-        self._would_wait.keep(names)
-        for series in (
-            self._requests,
-            self._caller_requests,
-            self._would_refuse,
-            self._early,
-            self._answers,
-            self._retries,
-            self._merged,
-            self._holds,
-            self._held,
-            self._refreshes,
-        ):
-            series.keep(names)
+        for series in self._families.all:
+            if series.has_account:
+                series.keep(names)
 
     def request(  # noqa: PLR0913 -- one keyword a label
         self,

@@ -66,7 +66,16 @@ def count_everything(metrics: Metrics, name: str, request_id: str = "id-1") -> N
     metrics.sent(name, name, lateness=0.002, early=True, request_id=request_id)
     metrics.queue_opened(name, name)
     metrics.answered(name, name, 202, 0.1, request_id=request_id)
+    metrics.caller_request(name, name, 200)
+    metrics.would_have(name, name, 0.7, is_refused=False)
+    metrics.would_have(name, name, 0.7, is_refused=True)
     metrics.retried(name, "rate_limited")
+    metrics.repeated(name, "joined")
+    metrics.repeat_evicted(name)
+    metrics.merged(name, name)
+    metrics.unattributed_login()
+    metrics.connection_refused("limit")
+    metrics.incidents.count("hold", "opened")
     metrics.hold_begun(name, "refused")
     metrics.held(name, 1.5)
     metrics.token_refreshed(name, "startup", "ok")
@@ -177,6 +186,15 @@ def test_ten_seconds_and_fourteen_are_told_apart(registry: CollectorRegistry, na
     assert [bound for bound in bounds if 10 < bound < 14]
     assert max(bounds - {inf}) == 3600
     assert len(bounds) <= 20
+
+
+def test_everything_that_is_counted_is_counted_in_these_tests(metrics: Metrics) -> None:
+    """So that a family that is new, and has an account, is looked at as well."""
+    count_everything(metrics, "london")
+    families = read_text(metrics.text(is_open=False).decode())
+    counted = [family for family in families if family.type in {"counter", "histogram"}]
+    never = {"export_proxy_log_lines_dropped"}  # which is read, not counted
+    assert {one.name for one in counted if not any(s.value for s in one.samples)} == never
 
 
 def test_series_of_accounts_that_are_gone_are_forgotten(
