@@ -80,10 +80,6 @@ class RouteRule:
         expressions = (pattern.regex.pattern for pattern in self.patterns)
         object.__setattr__(self, "regex", re.compile("|".join(expressions)))
 
-    def covers(self, match_path: str) -> bool:
-        """True if the route takes the path, whatever the method."""
-        return self.regex.fullmatch(match_path) is not None
-
 
 @dataclass(frozen=True, slots=True)
 class MethodNotAllowed:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.rules.advice import level_of, notes_on
+from proxy.rules.advice import Note, level_of, notes_on, notes_on_connections
 from proxy.rules.state import (
     AccountState,
     PauseState,
@@ -140,4 +140,90 @@ def test_a_pause_says_since_when_and_how_it_ends() -> None:
     assert "Nothing is sent for another 90.0 s." in notes_on(paused, NOW)[0].advice
     assert notes_on(replace(IDLE, slowed=SLOWED), NOW)[0].advice == (
         "An operator ordered an interval of 5 s at 2027-01-15 08:00:00 UTC, for another 90.0 s."
+    )
+
+
+def test_connections_that_were_refused_are_counted_by_their_reason() -> None:
+    assert notes_on_connections({}) == ()
+    assert notes_on_connections({"limit": 1_200, "descriptor": 1}) == (
+        Note(
+            "attention",
+            "connections refused",
+            "1,200 in the last minute: as many are open as limits.max_connections or the"
+            " descriptor limit allows.",
+        ),
+        Note(
+            "attention",
+            "connections refused",
+            "1 in the last minute: almost no file descriptor is free. Raise the process's limit of"
+            " open files.",
+        ),
+    )
+
+
+def test_an_observed_account_on_hold_is_said_to_send_nevertheless() -> None:
+    observed = replace(IDLE, observed=True, hold_named_seconds=0.5)
+    assert notes_on(observed, NOW)[0].advice == (
+        "Requests are neither paced nor held: the API asked for a hold, and the proxy sends"
+        " requests nevertheless. The metrics would_wait_seconds and would_refuse_total show what"
+        " would have happened. To keep the pace, set pacing.mode (or the account's mode) to"
+        " enforce, and reload."
+    )
+
+
+def test_an_observed_account_without_a_hold_is_only_said_to_be_unpaced() -> None:
+    (note,) = notes_on(replace(IDLE, observed=True), NOW)
+    assert note.advice.startswith("Requests are neither paced nor held. The metrics")
+
+
+def test_a_hold_of_less_than_a_second_is_one_that_requests_wait_for() -> None:
+    (route,) = WAITING
+    account = replace(IDLE, routes=WAITING, hold_remaining_seconds=0.5)
+    assert notes_on(account, NOW)[-1].advice == "Requests wait until the hold ends."
+    held = replace(route, hold_remaining_seconds=0.5)
+    assert notes_on(replace(IDLE, routes=(held,)), NOW)[-1].advice.startswith("Requests wait until")
+
+
+@pytest.mark.parametrize(("named", "is_probed"), [(41.0, False), (41.5, True)])
+def test_a_hold_is_probed_if_the_api_named_over_a_second_more(
+    named: float, *, is_probed: bool
+) -> None:
+    held = replace(IDLE, hold_remaining_seconds=40.0, hold_named_seconds=named)
+    (note,) = notes_on(held, NOW)
+    assert ("one request now and then tests" in note.advice) == is_probed
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(at=NOW - 60.0, type="urn:export-proxy:queue-full", detail="Full."),
+        Refusal(at=NOW - 1.0, type="urn:export-proxy:missing-scope", detail="No scope."),
+    ],
+    ids=["a minute ago", "for another reason"],
+)
+def test_other_refusals_are_not_blamed_on_the_hold(refusal: Refusal) -> None:
+    held = replace(IDLE, hold_remaining_seconds=40.0, refusals=(refusal,))
+    assert "No action is needed now." in notes_on(held, NOW)[0].advice
+
+
+def test_a_hold_without_a_known_limit_names_none() -> None:
+    held = replace(IDLE, hold_remaining_seconds=40.0, hold_named_seconds=40.0)
+    assert notes_on(held, NOW)[0].advice == (
+        "The API refused this account, or announced that its limit is reached. The proxy sends"
+        " nothing until the hold ends; then one request goes first. No action is needed now. If it"
+        " recurs, find out who else uses this account's quota."
+    )
+
+
+def test_the_limit_that_holds_an_account_is_named() -> None:
+    held = replace(IDLE, hold_remaining_seconds=40.0, hold_limit="client.rate")
+    assert "its limit is reached (limit client.rate)." in notes_on(held, NOW)[0].advice
+
+
+def test_a_route_on_hold_for_less_than_a_second_is_named() -> None:
+    (route,) = WAITING
+    held = replace(route, queue_depth=0, hold_named_seconds=0.5)
+    assert notes_on(replace(IDLE, routes=(held,)), NOW)[0].advice == (
+        "The API answered 429 on this route and named a wait. Its callers are told when to come"
+        " back; other routes go on."
     )

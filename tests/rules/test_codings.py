@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from proxy.rules.codings import decoded, readable_codings
+from proxy.rules.codings import coded_fields, decoded, readable_codings
 
 TEXT = b'{"access_token": "t"}' * 3
 
@@ -139,6 +139,7 @@ def test_a_coding_is_read_to_its_limit_by_any_library(
         (["br"], "identity"),
         (["br, zstd", "gzip;q=0.5 , Deflate"], "gzip;q=0.5, Deflate"),
         (["x-gzip"], "x-gzip"),
+        (["X-GZip"], "X-GZip"),
         (["*"], "gzip, deflate"),
         (["*; q=0.5, gzip"], "deflate; q=0.5, gzip"),
         (["gzip;q=0, *"], "gzip;q=0, deflate"),
@@ -151,3 +152,8 @@ def test_codings_asked_for_can_be_read_here_and_by_the_caller(
     wishes: list[str], asked: str
 ) -> None:
     assert readable_codings(wishes) == asked
+
+
+def test_codings_are_those_of_the_content_encoding_fields_in_their_order() -> None:
+    fields = [("Content-Encoding", "gzip"), ("Content-Type", "br"), ("content-encoding", "br")]
+    assert coded_fields(fields) == ["gzip", "br"]

@@ -54,7 +54,9 @@ def test_what_nobody_can_tell_changes_nothing() -> None:
 def test_one_of_before_a_restart_is_over_if_it_is_not_seen_again() -> None:
     earlier = replace(OPEN, confirmed=False)
     assert earlier.after_look(Unseen.UNKNOWN, now=899.9, wall=0.0) is earlier
-    assert earlier.after_look(Unseen.UNKNOWN, now=900.0, wall=0.0).is_over
+    gone = earlier.after_look(Unseen.UNKNOWN, now=900.0, wall=1900.0)
+    assert (gone.ended, gone.over_at) == (900.0, 1900.0)
+    assert gone.notes == "Not seen again since the proxy started."
     seen = earlier.after_look(TROUBLE, now=10.0, wall=0.0)
     assert not seen.after_look(Unseen.UNKNOWN, now=1e9, wall=0.0).is_over
 
@@ -84,3 +86,12 @@ def test_what_came_and_went_untold_is_kept_for_an_hour(now: float, *, is_given_u
 def test_of_too_many_the_oldest_are_given_up() -> None:
     gone = [replace(NEW, id=str(n), ended=1.0, over_at=0.0, notes="") for n in range(MOST_KEPT + 2)]
     assert list(surplus([OVER, *gone], 10.0)) == gone[:2]
+
+
+def test_what_the_desk_took_is_what_it_knows_from_then_on() -> None:
+    told = NEW.told(TROUBLE, handle="h", now=10.0)
+    assert told == replace(NEW, reported=TROUBLE, reported_at=10.0, handle="h")
+
+
+def test_a_step_that_is_postponed_is_due_so_many_seconds_later() -> None:
+    assert NEW.later(2.0, now=10.0) == replace(NEW, not_before=12.0)

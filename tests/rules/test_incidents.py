@@ -186,3 +186,22 @@ def test_details_name_what_they_are_about() -> None:
     assert doubt_detail(1, "id-1").startswith("The answer of one request was lost;")
     assert doubt_detail(3, "id-3").startswith("3 answers were lost;")
     assert utc(0.9) == "1970-01-01T00:00:00Z"
+
+
+def test_the_name_of_an_incident_is_the_same_in_every_version() -> None:
+    """A desk finds the incidents of an earlier version by it."""
+    assert incident_id("a", "hold") == "export-proxy:hold:ca978112ca1bbdca"
+
+
+def test_a_hold_of_the_account_without_a_known_limit_is_told_so() -> None:
+    assert hold_detail(None, None, 60.5) == (
+        "The API refused requests, or says that its quota is used up. The proxy sends nothing"
+        " before 1970-01-01T00:01:00Z; then one request goes first, as a probe."
+    )
+
+
+def test_a_missing_scope_is_told_with_what_to_do() -> None:
+    assert scope_detail({"a"}) == (
+        "New tokens still lack a after tokens.propagation_window. The proxy refuses requests that"
+        " need it with 403. Grant it to the account's role, or stop such requests."
+    )

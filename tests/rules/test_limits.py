@@ -23,6 +23,7 @@ ROUTE = Reach(is_route=True, is_organization=False)
         ({"limit": {"key": "org.flows"}}, Limit("org.flows")),
         ({"limit": {"key": 7, "namespace": ["flows"]}}, Limit()),
         ({"limit": {"key": "", "namespace": "a\x00b"}}, Limit()),
+        ({"limit": {"key": "k", "namespace": "n" * 100}}, Limit("k", "n" * 100)),
         ({"limit": {"key": "k" * 101}}, Limit()),
         ({"limit": "flows"}, Limit()),
         ({}, Limit()),

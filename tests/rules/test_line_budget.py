@@ -64,3 +64,11 @@ def test_nobody_has_less_than_half_of_the_lines_while_strangers_are_few(
             assert is_taken or strangers >= 4 * most
         had[owner] += is_taken
     assert all(lines <= most for lines in had.values())
+
+
+def test_strangers_have_as_many_beyond_in_each_second() -> None:
+    budget = LineBudget()
+    strangers = [Owner(f"{number}", is_configured=False) for number in range(100)]
+    for second in (1, 2, 3):
+        assert budget.begin(second)
+        assert sum(taken(budget, one, 50) for one in strangers) == 10 + 40

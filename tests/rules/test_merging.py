@@ -75,8 +75,9 @@ def test_caller_s_token_does_not_count_where_it_is_not_sent() -> None:
         ("If-Range", "x"),
         ("Cache-Control", "no-store"),
         ("Cache-Control", "max-age=0, No-Store"),
+        ("Cache-Control", "no-store,max-age=0"),
     ],
-    ids=["range", "none-match", "modified", "if-range", "no-store", "list"],
+    ids=["range", "none-match", "modified", "if-range", "no-store", "list", "list without blanks"],
 )
 def test_reads_that_ask_for_an_answer_of_their_own_are_never_merged(field: Field) -> None:
     assert read(field) is None
@@ -85,11 +86,17 @@ def test_reads_that_ask_for_an_answer_of_their_own_are_never_merged(field: Field
 def test_other_directives_of_cache_control_are_compared() -> None:
     assert read(("Cache-Control", "no-cache")) == read(("cache-control", "no-cache"))
     assert read(("Cache-Control", "no-cache")) != read()
+    assert read(("Cache-Control", "no-cache")) is not None
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get"])
 def test_other_methods_are_never_merged(method: str) -> None:
     assert read(method=method) is None
+
+
+def test_another_method_or_target_is_another_read() -> None:
+    assert read(method="HEAD") != read()
+    assert read(target="/jobs/2") != read()
 
 
 def test_read_with_a_body_is_never_merged() -> None:

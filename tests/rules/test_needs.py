@@ -283,3 +283,18 @@ def test_a_pointer_leads_to_the_field(document: dict[str, Any]) -> None:
         name = key.replace("~1", "/").replace("~0", "~")
         value = value[int(name)] if isinstance(value, list) else value[name]
     assert nested.pointer.count("/") > 1 or isinstance(value, dict | list)
+
+
+def test_a_channel_is_found_whatever_the_case_of_its_configured_field() -> None:
+    channel = ChannelRule(
+        fields=("mediaType",), values=frozenset({"sms"}), scopes=DIGITAL, cost=3.0
+    )
+    rules = NeedRules(scopes_by_method={}, channels=(channel,))
+    assert needs_of(rules, "POST", document_of({"MEDIATYPE": "sms"})) == Needs(DIGITAL, 3.0)
+
+
+def test_bare_deflate_that_resembles_a_zlib_header_is_read() -> None:
+    """Its first two bytes are a multiple of 31, as those of zlib are, but name no method 8."""
+    body = bare_deflate(b"  " + SMS)
+    assert int.from_bytes(body[:2]) % 31 == 0
+    assert read_document(body, ["deflate"], max_size=MAX_SIZE) == (("channel", "sms"),)

@@ -356,3 +356,28 @@ def test_never_two_tokens_within_the_least_interval(
         assert login.schedule.missing or not login.schedule.is_window_open
     for earlier, later in pairwise(successes):
         assert later - earlier >= min_interval - 1e-6
+
+
+def test_new_settings_hold_from_the_next_token_on() -> None:
+    login = Login(min_interval=15.0, window=900.0)
+    login.mint(0.0)
+    login.schedule.apply(min_interval=40.0, window_length=100.0)
+    assert login.schedule.next_mint() == (86_400.0, "expiry")
+    login.schedule.want(A, 20.0)
+    assert login.live(1500.0) == [20.0, 60.0]
+
+
+def test_the_next_token_comes_before_a_deadline_only_if_it_is_due_earlier() -> None:
+    login = Login()
+    login.mint(0.0)
+    assert not login.schedule.comes_before(86_400.0)
+    assert login.schedule.comes_before(86_400.1)
+
+
+def test_the_next_token_is_due_in_the_seconds_that_are_left_or_at_once() -> None:
+    login = Login()
+    assert login.schedule.next_in(50.0) == 0.0
+    login.mint(0.0)
+    assert login.schedule.next_in(50.0) == 86_350.0
+    assert login.schedule.next_in(86_399.5) == 0.5
+    assert login.schedule.next_in(86_400.5) == 0.0

@@ -56,6 +56,22 @@ def test_another_method_target_or_body_is_another_request(other: tuple[str, str,
     assert (one.key == two.key, one.sameness == two.sameness) == (True, False)
 
 
+def test_another_key_is_another_name() -> None:
+    one, two = (digests_of(b"scope", key, "POST", "/a", b"{}") for key in ("k", "l"))
+    assert one.key != two.key
+    assert one.sameness == two.sameness
+
+
+def test_the_names_of_a_request_are_the_same_in_every_version() -> None:
+    """While an update is under way, replicas of two versions find each other's records."""
+    digests = digests_of(scope_of("london", "Bearer a", ""), "k", "POST", "/a", b"{}")
+    assert digests.key is not None
+    assert digests.key.hex() == "490635874f966dd60e1bf0c20248d38e48df6691b0f8c61055b98127c88eb3c9"
+    assert digests.sameness.hex() == (
+        "88a5fc7a2929b7b076410b7b63fa2547260f301038ee55958f0f4a599908c687"
+    )
+
+
 def test_a_request_without_a_key_is_found_by_its_sameness() -> None:
     digests = digests_of(b"scope", "", "POST", "/a", b"{}")
     assert (digests.key, digests.name) == (None, digests.sameness)
@@ -149,3 +165,10 @@ def test_a_delivered_answer_that_is_too_large_leaves_its_key_in_doubt() -> None:
 def test_cookies_are_never_kept() -> None:
     fields = [("Set-Cookie", "a=b"), ("set-cookie", "c=d"), ("Location", "/x")]
     assert KeptAnswer.of(202, "", fields, b"").fields == (("Location", "/x"),)
+
+
+def test_the_rest_of_an_answer_is_kept_as_it_is() -> None:
+    fields = [("Location", "/x"), ("X-A", "1")]
+    assert KeptAnswer.of(202, "Accepted", fields, b"{}") == KeptAnswer(
+        202, "Accepted", (("Location", "/x"), ("X-A", "1")), b"{}"
+    )

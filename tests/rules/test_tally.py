@@ -48,3 +48,15 @@ def test_both_spans_count() -> None:
     assert tally.top(5, 199.0) == (CallerCount("a", 3), CallerCount("b", 1))
     assert tally.top(5, 250.0) == (CallerCount("a", 1), CallerCount("b", 1))
     assert tally.top(1, 250.0) == (CallerCount("a", 1),)
+
+
+def test_spans_follow_each_other_without_a_gap() -> None:
+    tally = RecentTally(5, 100.0)
+    tally.add("a", 0.0)
+    tally.add("b", 100.0)
+    assert tally.top(5, 299.9) == (CallerCount("b", 1),)
+    tally = RecentTally(5, 100.0)
+    tally.add("a", 0.0)
+    tally.add("b", 150.0)
+    assert tally.top(5, 299.9) == (CallerCount("b", 1),)
+    assert tally.top(5, 300.0) == ()

@@ -378,3 +378,17 @@ def test_a_route_takes_each_of_its_paths() -> None:
 def test_a_bad_pattern_is_explained(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         PathPattern.parse(text)
+
+
+def test_a_route_takes_the_paths_of_each_of_its_patterns() -> None:
+    either = RouteRule(
+        name="either",
+        patterns=(PathPattern.parse("/a"), PathPattern.parse("/b"), PathPattern.parse("/c")),
+        methods=None,
+    )
+    assert [find_route([either], "GET", path) for path in ("/a", "/b", "/c", "/d")] == [
+        0,
+        0,
+        0,
+        None,
+    ]

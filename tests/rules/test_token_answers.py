@@ -60,6 +60,13 @@ def test_what_cannot_be_a_bearer_token_is_no_grant(token: object) -> None:
     assert read_grant({"access_token": token, "expires_in": 600}) is None
 
 
+def test_any_visible_ascii_may_be_a_bearer_token() -> None:
+    token = "".join(map(chr, range(0x21, 0x7F)))
+    grant = read_grant({"access_token": token})
+    assert grant is not None
+    assert grant.token == token
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'"a"', b"\xff\xfe", b"[" * 60_000])
 def test_what_is_no_object_is_an_empty_one(body: bytes) -> None:
     assert read_document(body) == {}
@@ -88,3 +95,7 @@ def test_less_than_a_second_counts_and_nothing_does_not() -> None:
     assert grant.lifetime == 0.5
     assert life_of(Grant(token=unsigned({"exp": 1000}), lifetime=None, scope=None), 1000.0) == 3600
     assert life_of(Grant(token=unsigned({"exp": 1000.5}), lifetime=None, scope=None), 1000.0) == 0.5
+
+
+def test_an_object_is_read_as_it_is() -> None:
+    assert read_document(b'{"access_token": "t"}') == {"access_token": "t"}

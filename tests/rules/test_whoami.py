@@ -113,6 +113,11 @@ def test_newcomer_displaces_the_last_of_the_address_with_the_most() -> None:
     assert [*places] == ["a1", "a2", "b1"]
 
 
+def test_newcomer_displaces_one_of_two_of_another_address() -> None:
+    places = waiting(("a", "a1"), ("a", "a2"), limit=2)
+    assert places.add("b", "b1") == "a2"
+
+
 def test_a_question_that_leaves_is_not_served() -> None:
     places = waiting(("a", "a1"), ("b", "b1"))
     assert places.discard("a1")
@@ -137,6 +142,8 @@ def test_the_address_with_the_most_is_displaced_wherever_it_stands() -> None:
     places = waiting(("z", "z1"), ("z", "z2"), ("z", "z3"), ("z", "z4"), ("a", "a1"), limit=5)
     assert places.add("a", "a2") == "z4"
     assert places.add("a", "a3") == "a3", "each would have three: nobody is displaced for one more"
+    places = waiting(("a", "a1"), ("b", "b1"), ("b", "b2"), ("b", "b3"), ("c", "c1"), limit=5)
+    assert places.add("d", "d1") == "b3"
     places = waiting(("a", "a1"), ("b", "b1"), ("b", "b2"), ("b", "b3"), limit=4)
     assert places.add("c", "c1") == "b3"
 
