@@ -2,8 +2,8 @@
 
 Theory of operation. An unsafe request on a paced route is sent by a flight: a separate task, for
 which one or more callers wait. If all of them leave before the request is sent, the flight ends. If
-they leave later, the flight reads the answer to its end, for at most `upstream.response_timeout`.
-Then rules/repeats.py decides what to keep of it.
+they leave later, the flight reads the answer to its end, for at most `upstream.response_timeout`
+unless another caller joins it. Then rules/repeats.py decides what to keep of it.
 
 Invariants: one replica has at most one flight for a key. Only a sent flight outlives its callers.
 Every flight is settled once, when it is over and no caller is left. The mark by which other
@@ -149,8 +149,13 @@ class Flights:
         return flight
 
     def join(self, flight: Flight, exchange: Exchange) -> None:
-        """Let a caller wait for the flight."""
+        """Let a caller wait for the flight, which then no longer reads for nobody."""
         flight.callers[id(exchange)] = exchange
+        if flight in self._reading:
+            self._reading.discard(flight)
+            self._stop_timer(flight)
+            if flight.digests.key is not None:
+                self._renew(flight)
 
     def leave(self, flight: Flight, exchange: Exchange, *, is_delivered: bool) -> None:
         """Remove a caller, with its answer or without."""
@@ -205,9 +210,7 @@ class Flights:
 
     def forget(self, flight: Flight) -> None:
         """Forget a flight here, and remove what other replicas see of it."""
-        if flight.timer is not None:
-            flight.timer.cancel()
-            flight.timer = None
+        self._stop_timer(flight)
         for name in flight.marked:
             self._store.drop(name)
         flight.marked.clear()
@@ -242,9 +245,13 @@ class Flights:
             self._call_later(flight, _RENEWAL, lambda: self._renew(flight))
 
     def _call_later(self, flight: Flight, seconds: float, callback: Callable[[], None]) -> None:
+        self._stop_timer(flight)
+        flight.timer = self._clock.call_at(self._clock.monotonic() + seconds, callback)
+
+    def _stop_timer(self, flight: Flight) -> None:
         if flight.timer is not None:
             flight.timer.cancel()
-        flight.timer = self._clock.call_at(self._clock.monotonic() + seconds, callback)
+            flight.timer = None
 
 
 def _ended(

@@ -174,7 +174,14 @@ class Repeats:
         """
         if flight.exchange is not exchange:
             await self._wait_joined(flight, exchange)
-        result = await asyncio.shield(flight.done)
+        try:
+            result = await asyncio.shield(flight.done)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if (task is not None and task.cancelling()) or not exchange.request.is_present():
+                raise
+            self._look_again_after(flight)  # it was given up in the step in which this one joined
+            return None
         if flight.exchange is not exchange and _may_wait_on(flight, exchange):
             self._flights.forget(flight)
             return None
@@ -182,12 +189,15 @@ class Repeats:
             raise result.anew()
         if isinstance(result, Response):
             if flight.is_taken:
-                raise self._in_doubt(
-                    flight.owner.label,
-                    flight.record(InDoubt(), seconds=self._rules.window, now=self._clock.wall()),
-                )
+                raise self._doubt_about(flight)
             flight.is_taken = True
         return result
+
+    def _look_again_after(self, flight: Flight) -> None:
+        """Forget a flight that was given up; raises the Problem `in-doubt` if it was sent."""
+        if flight.is_sent:
+            raise self._doubt_about(flight)
+        self._flights.forget(flight)
 
     async def _wait_joined(self, flight: Flight, exchange: Exchange) -> None:
         """Wait for a flight, but no longer than this caller may wait for the send."""
@@ -217,6 +227,10 @@ class Repeats:
         finally:
             timer.cancel()
             flight.done.remove_done_callback(wake)
+
+    def _doubt_about(self, flight: Flight) -> Problem:
+        record = flight.record(InDoubt(), seconds=self._rules.window, now=self._clock.wall())
+        return self._in_doubt(flight.owner.label, record)
 
     def _in_doubt(self, label: str, record: Record) -> Problem:
         self._metrics.repeated(label, "in_doubt")

@@ -111,6 +111,7 @@ class World:
         self.replicas = [self._replica(tasks) for _ in range(2)]
         self.sends: list[Send] = []
         self.callers: list[asyncio.Task[None]] = []
+        self.problems: list[str] = []  # of callers that were refused
         self._asked: dict[str, Asked] = {}
         self._tasks = tasks
         present = request_of("POST", transport=transport).is_present
@@ -159,8 +160,8 @@ class World:
                 send = self.sends[int(answer.body)]
                 assert send.asked.caller == asked.caller, "another caller's answer"
             send.delivered_at = send.delivered_at or self.clock.monotonic()
-        except Problem:
-            pass
+        except Problem as problem:
+            self.problems.append(problem.name)
 
     async def send(self, pending: PendingRequest) -> Answer:
         """Stand in for the sender: wait for the slot, send, wait for the answer."""
