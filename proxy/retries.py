@@ -19,7 +19,7 @@ class RetryRules:
     settings: Retry
 
     def may_send_again(self, *, attempts: int, elapsed: float) -> bool:
-        """True if another send fits the bounds, `elapsed` seconds after the arrival."""
+        """True if another send fits the bounds, `elapsed` seconds after the first one."""
         if elapsed >= self.settings.max_elapsed:
             return False
         return not stop_after_attempt(self.settings.max_attempts)(_state(attempts))

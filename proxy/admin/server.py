@@ -230,7 +230,7 @@ class Admin:
 
 
 async def _handled(request: Request, found: Found | OwnAnswer) -> OwnAnswer:
-    """Return the handler's answer, or None if there is none."""
+    """Return the answer of the request's handler; a refusal if there is none, or it refuses."""
     if not isinstance(found, Found):
         return found
     try:

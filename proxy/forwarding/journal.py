@@ -93,7 +93,7 @@ class Journal:
         account = exchange.account_label
         if exchange.origin == "upstream" and exchange.first_sent is not None:
             self._watch.answered(account, begun=exchange.first_sent)
-        trouble = "scope_missing" if exchange.lacks else exchange.trouble
+        trouble = exchange.trouble or ("scope_missing" if exchange.lacks else None)
         is_safe = exchange.request.method in SAFE_METHODS
         if trouble is not None and not (trouble == "in_doubt" and is_safe):
             self._watch.troubled(account, trouble, exchange.subject, exchange.id)

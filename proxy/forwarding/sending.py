@@ -240,18 +240,20 @@ class Sender:
         """Let a safe request whose answer was lost go back to the front of its queue, once."""
         exchange = pending.exchange
         if not self._rules.may_send_again(
-            attempts=len(exchange.attempts), elapsed=exchange.elapsed
+            attempts=len(exchange.attempts), elapsed=exchange.since_first_send
         ):
             raise outcome_unknown(timed_out=False)
         self._metrics.retried(pending.account.label, "connection_closed")
 
     async def _back_off(self, pending: PendingRequest) -> None:
-        """Wait outside the queue before another attempt, or give up a request that never left."""
+        """Wait outside the queue before another attempt, or give up."""
         exchange, attempts = pending.exchange, len(pending.exchange.attempts)
         pause = self._rules.after_unsent(attempts)
         if pause > exchange.may_wait or not self._rules.may_send_again(
             attempts=attempts, elapsed=exchange.since_first_send + pause
         ):
+            if "no answer" in exchange.attempts:
+                raise outcome_unknown(timed_out=False)
             raise Problem(
                 "upstream-unreachable",
                 "The API cannot be reached; nothing was sent.",

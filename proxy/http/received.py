@@ -12,8 +12,7 @@ from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
 class Response:
     """An answer whose head has come.
 
-            Its connection goes back to the pool when the body has come, too. Release one that is
-            not read
+    Its connection goes back to the pool when the body has come, too. Release one that is not read
     to its end, which breaks the connection off.
     """
 
@@ -73,7 +72,7 @@ class Response:
         )
 
     def on_release(self, callback: Callable[[], None]) -> None:
-        """Call `released` once when the incomplete answer is released."""
+        """Call `callback` once when the incomplete answer is released."""
         self._on_release = callback
 
     def _complete(self) -> None:

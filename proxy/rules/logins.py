@@ -146,9 +146,11 @@ def _body(body: bytes) -> list[tuple[str, _Pair]]:
         document = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError):
         return []
+    if len(document) > MAX_FIELDS:
+        raise LoginError("The document has too many fields.")
     return [
         (name, _Pair(value, value))
-        for name, value in document[:MAX_FIELDS]
+        for name, value in document
         if name in _NAMES and isinstance(value, str)
     ]
 

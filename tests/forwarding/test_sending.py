@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy.forwarding.attempts import Attempts, PendingRequest, QueueCaller
@@ -16,7 +15,7 @@ from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.merging import Merging
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
-from proxy.http.messages import Outgoing, Unsent, Withheld
+from proxy.http.messages import OutcomeUnknown, Outgoing, Unsent, Withheld
 from proxy.pacing.accounts import Accounts
 from proxy.problems import Problem
 from proxy.rules.needs import Needs
@@ -73,10 +72,12 @@ def settings(**retry: Any) -> Settings:
     return settings_for("http://api.example").model_copy(update={"retry": Retry(**retry)})
 
 
-async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
-    clock = FakeClock()
-    metrics, api = Metrics(CollectorRegistry()), Unreachable(clock)
-    chosen = settings(max_attempts=2, initial_backoff=1, max_backoff=1)
+@asynccontextmanager
+async def pending_in(
+    chosen: Settings, api: object, clock: FakeClock, managed: object = None
+) -> AsyncIterator[tuple[Sender, PendingRequest]]:
+    """A sender to that API, and a request that has just come."""
+    metrics = Metrics(CollectorRegistry())
     accounts = Accounts(chosen, clock=clock, metrics=metrics, random=lambda: 0.0)
     sender = Sender(
         chosen,
@@ -90,26 +91,75 @@ async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
     )
     async with connection() as transport:
         request = request_of("POST", transport=transport)
-        exchange = Exchange(request, "id-1", clock, limit=1000.0)
-        pending = PendingRequest(
-            exchange,
-            caller=QueueCaller("someone"),
-            account=(account := accounts.unconfigured("someone")),
-            queue=account.queue("api", paced=False),
-            outgoing=Outgoing("POST", "/", "", [], b""),
-            needs=Needs(scopes=frozenset(), cost=1.0),
-            managed=cast("Any", ManagedToken(renewals=3)),
-            is_present=lambda: True,
+        yield (
+            sender,
+            PendingRequest(
+                Exchange(request, "id-1", clock, limit=1000.0),
+                caller=QueueCaller("someone"),
+                account=(account := accounts.unconfigured("someone")),
+                queue=account.queue("api", paced=False),
+                outgoing=Outgoing("POST", "/", "", [], b""),
+                needs=Needs(scopes=frozenset(), cost=1.0),
+                managed=cast("Any", managed),
+                is_present=lambda: True,
+            ),
         )
 
-        async def fail() -> None:
-            with pytest.raises(Problem, match="cannot be reached"):
-                await sender.send(pending)
 
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(fail())
-            await clock.advance(60)
+async def refusal_of(sender: Sender, pending: PendingRequest, clock: FakeClock) -> Problem:
+    """Send it, and return how it ends within a minute."""
+    ends: list[Problem] = []
+
+    async def send() -> None:
+        try:
+            await sender.send(pending)
+        except Problem as problem:
+            ends.append(problem)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(send())
+        await clock.advance(60)
+    (end,) = ends
+    return end
+
+
+async def test_a_try_that_is_withheld_while_it_connects_is_no_attempt() -> None:
+    clock = FakeClock()
+    api, managed = Unreachable(clock), ManagedToken(renewals=3)
+    chosen = settings(max_attempts=2, initial_backoff=1, max_backoff=1)
+    async with pending_in(chosen, api, clock, managed) as (sender, pending):
+        refusal = await refusal_of(sender, pending, clock)
+    exchange = pending.exchange
+    assert refusal.name == "upstream-unreachable"
     assert api.tries == 5
     assert exchange.attempts == ("never left", "never left")
     assert exchange.spent["connecting"] == 3 * CONNECTING
     assert exchange.spent["upstream"] == 2 * CONNECTING
+
+
+class ClosesThenDown(Unreachable):
+    """An API that closes an idle connection as it is used, and cannot be reached afterwards."""
+
+    async def send(self, _: Outgoing, *, may_leave: Callable[[], bool], **__: object) -> None:
+        if self.tries:
+            await super().send(_, may_leave=may_leave)
+        self.tries += 1
+        raise OutcomeUnknown(timed_out=False, may_repeat=True)
+
+
+async def test_read_whose_answer_was_lost_is_sent_again_however_long_it_waited_before() -> None:
+    clock = FakeClock()
+    api, chosen = ClosesThenDown(clock), settings(max_attempts=2, max_elapsed=30)
+    async with pending_in(chosen, api, clock) as (sender, pending):
+        await clock.advance(100)
+        await refusal_of(sender, pending, clock)
+    assert api.tries == 2
+
+
+async def test_read_whose_answer_was_lost_is_never_said_to_be_unsent() -> None:
+    clock = FakeClock()
+    api, chosen = ClosesThenDown(clock), settings(max_attempts=2)
+    async with pending_in(chosen, api, clock) as (sender, pending):
+        refusal = await refusal_of(sender, pending, clock)
+    assert api.tries == 2
+    assert refusal.name == "outcome-unknown"

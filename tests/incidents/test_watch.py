@@ -47,6 +47,7 @@ class Sight:
             metrics=Metrics(CollectorRegistry()),
             random=lambda: 0.0,
         )
+        self.accounts = accounts
         tokens = cast("ManagedTokens", SimpleNamespace(by_name={}))
         self.watch = Watch(wanted, accounts=accounts, tokens=tokens, clock=self.clock)
 

@@ -107,6 +107,15 @@ def test_form_of_very_many_fields_is_refused(form: str) -> None:
         read_call("", form.encode(), [])
 
 
+def test_document_of_very_many_fields_is_refused() -> None:
+    """A login server may read the last of them."""
+    fields = ", ".join(f'"{n}": 0' for n in range(98))
+    first = f'{{"grant_type": "client_credentials", "client_id": "a", {fields}'
+    assert read_call("", f"{first}}}".encode(), []).login is None
+    with pytest.raises(LoginError):
+        read_call("", f'{first}, "client_id": "b"}}'.encode(), [])
+
+
 def test_form_of_a_hundred_fields_is_read() -> None:
     form = "&".join([GRANT, "client_id=c", "client_secret=s", *["a=b"] * 97])
     assert read_call("", form.encode(), []).login is not None
