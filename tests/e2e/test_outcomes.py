@@ -13,12 +13,13 @@ from itertools import pairwise
 import pytest
 
 from proxy.http.client import Client
-from proxy.service.lifecycle import Running
+from proxy.service.lifecycle import Running, running
 from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
+from tests.kit.clock import FakeClock
 from tests.kit.fault_proxy import FaultProxy, ResetOnConnect
 from tests.kit.listener import HOST, Listener, reset
 from tests.kit.process import until
-from tests.kit.proxy import proxy_for
+from tests.kit.proxy import proxy_for, settings_for
 from tests.kit.stalls import noting_stalls
 from tests.kit.upstream import (
     Garbage,
@@ -352,6 +353,48 @@ async def test_a_get_that_meets_the_close_of_its_connection_is_sent_once_more(
     if path == EXPORTS:
         times = [request.arrived_at for request in upstream.requests]
         assert all(later - sooner > interval - 0.02 for sooner, later in pairwise(times))
+
+
+async def test_a_get_is_sent_once_more_however_long_it_waited_for_its_turn() -> None:
+    """`retry.max_elapsed` counts from the first send, which here comes after 200 s."""
+
+    def script(request: RecordedRequest) -> Step:
+        return ReadThenReset() if request.number == 2 else ACCEPTED
+
+    clock = FakeClock()
+    async with (
+        RawUpstream(script) as upstream,
+        running(
+            settings_for(
+                upstream.url,
+                upstream={"idle_timeout": 60},
+                pacing={"interval": 100},
+                retry={"max_elapsed": 150},
+            ),
+            clock,
+        ) as proxy,
+    ):
+
+        async def are_there(waiting: int, sent: int) -> None:
+            async def question() -> bool:
+                states = [account.state(0.0) for account in proxy.proxy.accounts.accounts()]
+                depth = sum(queue.queue_depth for one in states for queue in one.routes)
+                return (depth, len(upstream.requests)) == (waiting, sent)
+
+            await until(question)
+
+        async with asyncio.TaskGroup() as callers:
+            first = callers.create_task(call(proxy, "POST", EXPORTS))
+            await are_there(1, 0)
+            second = callers.create_task(call(proxy, "GET", EXPORTS))
+            await are_there(2, 0)
+            await clock.advance(100)
+            assert (await first).status == 202
+            await clock.advance(100)
+            await are_there(1, 2)
+            await clock.advance(100)
+        assert second.result().status == 202
+        assert len(upstream.requests) == 3
 
 
 async def test_a_get_that_is_lost_again_and_again_is_sent_twice() -> None:
