@@ -60,7 +60,7 @@ class Waiting:
         if now + predicted > self._context.closes_at():
             self._count(queue, ticket, "drained", 0.0)
             raise draining()
-        has_place = queue.depth < self._context.pacing.max_queue
+        has_place = self._has_place(queue)
         is_in_time = fits(predicted, limit) and (limit > 0 or queue.times.may_be_free())
         if has_place and is_in_time and not pushes_out(queue, ticket, now):
             return
@@ -182,8 +182,7 @@ class Waiting:
         return Problem(
             "queue-full",
             f"A request sent now would wait {in_words(predicted)}, behind {queue.depth:,} others."
-            f"{self._why(queue)} Come back after Retry-After, or ask the operator to raise"
-            " pacing.max_wait.",
+            f"{self._why(queue)} Come back after Retry-After, or {self._advice(queue)}",
             retry_after=self._return_after(queue, predicted, limit),
             fields={"predicted_wait": round(predicted, 3)},
         )
@@ -200,6 +199,15 @@ class Waiting:
     def _why(self, queue: AccountQueue) -> str:
         is_paused = queue.allowance.control.is_paused(self._clock.monotonic())
         return " An operator has paused the account." if is_paused else ""
+
+    def _advice(self, queue: AccountQueue) -> str:
+        """Say what would let a request in that the queue does not take now."""
+        if self._has_place(queue):
+            return "wait longer, as far as Prefer: wait and pacing.max_wait allow it."
+        return "ask the operator to raise pacing.max_queue."
+
+    def _has_place(self, queue: AccountQueue) -> bool:
+        return queue.depth < self._context.pacing.max_queue
 
     def _return_after(self, queue: AccountQueue, predicted: float, limit: float) -> int:
         """Return the seconds after which to come back: never before a hold that the API named."""

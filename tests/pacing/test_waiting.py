@@ -362,7 +362,8 @@ async def test_refused_caller_is_told_in_words_why_and_what_to_do() -> None:
         assert problem is not None
         assert problem.detail == (
             "A request sent now would wait 1.5 s, behind 2 others."
-            " Come back after Retry-After, or ask the operator to raise pacing.max_wait."
+            " Come back after Retry-After,"
+            " or wait longer, as far as Prefer: wait and pacing.max_wait allow it."
         )
         assert problem.fields == {"predicted_wait": 1.5}
         assert b.waits("refused") == 1
@@ -379,6 +380,18 @@ async def test_refused_caller_is_told_in_words_why_and_what_to_do() -> None:
         )
         slot.report(Unused())
         await b.all_served(callers[1:])
+
+
+async def test_caller_that_finds_no_place_is_told_which_bound_it_met() -> None:
+    async with bench(Pacing(max_queue=1)) as b:
+        slot = await b.get(b.queue())
+        caller = b.join(b.queue())
+        await b.clock.advance(0)
+        problem = b.admit(b.queue(), 1000.0)
+        assert problem is not None
+        assert problem.detail.endswith("or ask the operator to raise pacing.max_queue.")
+        slot.report(Unused())
+        await b.all_served([caller])
 
 
 async def test_prediction_knows_the_request_that_is_not_answered_yet() -> None:
