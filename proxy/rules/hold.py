@@ -2,8 +2,9 @@
 
 Theory of operation. An account, or a route of it, is in one of three phases:
 
-    open     no hold held     it sends nothing before `hold.until`; then one request, the probe,
-    goes first probing  probes are under way, and all others wait for an answer to one of them
+    open     no hold
+    held     it sends nothing before `hold.until`; then one request, the probe, goes first
+    probing  probes are under way, and all others wait for an answer to one of them
 
 The first probe has `PROBE_SECONDS` to be answered. If no answer has come by then, further probes
 go, up to `MOST_PROBES` at once, until the first answer opens.
