@@ -110,8 +110,6 @@ def _login(fields: list[tuple[str, _Pair]], basic: tuple[_Pair, _Pair] | None) -
     if len({pair.decoded for pair in ids}) != 1 or len({pair.decoded for pair in secrets}) != 1:
         return None
     client, secret = ids[-1], secrets[-1]
-    if not client.decoded or not secret.decoded:
-        return None
     readings = tuple(dict.fromkeys((client.decoded, client.raw, unquote_plus(client.decoded))))
     return Login(readings, Secret(secret.raw, secret.decoded))
 
@@ -184,7 +182,7 @@ def _all_text(query: str, body: bytes, authorization: Sequence[str]) -> bytes:
     parts = [query.encode("utf-8", "replace"), body]
     basic = _basic(authorization, strict=False)
     if basic is not None:
-        parts += [pair.raw.encode("utf-8", "replace") for pair in basic]
+        parts += [pair.raw.encode() for pair in basic]
     said = b"\n".join(parts)
     once = unquote_to_bytes(said.replace(b"+", b" "))
     return b"\n".join((said, once, unquote_to_bytes(once), said.replace(b"\x00", b""))).lower()

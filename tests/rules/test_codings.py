@@ -139,6 +139,7 @@ def test_a_coding_is_read_to_its_limit_by_any_library(
         (["br"], "identity"),
         (["br, zstd", "gzip;q=0.5 , Deflate"], "gzip;q=0.5, Deflate"),
         (["x-gzip"], "x-gzip"),
+        (["\xa0gzip"], "identity"),
         (["X-GZip"], "X-GZip"),
         (["*"], "gzip, deflate"),
         (["*; q=0.5, gzip"], "deflate; q=0.5, gzip"),
@@ -157,3 +158,16 @@ def test_codings_asked_for_can_be_read_here_and_by_the_caller(
 def test_codings_are_those_of_the_content_encoding_fields_in_their_order() -> None:
     fields = [("Content-Encoding", "gzip"), ("Content-Type", "br"), ("content-encoding", "br")]
     assert coded_fields(fields) == ["gzip", "br"]
+
+
+def test_three_codings_are_read_and_four_are_not() -> None:
+    body = TEXT
+    for _ in range(3):
+        body = gzip.compress(body)
+    assert decoded(body, ["gzip, gzip, gzip"], limit=1000) == TEXT
+    assert decoded(gzip.compress(body), ["gzip, gzip, gzip, gzip"], limit=1000) is None
+
+
+@pytest.mark.parametrize("name", ["\xa0gzip", "Xgzip"])
+def test_another_character_belongs_to_the_name_of_a_coding(name: str) -> None:
+    assert decoded(gzip.compress(TEXT), [name], limit=1000) is None

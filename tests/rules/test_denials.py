@@ -122,3 +122,49 @@ def test_what_is_read_is_bounded() -> None:
     assert len(found.permissions) == 20
     assert found.code is not None
     assert len(found.code) == 100
+
+
+@pytest.mark.parametrize(
+    "key", ["message", "messageWithParams", "error_description", "description"]
+)
+def test_each_text_of_the_answer_is_read(key: str) -> None:
+    assert read(json.dumps({key: "missing a:b:view"})).permissions == ("a:b:view",)
+
+
+def test_the_name_of_a_parameter_is_no_permission() -> None:
+    assert read(body("No.", messageParams={"a:b:view": "x"})).permissions == ()
+
+
+def test_an_object_is_found_behind_one_that_cannot_be_read() -> None:
+    assert read("{broken}\n" + body("missing a:b:view")).code == "missing.permissions"
+
+
+def test_the_code_alone_says_that_one_permission_is_enough() -> None:
+    assert read(body("missing a:b:view", "missing.any.permissions")).any_is_enough
+    assert not read(body("missing a:b:view")).any_is_enough
+
+
+def test_a_permission_has_a_hundred_characters_at_most() -> None:
+    fits = "x" * 96 + ":b:c"
+    assert read(body(f"missing {fits} and x{fits}")).permissions == (fits,)
+
+
+def test_a_scheme_is_no_permission() -> None:
+    assert read(body("missing http:a:b and HTTPS:a:b and https:c")).permissions == ()
+
+
+@pytest.mark.parametrize(
+    ("message", "divisions"),
+    [
+        ('missing a:b:view in division "Home". Ask "Bob"', ("Home",)),
+        ("missing a:b:view in divisions [Home,, Sales]", ("Home", "Sales")),
+        (f"missing a:b:view in divisions [{'x' * 100}, {'y' * 101}]", ("x" * 100,)),
+        ("missing a:b:view in divisions [\"Home\", 'Sales']", ("Home", "Sales")),
+        ("missing a:b:view in division [X-RAY]", ("X-RAY",)),
+    ],
+    ids=["sentence", "empty", "long", "quoted", "X"],
+)
+def test_divisions_are_names_without_what_surrounds_them(
+    message: str, divisions: tuple[str, ...]
+) -> None:
+    assert read(body(message)).divisions == divisions

@@ -270,3 +270,7 @@ def test_a_length_has_any_number_of_digits(value: str, length: int) -> None:
 def test_a_length_has_digits_only(value: str) -> None:
     with pytest.raises(ValueError, match="no number"):
         content_length(value)
+
+
+def test_blanks_and_capitals_beside_other_letters_can_be_written() -> None:
+    assert is_writable("\xe9 a A")

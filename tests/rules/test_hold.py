@@ -173,3 +173,8 @@ def test_seconds_on_hold_are_kept_when_it_ends() -> None:
     assert (opened.held_seconds(99.0), opened.remaining(20.0)) == (10.0, 0.0)
     again = opened.held(now=100.0, until=104.0)
     assert (again.held_seconds(102.0), again.remaining(102.0)) == (12.0, 2.0)
+
+
+def test_a_hold_longer_than_the_named_wait_is_the_one_that_is_left() -> None:
+    hold = hold_after(None, now=5.0, until=15.0, refusals=0, named_until=10.0)
+    assert hold.named_remaining(6.0) == 9.0

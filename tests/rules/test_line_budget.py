@@ -72,3 +72,8 @@ def test_strangers_have_as_many_beyond_in_each_second() -> None:
     for second in (1, 2, 3):
         assert budget.begin(second)
         assert sum(taken(budget, one, 50) for one in strangers) == 10 + 40
+
+
+def test_of_three_lines_a_second_each_has_one_behind_a_flood() -> None:
+    budget = LineBudget()
+    assert [taken(budget, owner, 9, most=3) for owner in (LOUD, QUIET)] == [3, 1]

@@ -212,3 +212,30 @@ def test_a_call_that_may_name_a_client_mentions_it(
 )
 def test_a_call_that_names_another_does_not_mention_it(body: str, authorization: list[str]) -> None:
     assert not read("", body, *authorization).mentions(["the-id"])
+
+
+def test_bytes_that_are_not_utf_8_hide_no_client() -> None:
+    assert client_of(read_call("", b"x=\xff&" + FORM.encode(), [])) == "the-id"
+
+
+def test_a_query_with_raw_bytes_may_name_a_client() -> None:
+    """The server gives bytes that are not UTF-8 as lone surrogates."""
+    assert read("x=\udcff&client_id=the-id").mentions(["the-id"])
+
+
+def test_a_plus_in_an_id_may_stand_for_a_blank() -> None:
+    assert read("", "client_id=the+id").mentions(["the id"])
+
+
+def test_an_id_is_found_in_base64_with_the_other_alphabet() -> None:
+    client_id = "a~>?b?>~~c>?~d"
+    coded = basic(f"{client_id}:s").replace("+", "-").replace("/", "_")
+    assert "-" in coded
+    assert "_" in coded
+    assert read("", GRANT, coded.rstrip("=")).mentions([client_id])
+
+
+def test_basic_with_characters_that_are_no_base64_logs_nobody_in() -> None:
+    coded = basic("the-id:s3cr3t")
+    assert client_of(read("", GRANT, coded)) == "the-id"
+    assert client_of(read("", GRANT, coded[:10] + "!!!!" + coded[10:])) is None

@@ -298,3 +298,8 @@ def test_bare_deflate_that_resembles_a_zlib_header_is_read() -> None:
     body = bare_deflate(b"  " + SMS)
     assert int.from_bytes(body[:2]) % 31 == 0
     assert read_document(body, ["deflate"], max_size=MAX_SIZE) == (("channel", "sms"),)
+
+
+def test_a_body_with_a_lone_surrogate_is_read() -> None:
+    body = json.dumps({"a": "x"}).replace("x", "\ud800").encode("utf-16-le", "surrogatepass")
+    assert read_document(body, max_size=MAX_SIZE) == (("a", "\ud800"),)

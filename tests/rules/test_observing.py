@@ -73,3 +73,8 @@ def test_a_full_queue_would_refuse() -> None:
         queue, would = arrive(queue, 10.0, max_queue=3)
         refused.append(would.is_refused)
     assert refused == [False, False, False, True, True]  # one is sent, and two wait
+
+
+def test_a_route_that_is_not_paced_is_never_full() -> None:
+    _, would = arrive(PaperQueue(), 10.0, interval=0.0, max_queue=0)
+    assert not would.is_refused

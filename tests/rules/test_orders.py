@@ -19,6 +19,7 @@ from proxy.rules.orders import (
     read_slowdown,
     return_after_pause,
 )
+from proxy.rules.state import PauseState, SlowdownState
 
 FOREVER = Pause(since=1000.0)
 TEN = Pause(since=1000.0, until=110.0)  # from 100 on
@@ -98,7 +99,7 @@ def test_a_send_keeps_the_next_one_back_as_long_as_the_intervals_to_come_do() ->
     assert control.pace_left(110.0, 5.0, 0.5) == 5.0
     assert control.pace_left(128.0, 5.0, 0.5) == 2.0  # the order ends before
     assert control.pace_left(129.9, 5.0, 0.5) == 0.5
-    assert control.pace_left(130.0, 0.5, 0.5) == 0.5
+    assert control.pace_left(130.0, 0.7, 0.5) == 0.7  # it is over
 
 
 def test_a_shorter_interval_makes_nobody_late() -> None:
@@ -187,3 +188,37 @@ def test_a_bad_interval_names_the_field(document: dict[str, Any], message: str) 
     with pytest.raises(BadOrder) as refused:
         read_slowdown(document, configured=0.5)
     assert str(refused.value) == message
+
+
+def test_only_the_beginning_of_a_long_field_name_is_shown() -> None:
+    with pytest.raises(BadOrder, match=rf"^'{'x' * 40}': unknown field; none is known$"):
+        check_no_fields({"x" * 50: 1})
+
+
+def test_a_pause_is_shown_while_it_lasts() -> None:
+    assert FREE_HAND.pause_state(100.0) is None
+    paused = FREE_HAND.obeying(Orders(TEN), 100.0)
+    assert paused.pause_state(104.0) == PauseState(since=1000.0, remaining_seconds=6.0)
+    assert paused.pause_state(110.0) is None
+    forever = FREE_HAND.obeying(Orders(FOREVER), 100.0)
+    assert forever.pause_state(104.0) == PauseState(since=1000.0, remaining_seconds=None)
+
+
+def test_an_ordered_interval_is_shown_while_it_lasts() -> None:
+    assert FREE_HAND.slowdown_state(100.0) is None
+    slowed = FREE_HAND.obeying(Orders(None, SLOW), 100.0)
+    assert slowed.slowdown_state(129.0) == SlowdownState(
+        since=1000.0, remaining_seconds=1.0, interval=5.0
+    )
+    assert slowed.slowdown_state(130.0) is None
+
+
+def test_a_pause_counts_from_its_first_moment_on() -> None:
+    paused = FREE_HAND.obeying(Orders(TEN), 100.0)
+    assert [paused.held_seconds(now) for now in (100.0, 100.5)] == [0.0, 0.5]
+    assert paused.pause_left(109.5) == 0.5
+
+
+def test_any_ordered_interval_is_longer_than_none() -> None:
+    short = Slowdown(since=1000.0, until=130.0, interval=0.6)
+    assert FREE_HAND.obeying(Orders(None, short), 100.0).opens_at(-inf) == -inf

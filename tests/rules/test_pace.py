@@ -90,6 +90,7 @@ def test_any_return_is_whole_seconds_and_not_too_early(excess: float, jitter: fl
         (120, "2 min"),
         (5000, "83 min"),
         (7140, "119 min"),
+        (3_600_000, "1000.0 h"),
         (7200, "2.0 h"),
         (86400, "24.0 h"),
     ],

@@ -70,3 +70,9 @@ def test_sends_of_all_replicas_keep_the_interval_but_for_a_window(
     sends.sort()
     gaps = [later - earlier for earlier, later in pairwise(sends)]
     assert min(gaps) >= interval - window - 1e-5
+
+
+@pytest.mark.parametrize(("now", "expected"), [(0.009, 0.009), (0.011, 0.09)])
+def test_the_window_is_a_quarter_of_a_very_short_interval(now: float, expected: float) -> None:
+    at = next_in_phase(now, now=now, wall_offset=0.0, interval=0.04, replicas=2, number=0)
+    assert at == pytest.approx(expected)

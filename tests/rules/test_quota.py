@@ -22,7 +22,21 @@ def test_quota_is_what_is_left_of_the_window(
     assert Quota.parse([count], [allowed], [reset]) == quota
 
 
-ODD = ["", "-1", "+5", "1.5", "1e3", "many", "5 5", "5, 5", "\u0665", "9999999999", "0x5"]
+ODD = [
+    "",
+    "-1",
+    "+5",
+    "1.5",
+    "1e3",
+    "many",
+    "5 5",
+    "5, 5",
+    "\u0665",
+    "9999999999",
+    "0x5",
+    "\xa05",
+    "X5",
+]
 
 
 @pytest.mark.parametrize("odd", [[], ["5", "5"], *([text] for text in ODD)])

@@ -381,3 +381,29 @@ def test_the_next_token_is_due_in_the_seconds_that_are_left_or_at_once() -> None
     assert login.schedule.next_in(50.0) == 86_350.0
     assert login.schedule.next_in(86_399.5) == 0.5
     assert login.schedule.next_in(86_400.5) == 0.0
+
+
+def test_a_schedule_that_mints_is_due_until_the_token_comes() -> None:
+    schedule = Login().schedule
+    schedule.not_before = 50.0
+    assert not schedule.is_due(1.0)
+    schedule.begin(1.0)
+    assert schedule.is_due(1.0)
+    schedule.succeed(1.0, renew_at=100.0, held=None)
+    assert not schedule.is_due(1.0)
+
+
+@pytest.mark.parametrize(("closes_at", "next_at"), [(45.0, 45.0), (44.9, None)])
+def test_a_window_renews_at_the_moment_it_closes_and_not_later(
+    closes_at: float, next_at: float | None
+) -> None:
+    window = Window(closes_at=closes_at, next_at=15.0, step=30.0, longest_step=120.0)
+    assert window.after_renewal(15.0).next_at == next_at
+
+
+def test_a_window_without_length_still_renews_once() -> None:
+    schedule = Schedule(min_interval=15.0, window_length=0.0)
+    schedule.begin(0.0)
+    schedule.succeed(0.0, renew_at=86_400.0, held=NONE)
+    schedule.want(A, 20.0)
+    assert schedule.next_mint() == (20.0, "stale_scope")

@@ -262,3 +262,17 @@ def test_absurd_wait_is_not_promised(named: float | None, believed: float | None
 def test_written_delay(seconds: float, written: int) -> None:
     """Whole seconds, never sooner than true, at least 1."""
     assert delay_seconds(seconds) == written
+
+
+def test_a_date_with_two_digits_for_the_year_is_read_wherever_it_stands() -> None:
+    now = 784_111_777.0  # Sunday, 06-Nov-94 08:49:37 GMT
+    late, later = "Sunday, 06-Nov-94 08:49:47 GMT", "Sunday, 06-Nov-94 08:49:57 GMT"
+    assert retry_after([late], date=None, now=now, maximum=300.0) == 10.0
+    assert retry_after([f"5, {later}"], date=None, now=now, maximum=300.0) == 20.0
+    assert retry_after([later], date=late, now=now, maximum=300.0) == 10.0
+
+
+def test_dates_in_a_list_count_from_the_date_of_the_answer() -> None:
+    now, date = 784_111_777.0, "Sun, 06 Nov 1994 08:49:39 GMT"
+    values = ["5, Sun, 06 Nov 1994 08:49:47 GMT"]
+    assert retry_after(values, date=date, now=now, maximum=300.0) == 8.0

@@ -85,3 +85,10 @@ def test_accounts_shown_as_one_show_the_hold_the_api_named_and_its_limit() -> No
     second = replace(account(OTHER), hold_named_seconds=90.0, hold_limit="per.minute")
     (one,) = merged([first, second])
     assert (one.hold_named_seconds, one.hold_limit) == (90.0, "per.minute")
+
+
+def test_accounts_shown_as_one_are_observed_if_one_of_them_is() -> None:
+    (one,) = merged([account(OTHER), replace(account(OTHER), observed=True)])
+    assert one.observed
+    (one,) = merged([account(OTHER), account(OTHER)])
+    assert not one.observed

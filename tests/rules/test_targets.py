@@ -392,3 +392,7 @@ def test_a_route_takes_the_paths_of_each_of_its_patterns() -> None:
         0,
         None,
     ]
+
+
+def test_a_pattern_keeps_its_text() -> None:
+    assert PathPattern.parse("/API/*").text == "/API/*"
