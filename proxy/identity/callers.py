@@ -206,11 +206,14 @@ class Identity:
 
     async def _named(self, found: Found, token: str) -> Caller:
         """Return the caller that a token with a known owner identifies."""
-        named = self._named_at_once(found.owner)
-        if named is not None:
-            return named
-        name = self._names[found.owner.account_id]
-        return Configured(name, await self._is_service(found, token, self.tokens[name]))
+        while True:
+            named = self._named_at_once(found.owner)
+            if named is not None:
+                return named
+            name = self._names[found.owner.account_id]
+            is_service = await self._is_service(found, token, self.tokens[name])
+            if self._names.get(found.owner.account_id) == name:
+                return Configured(name, is_service)  # else a reload renamed it meanwhile
 
     def _named_at_once(self, owner: Owner) -> Caller | None:
         """Return the same; None if that needs the owner's organization."""

@@ -84,8 +84,8 @@ class Schedule:
         if self._window is not None and self._window.next_at is not None:
             wishes.append((self._window.next_at, "stale_scope"))
         at, reason = min(wishes, key=lambda wish: wish[0])
-        if self._asked is not None:
-            at, reason = -inf, self._asked
+        if self._is_minting or self._asked is not None:
+            at, reason = -inf, self._asked or reason
         return max(at, self.not_before), reason
 
     def is_due(self, now: float) -> bool:
@@ -139,8 +139,12 @@ class Schedule:
         self.not_before = -inf
 
     def begin(self, now: float) -> None:
-        """Note that a token is being minted; requests that ask meanwhile get that token."""
+        """Note that a token is being minted; requests that ask meanwhile get that token.
+
+        A token that is ordered meanwhile is another one.
+        """
         self._is_minting = True
+        self._asked = None
         self._last_mint = now
 
     def succeed(self, now: float, *, renew_at: float, held: frozenset[str] | None) -> None:
@@ -157,7 +161,6 @@ class Schedule:
 
     def _end(self, not_before: float) -> None:
         self._is_minting = False
-        self._asked = None
         self.not_before = not_before
 
     @property

@@ -186,6 +186,29 @@ async def test_token_that_is_not_the_services_is_forwarded_as_it_came(
             assert busy.label == "london"
 
 
+async def test_account_that_a_reload_renames_while_its_organization_is_asked_for_serves() -> None:
+    async with api() as simulator:
+        simulator.login_latency = 5.0
+        async with (
+            proxied(simulator.url, accounts=[MANAGED]) as proxy,
+            asyncio.TaskGroup() as tasks,
+        ):
+            calling = tasks.create_task(call(proxy, simulator.mint(CLIENT)))
+
+            async def is_named() -> bool:
+                return simulator.questions() > 0
+
+            await until(is_named)
+            renamed = {**MANAGED, "name": "paris"}
+            settings = proxy.proxy.settings
+            chosen = type(settings).model_validate(
+                {**settings.model_dump(exclude_unset=True), "accounts": [renamed]}
+            )
+            await proxy.proxy.reload(chosen)
+            simulator.login_latency = 0.0
+    assert calling.result().status == 202
+
+
 async def test_configured_organization_is_not_asked_for() -> None:
     async with api() as upstream:
         stale = upstream.mint(CLIENT)

@@ -19,7 +19,7 @@ from proxy.rules.state import TokenState
 from proxy.settings import Account, Retry, Settings, Tokens
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper, TooSoon
-from proxy.tokens.credentials import Credentials
+from proxy.tokens.credentials import Credentials, fingerprint_of
 from proxy.tokens.login_server import Rejected, Throttled, Troubled
 from proxy.tokens.token import Token
 from tests.kit.clock import FakeClock
@@ -542,6 +542,25 @@ async def test_a_secret_that_changes_during_a_fetch_is_tried_at_once(tmp_path: P
         assert renewal.result() is None
         assert it.account.state().rejected
         assert await it.renewed(used, "unauthorized") == "token-2"
+
+
+async def test_a_secret_that_a_reload_changes_during_a_fetch_is_used_next() -> None:
+    """Not only when the token that just came expires."""
+    async with bench(numbered(0), numbered(1), numbered(2)) as it:
+        await it.until(20)
+        it.login.gate.clear()
+        renewal = it.renew(await it.token(), "unauthorized")
+        await it.until(21)
+        new = Credentials("id", lambda: "new")
+        chosen = settings_for("http://localhost")
+        assert it.account.apply("london", new, chosen, fingerprint_of("new"))
+        it.login.gate.set()
+        await it.until(40)
+        renewed = renewal.result()
+        assert renewed is not None
+        assert renewed.value == "token-1"
+        assert (await it.token()).value == "token-2"
+        assert it.fetches == [0.0, 20.0, 36.0]
 
 
 async def test_a_secret_file_that_appears_later(tmp_path: Path) -> None:
