@@ -118,9 +118,8 @@ class Handler:
         body = await self.intake.body(request, MAX_FORM)
         try:
             with exchange.spending("upstream"):
-                answer = await self.login.answer(
-                    self.relay.outgoing(request, target, body), request.peer
-                )
+                outgoing = self.relay.outgoing(request, target, body)
+                answer = await self.login.answer(outgoing, request.peer, limit=exchange.limit)
         finally:
             self.intake.release(request)
         if not isinstance(answer, OwnAnswer):

@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from proxy.clock import Clock
 from proxy.forwarding.attempts import PendingRequest
+from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.flights import CLAIM_SECONDS, Flight, Flights, record_of
 from proxy.forwarding.sending import Sender
 from proxy.http.client import Client
 from proxy.http.messages import Answer
 from proxy.http.received import Response
-from proxy.problems import Problem
+from proxy.problems import Problem, draining
 from proxy.rules.repeats import (
     SAFE_METHODS,
     Digests,
@@ -51,12 +52,14 @@ class Repeats:
         api: Client,
         store: RepeatStore,
         clock: Clock,
+        drain: Drain,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
     ) -> None:
         self._flights = Flights(settings, api=api, store=store, clock=clock, spawn=spawn)
         self._store = store
         self._clock = clock
+        self._drain = drain
         self._metrics = metrics
         self._rules = settings.repeats
 
@@ -158,9 +161,12 @@ class Repeats:
         self, exchange: Exchange, label: str, record: Record, *, is_sent: bool
     ) -> None:
         """Wait a little, so that the replica that handles the request may answer it."""
-        if exchange.may_wait <= 0:
+        is_draining = self._drain.has_begun
+        if is_draining or exchange.may_wait <= 0:
             if is_sent:
                 raise self._in_doubt(label, record)
+            if is_draining:
+                raise draining()
             raise Problem(
                 "wait-expired", "The same request is already waiting.", retry_after=CLAIM_SECONDS
             )

@@ -23,6 +23,7 @@ from typing import Final
 import structlog
 
 from proxy.clock import Clock
+from proxy.forwarding.drain import Drain
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.http.responses import OwnAnswer
@@ -31,7 +32,6 @@ from proxy.problems import Problem
 from proxy.rules.codings import coded_fields, decoded
 from proxy.rules.logins import Call, Login, LoginError, read_call
 from proxy.rules.token_answers import life_of, read_document, read_grant
-from proxy.settings import Settings
 from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 
@@ -59,37 +59,34 @@ class TokenCalls:
 
     def __init__(
         self,
-        settings: Settings,
         login_server: Client,
         identity: Identity,
         *,
         clock: Clock,
         metrics: Metrics,
+        drain: Drain,
     ) -> None:
-        self.apply(settings)
         self._login_server = login_server
         self._identity = identity
         self._clock = clock
         self._metrics = metrics
+        self._drain = drain
         self._gates: dict[str, _Gate] = {}
         self._refused: dict[bytes, tuple[Answer, float]] = {}
         self._log_at = -inf
 
-    def apply(self, settings: Settings) -> None:
-        """Obey new settings from the next call on."""
-        self._max_wait = settings.pacing.max_wait
-
-    async def answer(self, outgoing: Outgoing, peer: str) -> Answer:
+    async def answer(self, outgoing: Outgoing, peer: str, *, limit: float) -> Answer:
         """Return the login server's answer, read whole, or one of our own.
 
-        Raises a Problem when there is none.
+        The caller waits `limit` seconds at most for a place, or for the managed token. Raises a
+        Problem when there is no answer.
         """
         call = _read(outgoing)
         login = call.login
         if login is not None:
             managed = self._identity.logins.managed(login.client_ids)
             if managed is not None:
-                return await self._issue(managed, login, peer)
+                return await self._issue(managed, login, peer, limit=limit)
         elif call.mentions(self._identity.logins.managed_ids):
             raise Problem(
                 "bad-request",
@@ -100,12 +97,15 @@ class TokenCalls:
         refused, until = self._refused.get(key, (None, 0.0))
         if refused is not None and until > self._clock.monotonic():
             return refused
-        async with self._place(f"peer {peer}" if login is None else f"id {login.client_id}"):
+        client = f"peer {peer}" if login is None else f"id {login.client_id}"
+        async with self._place(client, limit):
             answer = await self._forward(outgoing)
         await self._take_note(answer, login, key)
         return answer
 
-    async def _issue(self, managed: TokenKeeper, login: Login, peer: str) -> OwnAnswer:
+    async def _issue(
+        self, managed: TokenKeeper, login: Login, peer: str, *, limit: float
+    ) -> OwnAnswer:
         """Give the managed token to a caller that proves the account's secret."""
         if not await self._identity.logins.check_secret(managed, login.secret, peer):
             raise Problem(
@@ -113,7 +113,8 @@ class TokenCalls:
                 "The client id or secret is wrong.",
                 headers={"WWW-Authenticate": 'Basic realm="export-proxy"'},
             )
-        token = await managed.usable(frozenset(), limit=self._max_wait)
+        with self._drain.interrupts():
+            token = await managed.usable(frozenset(), limit=limit)
         lifetime = token.expires_at - self._clock.monotonic()
         await self._identity.note_issued(token.value, managed.credentials.client_id, lifetime)
         return OwnAnswer(
@@ -130,14 +131,18 @@ class TokenCalls:
         )
 
     @asynccontextmanager
-    async def _place(self, client: str) -> AsyncIterator[None]:
-        """Hold one of the client's places for calls under way, for the block."""
+    async def _place(self, client: str, limit: float) -> AsyncIterator[None]:
+        """Hold one of the client's places for calls under way, for the block.
+
+        Raises the Problem `token-unavailable` after `limit` seconds, and `draining`.
+        """
         gate = self._gates.setdefault(client, _Gate())
         gate.users += 1
         try:
             try:
-                async with asyncio.timeout(self._max_wait):
-                    await gate.room.acquire()
+                with self._drain.interrupts():
+                    async with asyncio.timeout(limit):
+                        await gate.room.acquire()
             except TimeoutError:
                 raise Problem(
                     "token-unavailable", "Too many token calls at once.", retry_after=1

@@ -130,6 +130,7 @@ class Proxy:
             api=self.api,
             store=self.sharing.repeats(settings),
             clock=clock,
+            drain=drain,
             metrics=self.metrics,
             spawn=tasks.create_task,
         )
@@ -143,7 +144,7 @@ class Proxy:
         )
         self.merging = Merging(api=self.api, spawn=tasks.create_task)
         self._login = TokenCalls(
-            settings, self.login_server, self.identity, clock=clock, metrics=self.metrics
+            self.login_server, self.identity, clock=clock, metrics=self.metrics, drain=drain
         )
         self.handler = self._make_handler()
         refused_connections = RefusedConnections(self.metrics, clock=clock)
@@ -188,7 +189,6 @@ class Proxy:
             settings.upstream, settings.upstream.api_url, max_header=settings.limits.max_header
         )
         self.login_server.apply(settings.upstream, settings.upstream.login_url)
-        self._login.apply(settings)
         self.repeats.apply(settings)
         self.sharing.apply(settings)
         self.accounts.apply(settings)

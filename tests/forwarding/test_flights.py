@@ -69,3 +69,22 @@ async def test_caller_that_joins_as_the_flight_is_given_up_learns_that_it_is_in_
         assert not joined.cancelled()
         assert world.problems == ["in-doubt"]
         assert len(world.sends) == 1
+
+
+@pytest.mark.parametrize(("is_sent", "told"), [(False, "draining"), (True, "in-doubt")])
+async def test_drain_ends_the_wait_for_another_replica(*, is_sent: bool, told: str) -> None:
+    async with connection() as transport, asyncio.TaskGroup() as tasks:
+        world = World(tasks, transport)
+        for replica in (0, 1):
+            world.request(Asked(replica, "anna", b"1", "k"), b"1")
+            await world.clock.advance(0.001)
+            if is_sent:
+                world.sends[0].go.set()
+            await world.clock.advance(0.001)
+        waits = not world.callers[1].done()
+        world.drain.begin()
+        await world.clock.advance(0.5)
+        assert waits
+        assert world.problems == [told]
+        world.end(world.sends[0], "answered")
+        await world.finish()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from proxy.forwarding.attempts import PendingRequest
+from proxy.forwarding.drain import Drain
 from proxy.forwarding.exchange import Exchange
 from proxy.forwarding.repeats import Repeats
 from proxy.http.messages import Answer, Outgoing
@@ -108,6 +109,7 @@ class World:
     def __init__(self, tasks: asyncio.TaskGroup, transport: asyncio.Transport) -> None:
         self.clock = FakeClock()
         self.store = FakeStore(self.clock)
+        self.drain = Drain()
         self.replicas = [self._replica(tasks) for _ in range(2)]
         self.sends: list[Send] = []
         self.callers: list[asyncio.Task[None]] = []
@@ -125,6 +127,7 @@ class World:
             api=cast("Any", None),
             store=SharedRepeats(local, cast("Any", self.store), clock=self.clock),
             clock=self.clock,
+            drain=self.drain,
             metrics=Metrics(CollectorRegistry()),
             spawn=tasks.create_task,
         )

@@ -19,6 +19,7 @@ from proxy.service.lifecycle import Running, running
 from tests.kit.client import Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
+from tests.kit.process import until
 from tests.kit.proxy import proxy_for, settings_for
 from tests.kit.upstream import (
     Garbage,
@@ -624,3 +625,30 @@ async def test_credentials_in_another_alphabet_are_no_credentials() -> None:
     async with RawUpstream(granting()) as upstream, proxy_for(upstream.url) as proxy:
         raw = await exchange(HOST, port_of(proxy.url), call.decode().encode("latin-1"))
         assert parse_response(raw).status in (200, 400)
+
+
+async def test_a_token_call_waits_no_longer_than_its_caller_wants() -> None:
+    async with slow_login() as (proxy, upstream, clock), asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(log_in(proxy, token_call()))
+        await upstream.received(4)
+        fifth = await log_in(proxy, token_call(GOOD, "Prefer: wait=0"))
+        await clock.advance(1)
+    assert error_of(fifth) == (503, "temporarily_unavailable")
+
+
+async def test_a_drain_refuses_the_token_calls_that_wait_for_a_place() -> None:
+    async with slow_login() as (proxy, upstream, clock), asyncio.TaskGroup() as tasks:
+        calls = [tasks.create_task(log_in(proxy, token_call())) for _ in range(4)]
+        await upstream.received(4)
+        fifth = tasks.create_task(log_in(proxy, token_call()))
+
+        async def waits() -> bool:
+            return proxy.proxy.handled == len(calls) + 1
+
+        await until(waits)
+        proxy.proxy.begin_drain()
+        assert b'details="draining"' in (await fifth).values("Proxy-Status")[0]
+        assert not any(call.done() for call in calls)
+        await clock.advance(1)
+    assert [call.result().status for call in calls] == [200] * 4
