@@ -10,7 +10,7 @@ from proxy.http.client import Client
 from proxy.http.messages import Answer, OutcomeUnknown, Outgoing
 from proxy.http.received import Response
 from proxy.http.request import Request
-from proxy.rules.headers import Field, request_fields, via, wire_fields
+from proxy.rules.headers import Field, request_fields, via
 from proxy.rules.targets import Target
 
 
@@ -28,7 +28,7 @@ class Relay:
         """Return the request to send to the API."""
         headers = request.headers
         fields = request_fields(
-            wire_fields(request.raw_headers, headers.values()), headers.getall("Connection", ())
+            request.raw_headers, headers.values(), headers.getall("Connection", ())
         )
         fields.append(("Via", via(request.version, self._pseudonym, headers.getall("Via", ()))))
         return Outgoing(

@@ -6,7 +6,7 @@ import aiohttp
 from aiohttp.http import RawResponseMessage
 from multidict import CIMultiDictProxy
 
-from proxy.rules.headers import Field, is_writable, response_fields, wire_fields
+from proxy.rules.headers import Field, is_writable, response_fields
 
 
 class Response:
@@ -66,7 +66,8 @@ class Response:
         return (
             reason if is_writable(reason) else "",
             response_fields(
-                wire_fields(self._message.raw_headers, self.headers.values()),
+                self._message.raw_headers,
+                self.headers.values(),
                 self.headers.getall("Connection", ()),
             ),
         )

@@ -5,8 +5,7 @@ that `Connection` names are removed first (RFC 9110 section 7.6.1), then the cal
 so a caller cannot remove one of ours by naming it in `Connection`.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 Field = tuple[str, str]
@@ -46,35 +45,56 @@ _NO_BODY_HAS: Final = 10**_MOST_DIGITS  # bytes
 _NAMES: Final = 256  # names whose reading is kept; a usual request and its answer have a dozen
 
 
-def wire_fields(raw: Iterable[tuple[bytes, bytes]], values: Iterable[str]) -> list[Field]:
-    """Return fields as spelled on the wire, which a parser's own mapping may not keep.
+class _Names(dict[bytes, str]):
+    """Names as spelled on the wire, to the same as text; to nothing if such a field is dropped.
 
-    `values` are the same fields' values as that mapping has them, in the same order. Bytes that are
-    not UTF-8 become lone surrogates, in both.
+    The mapping of a parser may spell names in another way. Bytes that are not UTF-8 become lone
+    surrogates. A name is read once; the next time the table knows it.
     """
-    return [(_spelling(name), value) for (name, _), value in zip(raw, values, strict=True)]
+
+    def __init__(self, is_dropped: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_dropped = is_dropped
+
+    def __missing__(self, name: bytes) -> str:
+        if len(self) >= _NAMES:  # so many names are not usual ones
+            self.clear()
+        text = name.decode("utf-8", "surrogateescape")
+        kept = self[name] = "" if self._is_dropped(text.lower()) else text
+        return kept
 
 
-def request_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
+_FOR_API: Final = _Names(
+    lambda low: low in _REQUEST_DROPPED or "_" in low or low.startswith("x-forwarded-")
+)
+_FOR_CALLER: Final = _Names(_RESPONSE_DROPPED.__contains__)
+
+
+def request_fields(
+    raw: Iterable[tuple[bytes, bytes]], values: Iterable[str], connection: Sequence[str]
+) -> list[Field]:
     """Return the fields of a caller that go to the API.
 
-    `connection` holds the values of the `Connection` fields. Framing is not forwarded: the body is
-    sent with a length of its own. Names with `_` are dropped, since many servers read them as `-`.
+    `raw` are all fields as on the wire, `values` their values as text, in the same order, and
+    `connection` the values of the `Connection` fields. Framing is not forwarded: the body is sent
+    with a length of its own. Names with `_` are dropped, since many servers read them as `-`.
     """
-    return _kept([field for field in fields if _is_for_api(field[0])], connection)
+    return _kept(_FOR_API, raw, values, connection)
 
 
-def response_fields(fields: Iterable[Field], connection: Sequence[str]) -> list[Field]:
-    """Return the fields of the API that go to the caller."""
-    return _kept([field for field in fields if _is_for_caller(field[0])], connection)
+def response_fields(
+    raw: Iterable[tuple[bytes, bytes]], values: Iterable[str], connection: Sequence[str]
+) -> list[Field]:
+    """Return the fields of the API that go to the caller; the arguments are the same."""
+    return _kept(_FOR_CALLER, raw, values, connection)
 
 
 def is_writable(value: str) -> bool:
     """True if a field value can be written: bytes that were not UTF-8 pass as they came.
 
     RFC 9110 section 5.5 forbids control characters other than tab, and calls such bytes obs-text.
-    `wire_fields` gives them as lone surrogates, those from U+DC80 to U+DCFF, which become the same
-    bytes again when they are written.
+    They are read as lone surrogates, those from U+DC80 to U+DCFF, which become the same bytes again
+    when they are written.
     """
     if value.isascii() and value.isprintable():
         return True
@@ -109,8 +129,18 @@ def content_length(value: str) -> int:
     return int(digits or "0") if len(digits) <= _MOST_DIGITS else _NO_BODY_HAS
 
 
-def _kept(fields: list[Field], connection: Sequence[str]) -> list[Field]:
-    """Return the fields that can be written and that `Connection` does not name."""
+def _kept(
+    names: _Names,
+    raw: Iterable[tuple[bytes, bytes]],
+    values: Iterable[str],
+    connection: Sequence[str],
+) -> list[Field]:
+    """Return the fields that the table keeps, can be written, and `Connection` does not name."""
+    fields = [
+        (name, value)
+        for (wire_name, _), value in zip(raw, values, strict=True)
+        if (name := names[wire_name])
+    ]
     if not connection and is_writable("".join([value for _, value in fields])):
         return fields  # as nearly always: one look tells it
     nominated = _nominated(connection)
@@ -119,22 +149,6 @@ def _kept(fields: list[Field], connection: Sequence[str]) -> list[Field]:
         for name, value in fields
         if name.lower() not in nominated and is_writable(value)
     ]
-
-
-@lru_cache(maxsize=_NAMES)
-def _spelling(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-@lru_cache(maxsize=_NAMES)
-def _is_for_api(name: str) -> bool:
-    low = name.lower()
-    return low not in _REQUEST_DROPPED and "_" not in low and not low.startswith("x-forwarded-")
-
-
-@lru_cache(maxsize=_NAMES)
-def _is_for_caller(name: str) -> bool:
-    return name.lower() not in _RESPONSE_DROPPED
 
 
 def _nominated(connection: Sequence[str]) -> frozenset[str]:
