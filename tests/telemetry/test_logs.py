@@ -197,8 +197,18 @@ def test_the_level_and_the_format_can_change(pipe: Pipe) -> None:
     assert [line["event"] for line in lines_of(pipe.read_to_end())] == ["two", "three", "five"]
 
 
-def test_a_time_is_utc_to_the_millisecond() -> None:
-    assert timestamp(0.0015) == "1970-01-01T00:00:00.001+00:00"
+@pytest.mark.parametrize(
+    ("wall", "text"),
+    [
+        (0.0015, "1970-01-01T00:00:00.001+00:00"),
+        (1_800_000_000.0, "2027-01-15T08:00:00.000+00:00"),
+        (1_800_000_000.9999, "2027-01-15T08:00:00.999+00:00"),
+        (1_800_000_000.9999999, "2027-01-15T08:00:01.000+00:00"),
+        (-0.001, "1969-12-31T23:59:59.999+00:00"),
+    ],
+)
+def test_a_time_is_utc_to_the_millisecond(wall: float, text: str) -> None:
+    assert timestamp(wall) == text
 
 
 # How many there are
