@@ -36,6 +36,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tokens.account_token import TokenKeeper
 from proxy.tokens.token import Token
 
+_TOO_MANY: Final = HTTPStatus.TOO_MANY_REQUESTS.value  # an enum is slow to look up
 _BODY_SECONDS: Final = 1.0  # for the body of a 429, in which the whole account stands still
 
 
@@ -138,7 +139,7 @@ class Attempts:
                 request_id=pending.exchange.id,
             )
             self._note_skew(response)
-            if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            if response.status == _TOO_MANY:
                 return await self._refused(slot, response)
             self._answered(pending, slot, response)
             if token is not None and response.status in DENIALS:

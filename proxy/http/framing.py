@@ -7,26 +7,21 @@ in, so that bytes beyond ASCII (obs-text, RFC 9110 section 5.5) pass unchanged.
 """
 
 from collections.abc import Sequence
-from enum import Enum, auto
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from proxy.rules.headers import Field, content_length
 
 _ENCODING: Final = ("utf-8", "surrogateescape")
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
-_WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_NO_CONTENT: Final = HTTPStatus.NO_CONTENT.value
+_WITHOUT_BODY: Final = frozenset({_NO_CONTENT, HTTPStatus.NOT_MODIFIED.value})
 _DATE: Final = "\ndate: "
 _LENGTH: Final = "\ncontent-length: "
 
 
-class Ending(Enum):
-    """What ends the body of an answer."""
-
-    NOTHING = auto()  # there is no body
-    LENGTH = auto()
-    LAST_CHUNK = auto()
-    CLOSE = auto()
+Ending = Literal["nothing", "length", "last chunk", "close"]
+"""What ends the body of an answer; nothing if there is no body."""
 
 
 class Asked(NamedTuple):
@@ -45,7 +40,7 @@ class Asked(NamedTuple):
 class Head(NamedTuple):
     """The head of an answer as bytes, and what follows it.
 
-    `length` is that of the body if `ending` is LENGTH. `closes`: the connection ends with it.
+    `length` is that of the body if it ends by its length. `closes`: the connection ends with it.
     """
 
     data: bytes
@@ -64,16 +59,16 @@ def frame(asked: Asked, status: int, reason: str, fields: Sequence[Field], date:
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
     names = f"\n{lines}".lower()
     has_length = _LENGTH in names
-    if has_length and status == HTTPStatus.NO_CONTENT:  # RFC 9110 section 8.6
+    if has_length and status == _NO_CONTENT:  # RFC 9110 section 8.6
         kept = [field for field in fields if field[0].lower() != "content-length"]
         return frame(asked, status, reason, kept, date)
     is_empty = asked.method == "HEAD" or status in _WITHOUT_BODY
     added = "" if _DATE in names else f"Date: {date}\r\n"
     length = _announced(names) if has_length else None
     ending = _ending(asked, length, is_empty=is_empty)
-    if ending is Ending.LAST_CHUNK:
+    if ending == "last chunk":
         added += "Transfer-Encoding: chunked\r\n"
-    closes = ending is Ending.CLOSE or not asked.stays
+    closes = ending == "close" or not asked.stays
     if closes:
         added += "Connection: close\r\n"
     else:  # RFC 9112 appendix C.2.2; Keep-Alive is a connection option, so Connection names it
@@ -96,7 +91,7 @@ def _announced(names: str) -> int:
 
 def _ending(asked: Asked, length: int | None, *, is_empty: bool) -> Ending:
     if is_empty:
-        return Ending.NOTHING
+        return "nothing"
     if length is not None:
-        return Ending.LENGTH
-    return Ending.LAST_CHUNK if asked.knows_chunks else Ending.CLOSE
+        return "length"
+    return "last chunk" if asked.knows_chunks else "close"

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from aiohttp import HttpVersion11
 from aiohttp.http import RawRequestMessage
 
-from proxy.http.framing import Asked, Ending, Head, frame
+from proxy.http.framing import Asked, Head, frame
 from proxy.http.incoming import IncomingBody
 from proxy.http.outflow import Outflow
 from proxy.http.responses import OwnAnswer
@@ -131,11 +131,11 @@ class Request:
         """Answer, head and body in one piece."""
         transport = self._open_transport()
         head = self._frame(status, reason, fields, close=close)
-        if head.ending is Ending.NOTHING:
+        if head.ending == "nothing":
             body = b""
-        elif head.ending is Ending.LAST_CHUNK:
+        elif head.ending == "last chunk":
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else _LAST_CHUNK
-        elif head.ending is Ending.LENGTH and len(body) != head.length:
+        elif head.ending == "length" and len(body) != head.length:
             raise ValueError("another length than announced")
         if len(body) <= _ONE_PIECE:
             transport.write(head.data + body)
@@ -150,12 +150,12 @@ class Request:
     async def send(self, data: bytes) -> None:
         """Write a part of the body, and wait while the caller takes less than is written."""
         transport, head = self._open_transport(), self._head
-        if not data or head is None or head.ending is Ending.NOTHING:
+        if not data or head is None or head.ending == "nothing":
             return
         self._sent += len(data)
-        if head.ending is Ending.LAST_CHUNK:
+        if head.ending == "last chunk":
             transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        elif head.ending is Ending.LENGTH and self._sent > head.length:
+        elif head.ending == "length" and self._sent > head.length:
             raise ValueError("more than announced")
         else:
             transport.write(data)
@@ -165,9 +165,9 @@ class Request:
     def finish(self) -> None:
         """End the body of an answer."""
         transport, head = self._open_transport(), self._head
-        if head is None or (head.ending is Ending.LENGTH and self._sent != head.length):
+        if head is None or (head.ending == "length" and self._sent != head.length):
             raise ValueError("less than announced")
-        if head.ending is Ending.LAST_CHUNK:
+        if head.ending == "last chunk":
             transport.write(_LAST_CHUNK)
         self.is_answered = True
 
@@ -181,7 +181,7 @@ class Request:
         transport = self.transport
         if transport is None:
             return
-        if self._head is not None and self._head.ending is Ending.CLOSE:
+        if self._head is not None and self._head.ending == "close":
             # There an orderly close is the end of a body.
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
