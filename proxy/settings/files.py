@@ -73,12 +73,12 @@ def in_time(path: Path, read: Callable[[], _T], *, seconds: float | None = None)
     seconds = _SECONDS if seconds is None else seconds
     seconds = max(min(seconds, _LEAST_SECONDS), seconds / (1 + len(_hanging)))
     results: list[_T] = []
-    errors: list[OSError] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             results.append(read())
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 -- raised in the thread that waits
             errors.append(error)
 
     thread = threading.Thread(target=run, name="file", daemon=True)

@@ -5,6 +5,7 @@ Conflicts between two keys are not checked here.
 """
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -52,10 +53,17 @@ def _boolean(value: object) -> object:
 
 
 def _file_name(value: object) -> object:
-    # pydantic would take "" for the current directory.
-    if value == "":
+    # pydantic would take "" for the current directory, and what no file can be called for a name.
+    if value == "" or (isinstance(value, str) and not _can_be_opened(value)):
         raise ValueError("must be a file name")
     return value
+
+
+def _can_be_opened(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # a lone surrogate, which a YAML escape can write
+        return False
 
 
 def _matching(pattern: str, complaint: str) -> AfterValidator:

@@ -122,6 +122,14 @@ async def test_the_loop_goes_on_while_something_is_read_aside() -> None:
     assert await reading == "read"
 
 
+def test_what_fails_in_any_way_fails_where_it_is_waited_for(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_time(tmp_path, fail)
+
+
 async def test_what_fails_aside_fails_where_it_is_awaited() -> None:
     with pytest.raises(FileNotFoundError):
         await aside(lambda: read_small_file(Path("/nowhere")))

@@ -163,6 +163,8 @@ PREFIX = "must be empty, or start with a slash and not end with one, like /gc"
         ("listen: {tls: {cert_file: a}}", "listen.tls.key_file: is required"),
         ("listen: {tls: {cert_file: a, key_file: ''}}", "listen.tls.key_file: must be a file name"),
         ("admin: {token_file: 5}", "admin.token_file: must be a file name"),
+        (r'admin: {token_file: "a\0b"}', "admin.token_file: must be a file name"),
+        (r'admin: {token_file: "a\ud800b"}', "admin.token_file: must be a file name"),
         # numbers
         ("pacing: {interval: true}", "pacing.interval: must be a number"),
         ("pacing: {interval: '0.5'}", "pacing.interval: must be a number"),
