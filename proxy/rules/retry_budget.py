@@ -4,38 +4,10 @@ A budget keeps an API in trouble from getting more traffic than a healthy one (t
 the AWS SDKs). `now` is an argument, in monotonic seconds.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-
-@dataclass(slots=True)
-class _Window:
-    """A count over the last `SECONDS`, in steps of `STEP` seconds."""
-
-    SECONDS: ClassVar = 60.0
-    STEP: ClassVar = 2.0
-
-    _steps: deque[tuple[int, int]] = field(default_factory=deque)
-    _total: int = 0
-
-    def add(self, now: float) -> None:
-        step = int(now // self.STEP)
-        if self._steps and self._steps[-1][0] == step:
-            self._steps[-1] = (step, self._steps[-1][1] + 1)
-        else:
-            self._forget(step)
-            self._steps.append((step, 1))
-        self._total += 1
-
-    def total(self, now: float) -> int:
-        self._forget(int(now // self.STEP))
-        return self._total
-
-    def _forget(self, step: int) -> None:
-        oldest = step - int(self.SECONDS // self.STEP)
-        while self._steps and self._steps[0][0] < oldest:
-            self._total -= self._steps.popleft()[1]
+from proxy.rules.tally import RecentCount
 
 
 @dataclass(slots=True)
@@ -44,8 +16,8 @@ class RetryBudget:
 
     FLOOR: ClassVar = 3
 
-    _sends: _Window = field(default_factory=_Window)
-    _retries: _Window = field(default_factory=_Window)
+    _sends: RecentCount = field(default_factory=RecentCount)
+    _retries: RecentCount = field(default_factory=RecentCount)
 
     def count_send(self, now: float) -> None:
         """Note that a request left for the API."""

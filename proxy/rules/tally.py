@@ -1,4 +1,4 @@
-"""Which names come most often, in bounded memory.
+"""What came of late, and which names come most often, in bounded memory.
 
 Theory of operation. A full tally replaces the name with the smallest count by the new one, which
 takes over that count: the space-saving algorithm (Metwally, Agrawal and El Abbadi, ICDT 2005). So a
@@ -7,8 +7,41 @@ never too low.
 """
 
 import heapq
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from math import inf
+from typing import ClassVar
+
+
+@dataclass(slots=True)
+class RecentCount:
+    """How much came in the last `SECONDS`, in steps of `STEP` seconds; `now` is monotonic."""
+
+    SECONDS: ClassVar = 60.0
+    STEP: ClassVar = 2.0
+
+    _steps: deque[tuple[int, int]] = field(default_factory=deque)
+    _total: int = 0
+
+    def add(self, now: float) -> None:
+        """Count one more."""
+        step = int(now // self.STEP)
+        if self._steps and self._steps[-1][0] == step:
+            self._steps[-1] = (step, self._steps[-1][1] + 1)
+        else:
+            self._forget(step)
+            self._steps.append((step, 1))
+        self._total += 1
+
+    def total(self, now: float) -> int:
+        """Return the count."""
+        self._forget(int(now // self.STEP))
+        return self._total
+
+    def _forget(self, step: int) -> None:
+        oldest = step - int(self.SECONDS // self.STEP)
+        while self._steps and self._steps[0][0] < oldest:
+            self._total -= self._steps.popleft()[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,15 @@ second.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 import structlog
 
 from proxy.clock import Clock
 from proxy.rules.shares import Reason
+from proxy.rules.tally import RecentCount
 from proxy.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -21,12 +23,11 @@ _MINUTE: Final = 60.0
 
 @dataclass(slots=True)
 class _Refused:
-    """Refused connections of one reason: those in this minute, and those not logged yet."""
+    """Refused connections of one reason: the recent ones, and those not logged yet."""
 
-    began: float
-    last: float
-    count: int = 0
+    recent: RecentCount = field(default_factory=RecentCount)
     unlogged: int = 0
+    next_line_at: float = -inf
 
 
 class RefusedConnections:
@@ -41,22 +42,15 @@ class RefusedConnections:
         """Count one."""
         self._metrics.connection_refused(reason)
         now = self._clock.monotonic()
-        refused = self._refused.get(reason)
-        if refused is None:
-            refused = self._refused[reason] = _Refused(began=now - _MINUTE, last=now)
-        refused.last = now
+        refused = self._refused.setdefault(reason, _Refused())
+        refused.recent.add(now)
         refused.unlogged += 1
-        if now >= refused.began + _MINUTE:
-            refused.began, refused.count = now, 0
+        if now >= refused.next_line_at:
             _log.warning("connections refused", reason=reason, count=refused.unlogged)
-            refused.unlogged = 0
-        refused.count += 1
+            refused.unlogged, refused.next_line_at = 0, now + _MINUTE
 
     def recent(self) -> Mapping[Reason, int]:
         """Return how many were refused in the last minute, by reason."""
         now = self._clock.monotonic()
-        return {
-            reason: refused.count
-            for reason, refused in self._refused.items()
-            if refused.last > now - _MINUTE
-        }
+        counts = {reason: refused.recent.total(now) for reason, refused in self._refused.items()}
+        return {reason: count for reason, count in counts.items() if count}
