@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,8 @@ from proxy.cli.commands import _cli
 from proxy.rules.refresh import Reason
 from proxy.settings import Account
 from tests.kit.proxy import settings_for
+from tools.mutation import PAGE as MUTATION_PAGE
+from tools.mutation import explained
 from tools.tables import ROOT, documents, generated
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -249,3 +252,12 @@ def test_the_load_test_has_the_properties_it_names() -> None:
     assert named is not None
     used = re.findall(r"__P\((\w+)", text) + re.findall(r"getOrDefault\('(\w+)'", text)
     assert set(re.findall(r"\w+(?=,|$| \()", named[1])) == set(used)
+
+
+def test_each_function_for_which_changes_stay_unnoticed_is_there() -> None:
+    """tests/mutation.md names them as `make mutation` does: `rules/refresh: Schedule.end`."""
+    for function in sorted(explained(MUTATION_PAGE.read_text(encoding="utf-8"))):
+        path, _, name = function.partition(": ")
+        found: Any = import_module(f"proxy.{path.replace('/', '.')}")
+        for part in name.split("."):
+            found = vars(found)[part]

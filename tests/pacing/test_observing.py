@@ -147,3 +147,11 @@ async def test_observing_by_a_reload_sends_all_that_wait() -> None:
         assert [caller.got_at for caller in callers] == [10.0, 10.5, *[11.0] * 8]
         assert b.account().state(b.now).observed
         assert b.accounts.observed() == ["london", "other"]
+
+
+async def test_a_caller_that_does_not_wait_would_be_refused_while_the_pace_lasts() -> None:
+    async with bench(mode="observe") as b:
+        come(b, 1)
+        come(b, 1, limit=0.0)
+        await b.clock.advance(0)
+        assert b.counted("would_refuse_total", **LABELS) == 1

@@ -1,6 +1,6 @@
 """The pace of a queue."""
 
-from proxy.pacing.slot import Answered, NotSent, Sent, Unused
+from proxy.pacing.slot import Answered, NotSent, Refused, Sent, Unused
 from proxy.settings import Pacing
 from tests.kit.pacing import bench
 
@@ -187,3 +187,19 @@ async def test_send_is_noted_once_however_often_it_is_reported() -> None:
         assert second.got_at == 10.5
         b.use(second)
         assert b.counted("send_lateness_seconds_count", route="exports") == 2.0
+
+
+async def test_only_answers_tell_how_long_answers_take() -> None:
+    async with bench() as b:
+        queue = b.queue()
+        refused = b.send(await b.get(queue))
+        await b.until(12)
+        refused.report(Refused(1.0))
+        assert queue.queue.average_answer_seconds == 0.0
+        await b.until(20)
+        (await b.get(queue)).report(Answered())
+        assert queue.queue.average_answer_seconds == 0.0
+        answered = b.send(await b.get(queue))
+        await b.until(23)
+        answered.report(Answered())
+        assert queue.queue.average_answer_seconds == 3.0

@@ -201,3 +201,44 @@ async def test_no_path_has_two_paces_whatever_reloads_follow_each_other(
             of_path = [at for at, (paths, _) in zip(sends, callers, strict=True) if path in paths]
             assert shortest(of_path) >= INTERVAL - 1e-9
         assert max(sends) - 10 <= INTERVAL * (len(callers) + len(steps))
+
+
+WITH_OTHER = WHOLE | {"third": ("/third/**", "/more/**")}
+DIVIDED_WITH_OTHER = DIVIDED | {"third": ("/third/**", "/more/**")}
+ONE_TAKES_OTHER = DIVIDED | {"jobs": ("/jobs/**", "/third/**", "/more/**")}
+ONE_TAKES_A_PART = DIVIDED | {"jobs": ("/jobs/**", "/more/**"), "third": ("/third/**",)}
+
+
+@pytest.mark.parametrize(
+    "routes", [ONE_TAKES_OTHER, ONE_TAKES_A_PART], ids=["all of it", "a part of it"]
+)
+async def test_a_part_that_takes_the_paths_of_another_route_keeps_one_pace_with_both(
+    routes: Mapping[str, tuple[str, ...]],
+) -> None:
+    """The queue that is not divided yet still sends for the part."""
+    async with bench() as b:
+        reload(b, WITH_OTHER)
+        callers = [b.join(b.queue(name)) for name in WITH_OTHER for _ in range(6)]
+        for caller in callers:
+            caller.is_prompt = True
+        await b.clock.advance(INTERVAL / 4)
+        reload(b, DIVIDED_WITH_OTHER)
+        reload(b, routes)
+        at = b.now
+        callers += [b.join(b.queue("jobs")) for _ in range(3)]
+        sends = await b.all_served(callers)
+        assert shortest([sent for sent in sends if sent > at]) >= INTERVAL
+
+
+async def test_routes_that_became_one_keep_one_pace_until_the_old_queue_is_empty() -> None:
+    async with bench() as b:
+        reload(b, DIVIDED)
+        assert b.queue("exports").depth == 0
+        callers = [b.join(b.queue("jobs")) for _ in range(6)]
+        for caller in callers:
+            caller.is_prompt = True
+        await b.clock.advance(INTERVAL / 4)
+        reload(b, WHOLE)
+        await b.clock.advance(2 * INTERVAL)
+        callers += [b.join(b.queue("exports")) for _ in range(3)]
+        assert shortest(await b.all_served(callers)) >= INTERVAL

@@ -2,6 +2,8 @@
 
 from proxy.pacing.leases import FREE
 from proxy.pacing.slot import Answered, Refused, Slot, Unused
+from proxy.rules.limits import Limit
+from proxy.settings import Pacing
 from tests.kit.pacing import Bench, bench
 
 
@@ -128,3 +130,37 @@ async def test_caller_that_was_there_a_moment_ago_is_not_looked_for_again() -> N
         assert slot.may_leave(b.now + 0.004)
         assert not slot.may_leave(b.now + 0.005)
         slot.report(Unused())
+
+
+async def test_probe_of_a_held_route_may_leave_once_the_hold_is_over() -> None:
+    async with bench() as b:
+        api = b.queue("api", paced=False)
+        slot = b.send(await b.get(api))
+        slot.report(Refused(2.0, Limit(namespace="flows")))
+        probe = b.join(api)
+        await b.until(12)
+        assert may_leave(b, probe.take())
+        b.use(probe)
+
+
+async def test_a_slot_that_comes_late_was_due_when_the_pace_allowed_it() -> None:
+    async with bench() as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        late = b.join(b.queue())
+        await b.until(10.25)
+        b.clock.stall(0.75)
+        await b.clock.advance(0)
+        slot = late.take()
+        assert (slot.granted_at, slot.due_at, slot.not_before) == (11.0, 10.5, 10.5)
+        b.use(late)
+
+
+async def test_a_slot_that_waited_for_room_was_due_when_there_was_room() -> None:
+    async with bench(Pacing(max_in_flight=1)) as b:
+        first = b.send(await b.get(b.queue()))
+        waiting = b.join(b.queue())
+        await b.until(13)
+        first.report(Answered())
+        await b.clock.advance(0)
+        assert waiting.take().due_at == 13.0
+        b.use(waiting)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from proxy.pacing.slot import Answered, Refused, Unused
+from proxy.pacing.slot import Answered, OnlyIfFree, Refused, Unused, WaitUntil
+from proxy.problems import Problem
 from proxy.settings import Pacing
 from tests.kit.pacing import Caller, bench
 
@@ -413,3 +414,44 @@ async def test_prediction_knows_the_request_that_is_not_answered_yet() -> None:
         b.account().scheduler.take_room()
         assert b.predicted_wait(b.ticket()) == 4.5  # a quarter less
         b.account().scheduler.make_room()
+
+
+async def test_no_slot_is_free_while_the_proxy_shuts_down() -> None:
+    async with bench() as b:
+        queue, ticket = b.queue(), b.ticket()
+        b.is_draining = True
+        assert b.accounts.waiting.free_slot(queue, ticket, OnlyIfFree()) is None
+        b.is_draining = False
+        slot = b.accounts.waiting.free_slot(queue, ticket, OnlyIfFree())
+        assert slot is not None
+        slot.report(Unused())
+
+
+async def test_sends_are_counted_for_the_page_with_their_distance() -> None:
+    async with bench() as b:
+        await b.all_served([b.join(b.queue()) for _ in range(3)])
+        sends = b.metrics.history.sends("london", b.now)["exports"]
+        assert [(span.count, span.smallest_gap) for span in sends if span.count] == [(3, 0.5)]
+
+
+async def test_a_wait_that_ends_now_still_takes_a_free_slot() -> None:
+    async with bench() as b:
+        slot = b.accounts.waiting.free_slot(b.queue(), b.ticket(), WaitUntil(b.now))
+        assert slot is not None
+        slot.report(Unused())
+
+
+async def test_a_wait_that_is_over_when_it_begins_takes_no_time() -> None:
+    async with bench() as b:
+        with pytest.raises(Problem, match=r"^No slot came within 0\.0 s\.") as raised:
+            await b.accounts.waiting.slot(b.queue(), b.ticket(), WaitUntil(b.now - 1.0))
+        assert raised.value.name == "wait-expired"
+        labels = {"account": "london", "route": "exports", "outcome": "expired"}
+        assert b.waits("expired") == 1
+        assert b.counted("queue_wait_seconds_sum", **labels) == 0.0
+
+
+async def test_an_account_whose_pace_is_kept_is_not_observed() -> None:
+    async with bench() as b:
+        (await b.get(b.queue())).report(Unused())
+        assert b.counted("would_wait_seconds_count", account="london", route="exports") == 0.0
