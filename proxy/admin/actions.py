@@ -4,6 +4,7 @@ The line names the peer, the action, the configured account and the outcome, and
 the peer sent.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _ACTIONS: Final = {
     "/accounts/{name}/interval": "interval",
     "/-/reload": "reload",
 }
+_OPERATOR_LEFT: Final = 499
 _log = structlog.get_logger(__name__)
 
 
@@ -45,6 +47,9 @@ class ActionLog:
         outcome = Outcome()
         try:
             yield outcome
+        except asyncio.CancelledError:
+            outcome.status = _OPERATOR_LEFT  # what was begun may go on
+            raise
         finally:
             if request.method not in SAFE:
                 self._write(request.peer, found, outcome.status)
@@ -64,6 +69,8 @@ class ActionLog:
 
 
 def _outcome(status: int) -> str:
+    if status == _OPERATOR_LEFT:
+        return "unknown"
     if status < HTTPStatus.BAD_REQUEST:
         return "done"
     return "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"

@@ -32,13 +32,13 @@ class Controls:
 
     async def obey(self, action: Action, request: Request, name: str) -> OwnAnswer:
         """Take an order, and answer what the account obeys now. Raises the Problem of its body."""
+        body = await self._bodies.read(request)  # first: a reload may remove the account meanwhile
         if not self._accounts.is_configured(name):
             why = "" if short_names.is_configured(name) else _ONLY_CONFIGURED
             return unknown("account", self._accounts.names(), why)
         account = self._accounts.configured(name)
         try:
-            document = _document(await self._bodies.read(request))
-            is_shared = await self._order(action, account, document)
+            is_shared = await self._order(action, account, _document(body))
         except BadOrder as error:
             return text(f"{error}\n", HTTPStatus.UNPROCESSABLE_ENTITY)
         now, allowance = self._accounts.context.clock.monotonic(), account.allowance

@@ -30,11 +30,11 @@ def schemas() -> Json:
         schemas |= made.pop("$defs", {})
         schemas[value.__name__] = made
     number, text = {"type": "number"}, {"type": "string"}
-    texts = {"type": "array", "items": reference("Note")}
+    notes = {"type": "array", "items": reference("Note")}
     account = {
         "allOf": [
             reference("AccountState"),
-            _object({"level": text, "notes": texts}),
+            _object({"level": text, "notes": notes}),
         ]
     }
     skew = {"type": "object", "additionalProperties": number}
@@ -55,6 +55,9 @@ def schemas() -> Json:
                 "state": {"enum": ["serving", "stalled", "not serving"]},
                 "store_up": {"type": "boolean"},
                 "clock_skew": skew,
+                "observed": {"type": "array", "items": text},
+                "connections": {"type": "integer"},
+                "notes": notes,
                 "accounts": {"type": "array", "items": account},
             }
         ),

@@ -47,7 +47,8 @@ def run_explain(  # noqa: PLR0913, PLR0917 -- one parameter an option
     """Compare a token's scopes with those each route needs; the token is never printed.
 
     --response-file, alone or with the others, shows what a saved 403 of the API names as missing.
-    Exit 0 if nothing is missing, 1 if a scope, a permission or a valid token is, 2 if unknown.
+    Exit 0 if nothing is known to be missing, 1 if a scope, a permission or a valid token is, 2 if
+    there is no such token, account or file.
     """
     source, now = token_file or stdin, SystemClock().wall()
     is_denied = False

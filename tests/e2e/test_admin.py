@@ -13,11 +13,12 @@ from structlog.testing import capture_logs
 
 from proxy import __version__
 from proxy.service.lifecycle import Running
-from tests.kit.client import Response, exchange, parse_response, port_of
+from tests.kit.client import RawConnection, Response, exchange, parse_response, port_of
 from tests.kit.clock import FakeClock
 from tests.kit.listener import HOST
+from tests.kit.process import until
 from tests.kit.proxy import TOKEN, proxy_for
-from tests.kit.upstream import RawUpstream, Reply
+from tests.kit.upstream import Hang, RawUpstream, Reply
 
 EXPORTS = "/api/v2/recordings/exports"
 USERS = "/api/v2/users/me"
@@ -334,3 +335,27 @@ async def test_a_refused_operator_action_is_logged_too() -> None:
     assert [(one["action"], one["outcome"], one["code"]) for one in told] == [
         ("reload", "refused", 403)
     ]
+
+
+async def test_an_operator_that_leaves_before_the_answer_is_not_said_to_have_failed() -> None:
+    account = {"name": "london", "client_id": "id", "client_secret": "s"}
+    with capture_logs() as lines:
+        async with (
+            RawUpstream(default=Hang()) as upstream,
+            proxy_for(upstream.url, accounts=[account]) as proxy,
+        ):
+            await upstream.received()  # the mint that the order joins
+            async with await RawConnection.open(HOST, port_of(proxy.admin_url)) as operator:
+                await operator.send(
+                    b"POST /accounts/london/refresh HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Length: 0\r\n\r\n"
+                )
+                head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                await exchange(HOST, port_of(proxy.admin_url), head)  # it was read before this
+
+            async def is_logged() -> bool:
+                return any(line["event"] == "operator action" for line in lines)
+
+            await until(is_logged)
+    (told,) = [line for line in lines if line["event"] == "operator action"]
+    assert (told["action"], told["outcome"], told["code"]) == ("refresh", "unknown", 499)

@@ -240,6 +240,24 @@ async def test_an_unknown_account_is_answered_with_the_known_ones(action: str) -
     assert (answer.status, answer.body) == (404, b"No such account; known: london, paris.\n")
 
 
+async def test_an_order_for_an_account_that_is_removed_meanwhile_is_not_obeyed() -> None:
+    head = b"POST /accounts/london/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+    async with (
+        RawUpstream(reply) as upstream,
+        serving(upstream) as proxy,
+        await RawConnection.open(HOST, port_of(proxy.admin_url)) as operator,
+    ):
+        london = proxy.accounts.configured("london")
+        await operator.send(head + b"{")
+        await accounts_of(proxy)  # the order's head was read before
+        chosen = proxy.proxy.settings.model_copy(update={"accounts": ()})
+        await proxy.proxy.reload(chosen)
+        await operator.send(b"}")
+        answer = await operator.read_response("POST")
+        is_paused = london.allowance.control.is_paused(proxy.proxy.clock.monotonic())
+    assert (answer.status, is_paused) == (404, False)
+
+
 @pytest.mark.parametrize("label", ["client:2634c48d", "other"])
 async def test_the_label_of_an_unconfigured_client_is_told_why_it_obeys_no_order(
     label: str,
