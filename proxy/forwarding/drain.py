@@ -37,7 +37,7 @@ class Drain:
                 wait.interrupt()
 
     def interrupts(self) -> "_Wait":
-        """Leave the block with the Problem `draining` as soon as the end begins."""
+        """Leave the block with the Problem `draining` as soon as the drain begins."""
         return _Wait(self, self._waits)
 
 

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -86,10 +86,7 @@ class Service:
         _ = self._begin(self._reload_and_log())  # a task that is kept
 
     async def _reload_and_log(self) -> None:
-        try:
-            await self._reload_in_turn()
-        except ConfigError as error:
-            _log.error("reload refused, the old configuration stays", problems=error.problems)
+        await _logged(self._reload_in_turn())
 
     async def _reload(self) -> None:
         """Reload for the admin port, also if the operator does not wait for its end."""
@@ -99,6 +96,7 @@ class Service:
         except asyncio.CancelledError:
             if task.cancelled():  # the drain has begun
                 raise ConfigError((_NOT_NOW,)) from None
+            _ = self._begin(_logged(task))  # the operator left; a task that is kept
             raise
 
     def _begin(self, reload: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -153,6 +151,14 @@ class Service:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+async def _logged(reload: Awaitable[None]) -> None:
+    """Wait for a reload, and log that it is refused."""
+    try:
+        await reload
+    except ConfigError as error:
+        _log.error("reload refused, the old configuration stays", problems=error.problems)
 
 
 def _settle_collector() -> None:

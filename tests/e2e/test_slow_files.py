@@ -14,7 +14,7 @@ from typing import Any
 from proxy.clock import SystemClock
 from proxy.simulator import ClientSpec, SigningKey, Simulator, SimulatorSettings
 from tests.kit.certificates import Authority
-from tests.kit.client import Response, exchange, parse_response
+from tests.kit.client import RawConnection, Response, exchange, parse_response
 from tests.kit.listener import HOST
 from tests.kit.logins import log_in, token_from
 from tests.kit.process import Process, document_for, launch, serving, until
@@ -150,6 +150,28 @@ async def test_reloads_are_done_one_after_another_and_none_is_lost(tmp_path: Pat
             await others_are_served(process)
             go_on(file)
             await has_reloaded(process, 3)
+
+
+async def test_a_reload_whose_operator_left_is_logged_if_it_is_refused(tmp_path: Path) -> None:
+    head = b"POST /-/reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    document = document_for("http://127.0.0.1:1")
+    async with serving(tmp_path, document, command=COMMAND) as process:
+        hang(process.config)
+        async with await RawConnection.open(HOST, process.admin_port) as operator:
+            await operator.send(head)
+            await is_being_read(process.config)
+
+        async def has_left() -> bool:
+            return bool(process.logged("operator action"))
+
+        await until(has_left)
+        process.configure({**document, "pacing": {"interval": "none"}})
+        go_on(process.config)
+
+        async def is_refused() -> bool:
+            return bool(process.logged("reload refused, the old configuration stays"))
+
+        await until(is_refused)
 
 
 async def test_a_drain_does_not_wait_for_a_file_that_hangs(tmp_path: Path) -> None:
