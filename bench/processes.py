@@ -166,7 +166,7 @@ async def calling(server: Server, mode: str, **options: float | str) -> AsyncIte
 
 
 async def called(server: Server, mode: str, **options: float | str) -> dict[str, Any]:
-    """Have them call, and return what they got."""
+    """Let them call, and return what they got."""
     async with calling(server, mode, **options) as callers:
         return await callers.result()
 

@@ -23,7 +23,7 @@ Buckets = Mapping[float, float]
 
 
 async def exactness(accounts: int = 500, seconds: float = 30) -> Sequence[Finding]:
-    """Have two callers of each of 500 accounts ask all the time, for 1,000 sends a second."""
+    """Let two callers of each of 500 accounts ask all the time, for 1,000 sends a second."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         upstream = await stack.enter_async_context(api())
@@ -194,11 +194,6 @@ async def _lateness(server: Proxy) -> Buckets:
     for bound, count in _BUCKET.findall(await server.metrics()):
         buckets[float(bound)] += float(count)
     return buckets
-
-
-def _last_percent(latencies: Sequence[float]) -> float:
-    """Return their 99th percentile."""
-    return sorted(latencies)[int(0.99 * len(latencies))]
 
 
 def _between(before: Buckets, after: Buckets) -> Buckets:

@@ -64,8 +64,9 @@ class Client:
             await pool.close()
 
     def connections(self) -> tuple[int, int]:
-        """Return how many connections are active and how many idle."""
-        return self._pool.counts()
+        """Return how many connections are active and how many idle, those of old settings too."""
+        active, idle = zip(*(pool.counts() for pool in (self._pool, *self._retired)), strict=True)
+        return sum(active), sum(idle)
 
     async def send(
         self,

@@ -378,7 +378,7 @@ def _descriptors() -> Iterator[None]:
 
 
 async def crowd(process: Process, tokens: Sequence[str], idle_token: str) -> float:
-    """Have 2,000 callers come at once; return the seconds an idle account took meanwhile."""
+    """Let 2,000 callers come at once; return the seconds an idle account took meanwhile."""
     async with contextlib.AsyncExitStack() as stack:
         connections = [
             await stack.enter_async_context(await RawConnection.open(HOST, process.port))

@@ -104,7 +104,7 @@ class Run:
             await asyncio.gather(*(self.send_with(token, NOBODY) for _ in range(3)))
 
     async def get_into_trouble(self) -> list[asyncio.Task[Response]]:
-        """Have every kind of traffic; return who still waits."""
+        """Cause every kind of traffic; return the callers that still wait."""
         for account in ACCOUNTS:
             assert (await self.send(account)).status == 202
             assert (await self.send(account)).status == 202

@@ -706,5 +706,7 @@ async def test_pools_that_are_out_of_use_are_forgotten() -> None:
         assert pools() == before
         peer, answer = await ask(server, upstream, BY_LENGTH)
         upstream.apply(settings_of(server), server.url)
+        assert upstream.connections() == (1, 0)  # until its answer is over
         peer.say(b"x" * 99)
         assert len((await upstream.read(answer, 99)).body) == 99
+        assert upstream.connections() == (0, 0)

@@ -54,7 +54,7 @@ def deploy(request: pytest.FixtureRequest, tmp_path: Path) -> Deploy:
 
 
 def spread(replicas: list[Replica], count: int) -> list[asyncio.Task[Problem | None]]:
-    """Have so many callers come to London, one replica after the other."""
+    """Let so many callers come to London, one replica after the other."""
     in_turn = [replicas[number % len(replicas)] for number in range(count)]
     return [replica.caller(replica.queue(), str(number)) for number, replica in enumerate(in_turn)]
 
