@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from proxy.rules.digests import account_id
 from proxy.rules.incidents import OWN_COLUMNS, PLACEHOLDERS, unknown_placeholders
 from proxy.settings.values import (
     ApiCall,
@@ -562,7 +563,8 @@ class Log(Section):
 def _distinct_accounts(accounts: tuple[Account, ...]) -> tuple[Account, ...]:
     listed = list(enumerate(accounts))
     names = [((i, "name"), account.name) for i, account in listed]
-    ids = [((i, "client_id"), account.client_id) for i, account in listed]
+    # A UUID is the same in either case, and what shares an id shares a pace.
+    ids = [((i, "client_id"), account_id(account.client_id)) for i, account in listed]
     keys = [
         ((i, "keys", k), key.sha256) for i, account in listed for k, key in enumerate(account.keys)
     ]

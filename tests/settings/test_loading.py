@@ -23,6 +23,7 @@ from proxy.settings import (
 CONFIG = Path(__file__).parents[2] / "config"
 UPSTREAM = "upstream: {api_url: 'https://api.example', login_url: 'https://login.example'}\n"
 SECRET = "hunter2-do-not-show"
+UUID = "abcdef00-1234-4321-8888-0123456789ab"
 KEY = "sha256:" + "ab" * 32
 
 Load = Callable[..., Settings]
@@ -223,6 +224,8 @@ PREFIX = "must be empty, or start with a slash and not end with one, like /gc"
         ("accounts: [{name: a, client_id: b}, {name: a, client_id: c}]",
          "accounts[1].name: is the same as accounts[0].name"),
         ("accounts: [{name: a, client_id: b}, {name: c, client_id: b}]",
+         "accounts[1].client_id: is the same as accounts[0].client_id"),
+        (f"accounts: [{{name: a, client_id: {UUID}}}, {{name: b, client_id: {UUID.upper()}}}]",
          "accounts[1].client_id: is the same as accounts[0].client_id"),
         (ACCOUNT.format(f"client_secret: c, keys: ['{KEY}', '{KEY}']"),
          "accounts[0].keys[1]: is the same as accounts[0].keys[0]"),
