@@ -141,11 +141,12 @@ def test_a_form_has_a_bounded_number_of_fields(*, in_query: bool) -> None:
                 read(query, body)
 
 
-def test_of_json_only_so_many_fields_are_read() -> None:
+def test_a_json_document_has_a_bounded_number_of_fields() -> None:
     fields = {f"x{n}": "" for n in range(MAX_FIELDS - 3)}
     login = {"grant_type": "client_credentials", "client_id": "the-id", "client_secret": "s"}
     assert client_of(read("", json.dumps({**fields, **login}))) == "the-id"
-    assert client_of(read("", json.dumps({**fields, "one more": "", **login}))) is None
+    with pytest.raises(LoginError, match=r"^The document has too many fields\.$"):
+        read("", json.dumps({**fields, "one more": "", **login}))
 
 
 # Other grants, and calls that may name a client after all
