@@ -1,6 +1,6 @@
 """The login side on HTTP: the token endpoint and the keys its JWTs verify with.
 
-Who may log in is decided in `login`; this file reads the request, mints, and answers.
+`login` decides who may log in; this file reads the request, mints, and answers.
 """
 
 import asyncio

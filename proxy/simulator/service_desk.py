@@ -1,6 +1,6 @@
 """The incident table on HTTP: `/api/now/table/incident`, with scripted faults.
 
-Who may call, what a call means and the faults are here; the rules of the table are in `incidents`.
+This file checks callers, reads calls and plays the faults; `incidents` has the rules of the table.
 """
 
 import asyncio
