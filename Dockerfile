@@ -1,5 +1,5 @@
-# The program from the lock file. It writes no file, so the file system may be read-only, and no
-# shell is needed to run it.
+# Installs the program from the lock file. The program writes no file, so its file system may be
+# read-only, and it needs no shell.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/runtime.lock ./
@@ -20,8 +20,8 @@ USER 65532:65532
 WORKDIR /opt/export-proxy
 EXPOSE 8080 9180
 STOPSIGNAL SIGTERM
-# Alive, and not ready: a replica that drains must not be restarted for it. It asks loopback at the
-# default admin.port; give another command where admin.host or admin.port is another.
+# Asks /healthz, not /readyz: a replica that drains must not be restarted. The command asks loopback
+# at the default admin.port; replace it if admin.host or admin.port differs.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["bin/python", "-c", "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:9180/healthz', timeout=2)"]
 ENTRYPOINT ["/opt/export-proxy/bin/python", "-m", "proxy"]

@@ -17,7 +17,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 SECOND_TRY := --reruns 1 -r fER
 PIP_INSTALL := install --quiet --disable-pip-version-check
 
-unexport PYTHONDONTWRITEBYTECODE # what is compiled once is started a hundred times
+unexport PYTHONDONTWRITEBYTECODE # the tests start the compiled files a hundred times
 
 .DEFAULT_GOAL := help
 .PRECIOUS: .venv/%.lock
@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE # what is compiled once is started a hundred ti
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 
-install: .venv/runtime.lock ## the program alone, as .venv/bin/export-proxy
+install: .venv/runtime.lock ## install the program alone, as .venv/bin/export-proxy
 	$(BIN)/pip $(PIP_INSTALL) --no-deps --editable .
 
 demo: .venv/runtime.lock ## run simulator, proxy and callers in one process
@@ -40,16 +40,16 @@ test: $(INSTALLED) ## run the tests; PYTEST_ARGS="-k pacing -x" narrows them
 bench: $(INSTALLED) ## measure against the targets, a quarter of an hour; BENCH="unpaced memory" narrows it
 	$(BIN)/python -m bench $(BENCH)
 
-check: lint ## everything a change must pass: format, lint, types, layers, spelling, tests with coverage
+check: lint ## run all that a change must pass: format, lint, types, layers, spelling, tests with coverage
 	$(MAKE) --no-print-directory test COVER="--cov --cov-report=term-missing:skip-covered"
 
-soak: $(INSTALLED) ## run the program under load and random faults for SECONDS; REPLICAS=2 adds a Redis that dies
+soak: $(INSTALLED) ## run the program under load and random faults for SECONDS; REPLICAS=2 adds a Redis that is killed
 	$(BIN)/python -m bench.soak --seconds $(SECONDS) --replicas $(REPLICAS)
 
 cluster: $(INSTALLED) ## run two replicas on one Redis behind a load balancer; CLUSTER=--check for a test
 	$(BIN)/python -m bench.cluster $(CLUSTER)
 
-docs: $(INSTALLED) ## make the tables of docs/ and the schema of the configuration anew
+docs: $(INSTALLED) ## regenerate the tables of docs/ and the schema of the configuration
 	$(BIN)/python -m tools.tables
 
 picture: $(INSTALLED) ## run the bursts of docs/pace.svg again, and draw them
@@ -61,16 +61,16 @@ jmeter: $(INSTALLED) ## run the JMeter plan at several numbers of threads; JMETE
 aiohttp: $(INSTALLED) ## run the tests of the wire with the oldest and the newest aiohttp allowed
 	$(BIN)/python -m tools.aiohttp_versions
 
-mutation: $(INSTALLED) .venv/mutation.lock ## break the rules and the pacing on purpose; do the tests notice?
+mutation: $(INSTALLED) .venv/mutation.lock ## break the rules and the pacing on purpose, and list what no test notices
 	$(BIN)/python -m tools.mutation
 
-audit: $(INSTALLED) build/release/release.lock ## known vulnerabilities of what the program installs
+audit: $(INSTALLED) build/release/release.lock ## look for known vulnerabilities in what the program installs
 	$(BIN)/python -m tools.audit build/release/bin/pip-audit
 
-release-check: $(INSTALLED) build/release/release.lock ## build, install elsewhere and run what a release would hold
+release-check: $(INSTALLED) build/release/release.lock ## build a release, install it elsewhere and run it
 	$(BIN)/python -m tools.release build/release/bin
 
-lint: $(INSTALLED) ## the part of check that runs no tests
+lint: $(INSTALLED) ## run the part of check that runs no tests
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy $(CODE)
@@ -84,7 +84,7 @@ format: $(INSTALLED) ## format the code and apply the safe fixes
 fuzz: $(INSTALLED) .venv/fuzz.lock ## fuzz each parser of foreign bytes for a minute
 	$(BIN)/python -m fuzz.run --seconds 60
 
-slow: $(INSTALLED) ## hold the proxy with slow connections for a minute; do other callers notice?
+slow: $(INSTALLED) ## load the proxy with slow connections for a minute, and compare the waits of other callers
 	$(BIN)/python -m bench.slow --seconds 60
 
 lock: ## resolve the newest allowed versions into requirements/

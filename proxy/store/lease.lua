@@ -4,9 +4,9 @@
 -- HOLDER of its lease, and a QUEUE of the replicas that want it, first come first served. A replica
 -- asks and gets the lease, or a place in the queue. After a send it reports for how long that send
 -- keeps the next one back; the report moves DUE and passes the lease on. The lease is given ahead of
--- DUE, so the new holder knows its moment while it waits. It ends a while after DUE: a holder that
--- died, or that receives no message, is passed over, and its possible last send is allowed for. A replica
--- that sends alone may keep the lease between its sends, until another replica asks for it.
+-- DUE, so the new holder knows its moment while it waits. It ends a while after DUE: if a
+-- holder died or receives no message, the script passes it over, and allows for a last send of it. A
+-- replica that sends alone may keep the lease between its sends, until another replica asks for it.
 --
 -- Invariants. Only the holder may send. DUE never moves back while it lies ahead. A replica is in the
 -- queue at most once, and not while it is the holder; the queue has at most MOST names. No moment lies
@@ -21,15 +21,15 @@
 -- ahead it lay (due:R_span, ...).
 --
 -- ARGV: op, route, me, span, interval, lease, again, channel prefix, ttl, named   (us; ttl in ms)
---   ask    wants the lease, or more time with it
---   sent   has sent; the next send may follow after span; again = wait: wants another lease; again =
---          keep: keeps the lease if no other replica wants it and none sent since our last send
---   leave  wants no lease
---   hold   the route, or without one the account, is on hold for span, and for named by the API's word
---   open   such a hold is over before the time that was named
---   look   wants to know of holds
--- Returns {has me the lease, until DUE, how many want it, how many go before me, hold left, born,
--- count, named left, hold of the route left, named of the route left}.
+--   ask    asks for the lease, or for more time with it
+--   sent   reports a send; the next one may follow after span. again = wait: asks for the lease anew;
+--          again = keep: keeps the lease if no other replica wants it and none sent since our last send
+--   leave  gives up the lease, or the place in the queue
+--   hold   puts the route, or without one the account, on hold for span; named: how long the API wants
+--   open   ends the time that the API named; a hold that is not over stays
+--   look   asks for holds, and changes nothing
+-- Returns {1 if me has the lease, time until DUE, how many want it, how many of them go before me,
+-- hold left, born, count, named left, hold of the route left, named of the route left}.
 --
 -- Published to one replica, on the channel of its name:
 --   lease KEY ROUTE BORN COUNT WAIT    it has the lease; DUE comes after WAIT
@@ -37,8 +37,8 @@
 --   wanted KEY ROUTE BORN COUNT        another replica wants the lease it has
 -- and to all, on the channel "all":
 --   hold WHO KEY ROUTE SPAN NAMED      the route, or ("") the account, is on hold
---   open WHO KEY ROUTE                 it is no longer
---   lost WHO KEY BORN                  WHO found no state; the others report again what they know
+--   open WHO KEY ROUTE                 it is on hold no longer
+--   lost WHO KEY BORN                  WHO found no state; the others report their holds again
 local op, route, me = ARGV[1], ARGV[2], ARGV[3]
 local span, interval, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local again, channel, ttl, named = ARGV[7], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10] or '0')
@@ -49,7 +49,7 @@ local MOST, NAME = 128, 32 -- replicas in a queue; bytes of a name
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
--- The state is read at once and written at once: each call costs as much as all the rest.
+-- One call reads the state and one writes it: a call costs as much as the rest of the script.
 local HOLD, DUE, UNTIL = 'hold', 'due:' .. route, 'until:' .. route
 local HOLDER, QUEUE, LAST = 'holder:' .. route, 'queue:' .. route, 'last:' .. route
 local NAMED, ROUTE_HOLD, ROUTE_NAMED = 'named', 'hold:' .. route, 'named:' .. route
@@ -73,7 +73,7 @@ local function set(name, text)
   changed[#changed + 1] = text
 end
 
--- Returns 0 for what is no moment of ours.
+-- Returns the number from 0 to `most` that the text holds, else 0.
 local function number(text, most)
   local value = tonumber(text or '') or 0
   if value >= 0 and value <= most then return value end
@@ -104,7 +104,7 @@ local function lost(born) tell('all', 'lost ' .. me .. ' ' .. key .. ' ' .. whol
 local function save(latest)
   redis.call('HSET', key, unpack(changed))
   local keep = ttl + math.ceil(math.max(0, latest - now) / 1000)
-  if keep > redis.call('PTTL', key) then redis.call('PEXPIRE', key, keep) end -- another route's may be later
+  if keep > redis.call('PTTL', key) then redis.call('PEXPIRE', key, keep) end -- another route may need the key for longer
 end
 
 local function answer(mine, wait, wanting, ahead, born, count)
@@ -197,7 +197,7 @@ else
   remove(me)
   if op == 'sent' then
     move(DUE, math.max(at[DUE], now + span))
-    if holder ~= '' then grant(holder) end -- a send out of turn: the holder's moment has moved
+    if holder ~= '' then grant(holder) end -- a send without the lease moved DUE: tell the holder
     local alone = stored[5] == me and holder == '' and #waiting == 0
     if again == 'wait' or (again == 'keep' and alone) then append(me) end
     set(LAST, me)

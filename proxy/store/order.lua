@@ -1,4 +1,4 @@
--- What operators ordered for accounts: one hash for all, so that one call tells everything.
+-- The orders of operators for accounts, in one hash, so that one call reads them all.
 --
 -- A field is KIND ACCOUNT; its value is SINCE UNTIL VALUE, in ms of wall time, ms of this server's
 -- clock (0: no end) and us; of a pause VALUE is 0, or 1 if it was ended. The field `born` tells this
@@ -7,8 +7,8 @@
 -- ARGV: channel, who, op, field, since, left (ms; -1: no end), value, longest (ms)
 --   read   changes nothing
 --   keep   keeps the order in the place of any other of that field
---   again  keeps it only if there is none: said again to a store that has lost what it was told
---   end    keeps for a while that there is none, so that `again` does not bring it back
+--   again  keeps it only if there is none: a replica repeats it to a store that lost its data
+--   end    records for an hour that it has ended, so that `again` does not bring it back
 -- Returns {born ('' if there is no key), then field, since, left, value of each order}, and publishes
 -- WHO after a change.
 local key, channel, who, op, field = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -18,7 +18,7 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 if redis.call('TYPE', key).ok ~= 'hash' then redis.call('DEL', key) end
 
-local ENDED = 3600000 -- ms for which a replica that was cut off may say again what has ended
+local ENDED = 3600000 -- ms for which the end is recorded, for replicas that were cut off meanwhile
 
 local function whole(number) return string.format('%.0f', number) end
 

@@ -78,7 +78,7 @@ class Live(Collector):
         )
         yield of_account(
             "hold_remaining_seconds",
-            "Seconds until the hold ends.",
+            "Seconds until a hold of all routes ends.",
             [((one.name,), one.hold_remaining_seconds) for one in accounts],
         )
         yield of_account(
