@@ -183,8 +183,7 @@ class Repeats:
         try:
             result = await asyncio.shield(flight.done)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if (task is not None and task.cancelling()) or not exchange.request.is_present():
+            if _is_cancelled() or not exchange.request.is_present():
                 raise
             self._look_again_after(flight)  # it was given up in the step in which this one joined
             return None
@@ -286,6 +285,16 @@ class Answering:
             exchange = self._pending.exchange
             has_answer = error is None and not exchange.is_cut
             await self._repeats.leave(self._flight, exchange, has_answer=has_answer)
+
+
+def _is_cancelled() -> bool:
+    """True if the running task is cancelled.
+
+    The code that is cancelled must not keep the task: the task keeps the exception, the exception
+    the frame, so that would be a reference cycle.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _may_wait_on(flight: Flight, exchange: Exchange) -> bool:
