@@ -211,7 +211,8 @@ def _with_characters_only(value: Any) -> Any:
             return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-_JSON: Final = json.JSONEncoder(default=_with_characters_only)
+# An event that holds itself fails either way, by recursion; to look for circles costs a fifth.
+_JSON: Final = json.JSONEncoder(default=_with_characters_only, check_circular=False)
 
 
 class _LibraryHandler(logging.Handler):
