@@ -458,3 +458,10 @@ async def test_seconds_on_hold_and_seconds_paused_are_counted_together() -> None
         assert b.counted("held_seconds_total", account="london") == 9.0
         b.account().scheduler.holds.count()
         assert b.counted("held_seconds_total", account="london") == 9.0
+
+
+async def test_a_hold_for_the_pace_alone_names_its_limit() -> None:
+    async with bench() as b:
+        slot = b.send(await b.get(b.queue()))
+        slot.report(Refused(0.0, Limit("a.key", "platform.api")))
+        assert b.account().state(b.now).hold_limit == "a.key"

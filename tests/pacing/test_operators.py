@@ -374,3 +374,15 @@ async def test_a_pause_is_no_stall() -> None:
         await resume(b)
         await b.clock.advance(0)
         b.use(caller)
+
+
+async def test_a_queue_counts_a_pause_as_time_that_it_was_held() -> None:
+    async with bench() as b:
+        queue = b.queue()
+        await b.until(12)
+        await pause(b)
+        await b.until(15)
+        assert queue.held_seconds() == 3.0
+        await resume(b)
+        await b.until(20)
+        assert queue.held_seconds() == 3.0

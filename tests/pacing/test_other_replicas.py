@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.pacing.account_queue import AccountQueue
-from proxy.pacing.leases import FREE, HoldLeft, Lease
+from proxy.pacing.leases import FREE, HoldLeft, Lease, SharedQueue
 from proxy.pacing.slot import Answered, NotSent, Refused, Unused
 from proxy.rules.limits import Limit
 from proxy.rules.quota import Quota
@@ -420,3 +420,22 @@ async def test_an_account_rests_for_its_share_of_the_pace(others: OtherReplicas)
     async with bench(leases=others) as b:
         b.send(await b.get(b.queue())).report(Answered())
         assert b.account().idle_from() == 11.0
+
+
+class _Uses(OtherReplicas):
+    """Notes the queues whose leases are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used_by: list[SharedQueue] = []
+
+    def used(self, queue: SharedQueue) -> None:
+        self.used_by.append(queue)
+
+
+async def test_a_send_uses_the_lease_of_its_own_queue() -> None:
+    leases = _Uses()
+    async with bench(leases=leases) as b:
+        queue = b.queue()
+        b.send(await b.get(queue)).report(Answered())
+        assert leases.used_by == [queue.leased]

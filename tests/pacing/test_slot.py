@@ -1,7 +1,7 @@
 """A slot between its grant and its send."""
 
 from proxy.pacing.leases import FREE
-from proxy.pacing.slot import Answered, Refused, Slot, Unused
+from proxy.pacing.slot import Answered, Ending, Refused, Slot, Ticket, Unused
 from proxy.rules.limits import Limit
 from proxy.settings import Pacing
 from tests.kit.pacing import Bench, bench
@@ -164,3 +164,10 @@ async def test_a_slot_that_waited_for_room_was_due_when_there_was_room() -> None
         await b.clock.advance(0)
         assert waiting.take().due_at == 13.0
         b.use(waiting)
+
+
+def test_a_ticket_that_is_in_no_queue_has_no_wait_to_end() -> None:
+    ticket = Ticket(1)
+    ticket.take_along()
+    ticket.end(Ending.DRAINED)
+    assert not ticket.is_waiting

@@ -178,3 +178,9 @@ def test_seconds_on_hold_are_kept_when_it_ends() -> None:
 def test_a_hold_longer_than_the_named_wait_is_the_one_that_is_left() -> None:
     hold = hold_after(None, now=5.0, until=15.0, refusals=0, named_until=10.0)
     assert hold.named_remaining(6.0) == 9.0
+
+
+def test_a_hold_that_is_only_told_counts_as_no_refusal() -> None:
+    hold = HoldState().held(now=0.0, until=5.0).hold
+    assert hold is not None
+    assert hold.refusals == 0
