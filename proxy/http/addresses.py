@@ -4,6 +4,8 @@ import asyncio
 import socket
 from typing import Any, Final
 
+from proxy.settings.files import aside
+
 _SECONDS: Final = 10  # an address that changed is noticed after this long
 
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
@@ -34,16 +36,20 @@ class Addresses:
         return list(self._known)
 
     async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:  # an address needs no look-up, and so no thread, of which all may be busy
-            found = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
+        try:  # an address needs no look-up, and so no thread
+            found = self._ask(socket.AI_NUMERICHOST)
         except OSError:
-            found = await loop.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-            )
-        self._known = list(found)
+            # Not in a thread of the loop: all may be busy, and the process would wait for its end.
+            found = await aside(lambda: self._ask(socket.AI_ADDRCONFIG))
+        self._known = found
         self._known_until = loop.time() + _SECONDS
+
+    def _ask(self, flags: int) -> list[AddressInfo]:
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+        except UnicodeError:  # a part of the name is empty or too long
+            raise socket.gaierror(socket.EAI_NONAME, "not a name") from None
+        return list(found)
 
     async def close(self) -> None:
         """End a look-up that is under way."""

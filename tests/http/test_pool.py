@@ -5,6 +5,7 @@ import base64
 import random
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -54,20 +55,22 @@ class Names:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
         self.hosts = hosts
-        self.asked = 0
-        self.gate = asyncio.Event()
+        self.asked = self.answered = 0
+        self.gate = threading.Event()
         self.gate.set()
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", self._look_up)
+        self._ask_system = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
-    async def _look_up(self, host: str, port: int, **_: Any) -> list[Any]:
-        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
-        if host != NAME:  # an address: uvloop looks these up, too
-            return [(*kind, (host, port))]
+    def _look_up(self, host: str, *args: Any, **options: Any) -> list[Any]:
+        if host != NAME or options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return list(self._ask_system(host, *args, **options))
         self.asked += 1
-        await self.gate.wait()
+        self.gate.wait(30)
+        self.answered += 1
         if not self.hosts:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [(*kind, (host, port)) for host in self.hosts]
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (host, args[0])) for host in self.hosts]
 
 
 async def test_a_name_is_looked_up_once_for_all_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +109,33 @@ async def test_a_failed_look_up_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
         await addresses.get()
     names.hosts = ("192.0.2.1",)
     assert len(await addresses.get()) == 1
+
+
+@pytest.mark.parametrize("name", ["api..example", "a" * 64 + ".example"], ids=["empty", "long"])
+async def test_a_name_that_cannot_be_one_has_no_address(name: str) -> None:
+    async with client_for(f"http://{name}:80") as client:
+        with pytest.raises(Unsent, match="has no address"):
+            await client.send(GET)
+
+
+def test_the_end_of_the_program_does_not_wait_for_a_look_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A resolver that does not answer keeps its thread for half a minute."""
+
+    async def leave() -> Names:
+        names = Names(monkeypatch, "192.0.2.1")
+        names.gate.clear()
+        addresses = Addresses(NAME, 443)
+        asking = asyncio.get_running_loop().create_task(addresses.get())
+        await asyncio.wait([asking], timeout=0.05)
+        asking.cancel()
+        await addresses.close()
+        return names
+
+    names = asyncio.run(leave())  # which would end with the look-up
+    assert (names.asked, names.answered) == (1, 0)
+    names.gate.set()
 
 
 @pytest.mark.parametrize("hosts", [(NOBODY, HOST), (HOST, NOBODY), ("192.0.2.1", HOST)])
