@@ -259,15 +259,15 @@ async def test_a_shutdown_ends_idle_connections_and_lets_requests_end() -> None:
 async def test_a_shutdown_lets_what_is_written_arrive() -> None:
     """Though its handler has ended, and the caller has not read any of it yet."""
     async with served() as server, await RawConnection.open(HOST, server.port) as caller:
-        server.padding = b"x" * 32_000_000  # more than the kernel keeps for both ends
+        server.padding = b"x" * 16_000_000  # more than the kernel keeps for both ends
         await caller.send(GET % 1)
 
         async def is_written() -> bool:
             return server.listener.is_delivering
 
         await until(is_written)
-        closing = asyncio.get_running_loop().create_task(server.listener.close(30))
-        answer = await caller.read_response()
+        closing = asyncio.get_running_loop().create_task(server.listener.close(60))
+        answer = await caller.read_response(timeout=60)
         await closing
     assert len(answer.body) == len(server.padding)
     assert not server.listener.is_delivering
@@ -275,7 +275,7 @@ async def test_a_shutdown_lets_what_is_written_arrive() -> None:
 
 async def test_a_shutdown_cuts_off_a_caller_that_takes_nothing() -> None:
     async with served() as server, await RawConnection.open(HOST, server.port) as caller:
-        server.padding = b"x" * 32_000_000
+        server.padding = b"x" * 16_000_000
         await caller.send(GET % 1)
 
         async def is_written() -> bool:
