@@ -265,7 +265,7 @@ def _ended(
             return Ended(status=result.status, answer=kept, is_delivered=is_delivered)
         case Response():
             return Ended(status=result.status, answer=None, is_delivered=is_delivered)
-        case _:
+        case Problem() | None:
             return Ended(status=None, answer=None, is_delivered=is_delivered)
 
 

@@ -105,7 +105,7 @@ class SharedSend:
                 return None
             case Answer() if not is_first and not is_for_both(found.fields, self._fields, fields):
                 return None
-            case _:
+            case Answer() | ApiRefusal() | OutcomeUnknown() | Unsent() | Withheld():
                 return found
 
 

@@ -116,8 +116,8 @@ class Sender:
                         return self._final(
                             pending, refusal.passed_on(pending.queue.holds.named_left())
                         )
-                case _:  # it was withheld: no attempt, so nothing is counted; it is first again
-                    pass
+                case Withheld():
+                    pass  # it was no attempt, so nothing is counted; it is first again
 
     async def _merged(
         self,

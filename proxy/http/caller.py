@@ -179,7 +179,7 @@ class CallerConnection(asyncio.Protocol):
                 self._read_head(data)
             case _State.SERVING | _State.FLUSHING:
                 self._receive(data)
-            case _:
+            case _State.LINGERING | _State.CLOSED:
                 pass  # discarded
 
     def pause_writing(self) -> None:

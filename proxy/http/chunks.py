@@ -116,7 +116,7 @@ class Chunks:
                     break
                 case _State.SIZE if self._size < 0 and (chunk := _CHUNK.match(data, position)):
                     position = self._read_chunk(data, chunk, pieces)
-                case _:
+                case _:  # around the data of a chunk
                     position = self._read_line(data, position)
         return position
 
@@ -152,7 +152,7 @@ class Chunks:
                 self._state = _State.SIZE
             case state if state in _LINE:
                 return self._read_extension(data, position)
-            case _:
+            case _:  # a byte that the state does not allow
                 raise BadChunks
         return position + 1
 

@@ -173,7 +173,7 @@ class Whoami:
                 return self._conclude(question, Denied(answer))
             case Rejected() if answer is not None and self._has_named:
                 return self._conclude(question, Denied(answer))
-            case _:
+            case Rejected() | Unclear():
                 return self._conclude(question, None)
 
     def _conclude(self, question: Question, outcome: Denied | None) -> Denied | None:

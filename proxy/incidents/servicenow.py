@@ -132,7 +132,7 @@ def _rows(result: list[Any]) -> Iterable[tuple[str, Known]]:
             case {"correlation_id": str(name), "sys_id": str(handle), **rest}:
                 display = rest.get("correlation_display")
                 yield name, Known(handle, _scopes(display if isinstance(display, str) else ""))
-            case _:
+            case _:  # no row that the proxy wrote
                 continue
 
 
