@@ -12,8 +12,8 @@ Data flows one way. A request comes in through `http` (the listener) and takes t
 * `store`: what replicas share, in Redis; it implements what `pacing` needs of a store
 * `pacing`: who may send when: accounts, queues, holds
 * `http`: bytes on the wire, both ways; `telemetry`: what is counted and logged
-* `settings`, `clock` with its `timers`, `retries`, `problems`: configuration, time, retry bounds
-  and refusals
+* `settings`, `clock` with its `timers`, `deadlines`, `retries`, `problems`: configuration, time,
+  retry bounds and refusals
 * `rules`: the decisions: values in, values out, no I/O and no clock
 
 Each package imports only those below it; the contract in pyproject.toml has their order. The

@@ -80,7 +80,7 @@ class Sender:
         with self._merging.joined(pending, read, ticket) as group:
             return await self._send(pending, ticket, group)
 
-    async def _send(
+    async def _send(  # noqa: C901 -- a case for each outcome
         self, pending: PendingRequest, ticket: Ticket, group: Group | None
     ) -> Response | Answer:
         exchange = pending.exchange

@@ -1,7 +1,6 @@
 """Request bodies, read whole, each bounded in bytes and in seconds."""
 
-import asyncio
-
+from proxy.deadlines import time_limit
 from proxy.http.request import Request
 from proxy.http.room import Room
 from proxy.problems import Problem
@@ -33,7 +32,7 @@ class Bodies:
         if body.is_complete or body.has_failed:  # so no caller waits
             return await body.whole()
         try:
-            async with asyncio.timeout(self.room.limits.body_timeout):
+            async with time_limit(self.room.limits.body_timeout):
                 return await body.whole()
         except TimeoutError:
             request.is_late = True

@@ -19,27 +19,19 @@ A connection is in one of these states:
 
 import asyncio
 import secrets
-import select
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 
+from proxy.deadlines import Deadline
 from proxy.http.admission import Place
-from proxy.http.deadline import Deadline
 from proxy.http.early import EarlyBytes
 from proxy.http.head_reader import HeadReader
 from proxy.http.incoming import IncomingBody
 from proxy.http.outflow import Outflow
+from proxy.http.peer_socket import VANISHED, PeerSocket
 from proxy.http.request import Request
-from proxy.http.sockets import (
-    CLOSED,
-    VANISHED,
-    BorrowedSocket,
-    bound_silence,
-    keep_alive,
-    poll_of,
-)
 from proxy.problems import Problem
 from proxy.rules.headers import content_length
 
@@ -48,7 +40,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_LAST_LOOK: Final = 0.01  # seconds: the loop reads once
 _LINGERING: Final = 2.0  # seconds for which input after the last answer is discarded
 
 
@@ -70,17 +61,14 @@ class CallerConnection(asyncio.Protocol):
         "_deadline",
         "_early",
         "_heads",
-        "_is_last_look",
         "_listener",
         "_loop",
         "_peer",
         "_place",
-        "_poll",
         "_request",
-        "_silence",
-        "_socket",
         "_state",
         "outflow",
+        "socket",
         "task",
         "transport",
     )
@@ -91,12 +79,9 @@ class CallerConnection(asyncio.Protocol):
         self._listener = listener
         self._place = place
         self._loop = asyncio.get_running_loop()
-        self._poll: select.poll | None = None
-        self._silence = 0.0  # seconds in which the caller may acknowledge nothing
         self._state = _State.HEAD
         self._deadline = Deadline(self._loop)
         self._heads = HeadReader()
-        self._is_last_look = False  # the head is late, and some of it was there unread
         self._request: Request | None = None
 
     @property
@@ -119,15 +104,6 @@ class CallerConnection(asyncio.Protocol):
         """True if another request may follow the one under way."""
         return not (self._early.is_dropping or self._listener.is_closing)
 
-    def is_present(self) -> bool:
-        """True if the caller has not closed, as its socket says in this very moment."""
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return False
-        if self._poll is None:
-            self._poll = poll_of(transport, CLOSED)
-        return not self._poll.poll(0)
-
     def date(self) -> str:
         """Return the time, as a Date field has it."""
         return self._listener.date()
@@ -137,14 +113,12 @@ class CallerConnection(asyncio.Protocol):
 
         From now on the caller must take some of it at least every `write_timeout` seconds.
         """
-        self._bound_silence(self._listener.write_timeout)
+        self.socket.bound_silence(self._listener.write_timeout)
         return int(self._listener.limits.header_timeout)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast("asyncio.Transport", transport)
-        self.outflow = Outflow(transport)
+        transport = cast("asyncio.Transport", transport)
         self._peer = _address(transport)
-        self._early = EarlyBytes(self._listener.room, self._peer)
         if self._place is None:
             descriptor = transport.get_extra_info("socket").fileno()
             self._place = self._listener.take(self._peer, descriptor)
@@ -152,13 +126,16 @@ class CallerConnection(asyncio.Protocol):
             self._state = _State.CLOSED
             transport.abort()
             return
+        self.transport = transport
+        self.outflow = Outflow(transport)
+        self._early = EarlyBytes(self._listener.room, self._peer)
         self._listener.admit(self)
-        self._socket = BorrowedSocket(transport)
-        keep_alive(self._socket)
-        self._bound_silence(VANISHED)
+        self.socket = PeerSocket(transport)
         self._await_head()
 
     def connection_lost(self, _: BaseException | None) -> None:
+        if self.transport is None:  # it was refused
+            return
         self.transport = None
         self._state = _State.CLOSED
         self._early.drop()
@@ -169,6 +146,7 @@ class CallerConnection(asyncio.Protocol):
             self._request.body.drop()
         self._request = None  # it refers to this connection, and nothing looks for such circles
         self.outflow.lose()
+        self.socket.lose()
         if self._place is not None:
             self._place.give_back()
         self._listener.forget(self)
@@ -209,17 +187,7 @@ class CallerConnection(asyncio.Protocol):
 
     def _await_head(self) -> None:
         self._state = _State.HEAD
-        self._is_last_look = False
-        self._deadline.expect_within(self._listener.limits.header_timeout, self._expire)
-
-    def _expire(self) -> None:
-        """Close, but read first what has come: after a stall, timers run before the sockets."""
-        transport = self.transport
-        if transport is None or self._is_last_look or not poll_of(transport, select.POLLIN).poll(0):
-            self.close()
-        else:
-            self._is_last_look = True
-            self._deadline.expect_within(_LAST_LOOK, self._expire)
+        self._deadline.expect_within(self._listener.limits.header_timeout, self.close)
 
     def _read_head(self, data: bytes) -> None:
         read = self._heads.feed(data, self._listener.limits.max_header)
@@ -228,11 +196,6 @@ class CallerConnection(asyncio.Protocol):
         elif read is not None:
             message, behind = read
             self._serve(Request(message, self, self._peer), behind)
-
-    def _bound_silence(self, seconds: float) -> None:
-        if seconds != self._silence and self.transport is not None:
-            self._silence = seconds
-            bound_silence(self._socket, seconds)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer a head that is no request, and read no other."""
@@ -245,7 +208,7 @@ class CallerConnection(asyncio.Protocol):
     def _serve(self, request: Request, behind: bytes) -> None:
         self._state = _State.SERVING
         self._deadline.clear()
-        self._bound_silence(VANISHED)
+        self.socket.bound_silence(VANISHED)
         self._request = request
         headers = request.headers
         if "Transfer-Encoding" in headers:

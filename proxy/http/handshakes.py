@@ -13,9 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from proxy.deadlines import time_limit
 from proxy.http.admission import Admission, Place
 
 _AT_A_TIME: Final = 32  # connections accepted before the loop goes on
+_LATER: Final = 60.0  # seconds, by which our own time limit comes before the loop's
 _PAUSE: Final = 1.0  # seconds without accepting when the kernel has no descriptor left
 
 
@@ -86,18 +88,23 @@ class TlsServer:
 
     async def _shake_hands(self, accepted: socket.socket, place: Place) -> None:
         """Do the handshake; the resulting connection takes over the place."""
-        deadline = self._loop.time() + self._timeout()
+        seconds = self._timeout()
+        deadline = self._loop.time() + seconds
         is_done = is_silent = False
         try:
-            async with asyncio.timeout_at(deadline):
+            async with time_limit(seconds):
                 is_silent = not await self._first_byte(accepted)
             if not is_silent:
-                await self._loop.connect_accepted_socket(
-                    lambda: self._protocol(place),
-                    accepted,
-                    ssl=self.context,
-                    ssl_handshake_timeout=max(0.001, deadline - self._loop.time()),
-                )
+                left = deadline - self._loop.time()
+                if left <= 0:  # the process stood still; the peer still needs our answer
+                    left = self._timeout()
+                async with time_limit(left):
+                    await self._loop.connect_accepted_socket(
+                        lambda: self._protocol(place),
+                        accepted,
+                        ssl=self.context,
+                        ssl_handshake_timeout=left + _LATER,
+                    )
                 is_done = True
         except OSError:  # ssl.SSLError and TimeoutError are of this kind
             self._admission.on_refused("handshake")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from proxy.http.deadline import Deadline
+from proxy.deadlines import Deadline
 
 
 class Inflow:

@@ -21,6 +21,7 @@ from aiohappyeyeballs import start_connection
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
+from proxy.deadlines import time_limit
 from proxy.http.addresses import Addresses
 from proxy.http.connection import Connection
 from proxy.http.messages import Unsent
@@ -86,7 +87,7 @@ class Pool:
         The wait for a permit counts in `connect_timeout`.
         """
         try:
-            async with asyncio.timeout(self.settings.connect_timeout) as deadline:
+            async with time_limit(self.settings.connect_timeout) as deadline:
                 self._deadlines.add(deadline)
                 try:
                     if self._is_closed:

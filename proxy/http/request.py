@@ -12,6 +12,7 @@ from aiohttp.http import RawRequestMessage
 from proxy.http.framing import Asked, Head, frame
 from proxy.http.incoming import IncomingBody
 from proxy.http.outflow import Outflow
+from proxy.http.peer_socket import PeerSocket
 from proxy.http.responses import OwnAnswer
 from proxy.rules.headers import Field
 
@@ -32,8 +33,9 @@ class Caller(Protocol):
     def may_stay(self) -> bool:
         """True if another request may follow."""
 
-    def is_present(self) -> bool:
-        """True if the caller has not closed, as its socket says in this very moment."""
+    @property
+    def socket(self) -> PeerSocket:
+        """What the kernel knows of the caller."""
 
     @property
     def outflow(self) -> Outflow:
@@ -97,7 +99,7 @@ class Request:
 
         A caller that half-closes counts as gone.
         """
-        return self._caller is not None and self._caller.is_present()
+        return self._caller is not None and self._caller.socket.is_present()
 
     @property
     def is_whole(self) -> bool:

@@ -17,6 +17,7 @@ import structlog
 from yarl import URL
 
 from proxy.clock import Clock
+from proxy.deadlines import time_limit
 from proxy.http.client import Client
 from proxy.http.messages import BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.problems import Problem
@@ -73,7 +74,7 @@ class SigningKeys:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(FETCH_TIMEOUT):
+            async with time_limit(FETCH_TIMEOUT):
                 response = await self._upstream.send(self._call())
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError) as error:

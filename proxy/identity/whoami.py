@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from proxy.clock import Clock
+from proxy.deadlines import time_limit
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.identity.findings import Denied, Findings
@@ -208,7 +209,7 @@ class Whoami:
             body=b"",
         )
         try:
-            async with asyncio.timeout(question.deadline - self._clock.monotonic()):
+            async with time_limit(question.deadline - self._clock.monotonic()):
                 return await self._api.read(await self._api.send(call), _MAX_ANSWER)
         except (Unsent, OutcomeUnknown, BadAnswer, TimeoutError):
             return None

@@ -4,7 +4,6 @@ An unsuccessful answer is one of two failures. `DeskDown` concerns the desk: it 
 while. `DeskRefuses` concerns this one call, which would fail again unchanged.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -12,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from proxy.clock import Clock
+from proxy.deadlines import time_limit
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.rules.codings import coded_fields, decoded
@@ -70,7 +70,7 @@ class DeskClient:
         parts = urlsplit(target)
         request = Outgoing(method, parts.path or "/", parts.query, _fields(fields, body), body)
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with time_limit(CALL_SECONDS):
                 response = await self._client.send(request)
                 answer = await self._client.read(response, _MAX_ANSWER)
         except Unsent:

@@ -1,6 +1,5 @@
 """The edge of redis-py: a time limit for its calls, and a translation of its errors."""
 
-import asyncio
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.sentinel import MasterNotFoundError
 
-from proxy.store.wire import PASS_SECONDS, PASSES, StoreDown, why_failed
+from proxy.deadlines import time_limit
+from proxy.store.wire import StoreDown, why_failed
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ async def edge(seconds: float) -> AsyncIterator[None]:
     answer a ValueError. So only calls of redis-py and the wire belong into the block.
     """
     try:
-        async with _limit(seconds):
+        async with time_limit(seconds):
             yield
     except StoreDown:
         raise
@@ -52,30 +52,6 @@ async def edge(seconds: float) -> AsyncIterator[None]:
             where = f"{frame.f_code.co_filename}:{line}"
             _log.error("the store's client failed", kind=type(error).__name__, where=where)
         raise StoreDown(_why(error)) from None
-
-
-@asynccontextmanager
-async def _limit(seconds: float) -> AsyncIterator[None]:
-    """Limit the time of the block; at its end our own loop gets some passes to read late answers.
-
-    They take no time if the server is slow, and as long as needed if our own loop was busy.
-    """
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
-    async with asyncio.timeout(None) as limit:
-
-        def look(passes_left: int) -> None:
-            nonlocal timer
-            if passes_left:
-                timer = loop.call_later(PASS_SECONDS, look, passes_left - 1)
-            else:
-                limit.reschedule(loop.time())
-
-        timer = loop.call_later(seconds, look, PASSES)
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def _why(error: BaseException) -> str:

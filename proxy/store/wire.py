@@ -21,9 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
+from proxy.deadlines import PASS_SECONDS, PASSES
+
 WINDOW: Final = 32  # commands under way; the server runs as many within a few milliseconds
-PASSES: Final = 20  # of our own loop, which may be busy, before the server is blamed
-PASS_SECONDS: Final = 0.001
 _MAX_REPLY: Final = 1_048_576  # bytes; the largest that we ask for has less than a thousand
 _MAX_DEPTH: Final = 4  # of arrays in arrays; ours have one
 

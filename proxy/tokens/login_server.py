@@ -5,7 +5,6 @@ credentials are wrong: seldom), `Throttled` (when the server says) and `Troubled
 after a growing pause). Genesys Cloud throttles with a 400 whose description says so, not with 429.
 """
 
-import asyncio
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote_plus
 
 from proxy.clock import Clock
+from proxy.deadlines import time_limit
 from proxy.http.client import Client
 from proxy.http.messages import Answer, BadAnswer, OutcomeUnknown, Outgoing, Unsent
 from proxy.rules.codings import coded_fields, decoded
@@ -80,7 +80,7 @@ class LoginServer:
         except SecretUnreadableError as error:
             raise Rejected(str(error)) from None
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with time_limit(CALL_SECONDS):
                 response = await self._upstream.send(_call(credentials.client_id, secret))
                 answer = await self._upstream.read(response, _MAX_ANSWER)
         except Unsent:

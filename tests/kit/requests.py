@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from aiohttp.http import HttpVersion, HttpVersion11, RawRequestMessage
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from proxy.http.outflow import Outflow
+from proxy.http.peer_socket import PeerSocket
 from proxy.http.request import Request
 from proxy.http.sockets import CLOSED, poll_of
 
@@ -18,6 +20,10 @@ class _Caller:
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self.transport = transport
         self.outflow = Outflow(transport)
+
+    @property
+    def socket(self) -> PeerSocket:
+        return cast("PeerSocket", self)
 
     def is_present(self) -> bool:
         if self.transport is None or self.transport.is_closing():
