@@ -439,3 +439,10 @@ async def test_a_send_uses_the_lease_of_its_own_queue() -> None:
         queue = b.queue()
         b.send(await b.get(queue)).report(Answered())
         assert leases.used_by == [queue.leased]
+
+
+async def test_a_replica_without_its_store_knows_if_its_moment_has_come() -> None:
+    leases = OtherReplicas()
+    leases.every = 2
+    async with bench(leases=leases) as b:
+        assert b.queue().times.may_be_free()

@@ -455,3 +455,11 @@ async def test_an_account_whose_pace_is_kept_is_not_observed() -> None:
     async with bench() as b:
         (await b.get(b.queue())).report(Unused())
         assert b.counted("would_wait_seconds_count", account="london", route="exports") == 0.0
+
+
+async def test_a_wait_of_less_than_a_second_is_admitted_if_it_is_long_enough() -> None:
+    async with bench() as b:
+        queue = b.queue()
+        b.send(await b.get(queue)).report(Answered())
+        assert b.admit(queue, 0.6) is None
+        assert b.admit(queue, 0.5) is not None
