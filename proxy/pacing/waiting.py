@@ -131,6 +131,7 @@ class Waiting:
             result = await offer
             if isinstance(result, Ending):
                 self._count(queue, ticket, _OUTCOMES[result])
+                queue.waiters.remove(ticket)  # what it is told does not count itself
                 raise self._refusal(queue, ticket, result, ends - now)
         except asyncio.CancelledError:
             self._abandon(queue, ticket, offer)

@@ -234,6 +234,16 @@ async def test_expired_wait_leaves_the_place_to_the_others() -> None:
         b.use(next_one)
 
 
+async def test_an_expired_caller_is_not_told_to_wait_behind_itself() -> None:
+    """The slot that it waited for is due 2 s after its limit."""
+    async with bench(Pacing(interval=10.0)) as b:
+        b.send(await b.get(b.queue())).report(Answered())
+        late = b.join(b.queue(), limit=8.0)
+        await b.clock.advance(8.0)
+        assert late.problem is not None
+        assert (late.problem.name, late.problem.retry_after) == ("wait-expired", 2)
+
+
 async def test_deadline_that_passes_in_a_stall_of_the_loop_takes_no_slot() -> None:
     """The slot fell due first, but when it is offered the wait is over."""
     async with bench() as b:
