@@ -83,8 +83,9 @@ def _not_reserved(name: str) -> str:
 
 _LAST_PORT: Final = 65535
 _HOST: Final = r"(?i:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
-_ORIGIN = re.compile(
-    rf"(?i:https?)://(?P<user>[^\s/?#@]+@)?{_HOST}(?::(?P<port>[0-9]{{1,5}}))?/?", re.ASCII
+_ORIGIN = re.compile(rf"(?i:https?)://(?P<user>[^\s/?#@]+@)?{_HOST}(?::[0-9]{{1,5}})?/?", re.ASCII)
+_URL = re.compile(
+    r"(?ai:https?)://(?:[^\s/?#@:\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?(?:/[^\s#]*)?"
 )
 _NODE: Final = rf"{_HOST}(?::[0-9]{{1,5}})?"
 _STORE_URL = re.compile(
@@ -95,16 +96,33 @@ _STORE_URL = re.compile(
 )
 
 
+def _has_valid_hosts(url: str) -> bool:
+    """True if the ports exist, and only IPv6 addresses are in brackets (RFC 3986 section 3.2.2)."""
+    hosts = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    try:
+        for address in re.findall(r"\[([^\]]*)\]", hosts):
+            ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return all(0 < int(port) <= _LAST_PORT for port in re.findall(r":([0-9]+)(?=,|$)", hosts))
+
+
 def _origin(text: str) -> str:
     parts = _ORIGIN.fullmatch(text)
-    if parts is None or parts["user"] or not 0 < int(parts["port"] or 80) <= _LAST_PORT:
+    if parts is None or parts["user"] or not _has_valid_hosts(text):
         raise ValueError("must be http(s)://host[:port], without path, query or user")
     return text.removesuffix("/").lower()
 
 
+def _url(text: str) -> str:
+    if _URL.fullmatch(text) is None or not _has_valid_hosts(text):
+        raise ValueError("must be an http(s) URL without user")
+    return text
+
+
 def _forward_proxy_url(url: SecretStr) -> SecretStr:
-    parts = _ORIGIN.fullmatch(url.get_secret_value())
-    if parts is None or not 0 < int(parts["port"] or 80) <= _LAST_PORT:
+    text = url.get_secret_value()
+    if _ORIGIN.fullmatch(text) is None or not _has_valid_hosts(text):
         raise ValueError("must be http(s)://[user:password@]host[:port], without path or query")
     return url
 
@@ -114,8 +132,7 @@ def _store_url(url: SecretStr) -> SecretStr:
     where = text.rpartition("@")[2]
     if "?" in where:  # redis-py would obey it: ?ssl_cert_reqs=none
         raise ValueError("must have no query")
-    ports = map(int, re.findall(r":([0-9]+)(?=[,/]|$)", where))
-    if _STORE_URL.fullmatch(text) is None or max(ports, default=0) > _LAST_PORT:
+    if _STORE_URL.fullmatch(text) is None or not _has_valid_hosts(text):
         raise ValueError(
             "must be memory://, redis://host:port/db, rediss://host:port/db"
             " or redis+sentinel://host:port,host:port/service/db"
@@ -203,9 +220,7 @@ HostName = Annotated[
     AfterValidator(str.lower),
 ]
 Origin = Annotated[str, AfterValidator(_origin)]
-Url = Annotated[
-    str, _matching(r"(?i:https?)://[^\s/?#@]+(/[^\s#]*)?", "must be an http(s) URL without user")
-]
+Url = Annotated[str, AfterValidator(_url)]
 ForwardProxyUrl = Annotated[SecretStr, AfterValidator(_forward_proxy_url)]
 StoreUrl = Annotated[SecretStr, AfterValidator(_store_url)]
 Secret = Annotated[SecretStr, Field(min_length=1), AfterValidator(_secret)]

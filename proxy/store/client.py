@@ -6,7 +6,7 @@ Commands go over our own `Wire`. redis-py does the subscription and talks to the
 import ssl
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -35,7 +35,7 @@ class Client:
 
     def __init__(self, settings: Store) -> None:
         url = settings.url.get_secret_value()
-        parts = urlsplit(url)
+        parts, nodes = _split(url)
         self.username = unquote(parts.username or "") or None
         self._password = unquote(parts.password) if parts.password else None
         self.tls = ssl.create_default_context() if parts.scheme == "rediss" else None
@@ -49,7 +49,7 @@ class Client:
         self.sentinels: list[Redis] = []
         if parts.scheme == "redis+sentinel":
             self._service, _, database = parts.path.strip("/").partition("/")
-            self._sentinel = _sentinel(parts.netloc, options)
+            self._sentinel = _sentinel(nodes, options)
             self.sentinels = self._sentinel.sentinels
             if self._password is not None:
                 options |= {"username": self.username, "password": self._password}
@@ -78,8 +78,19 @@ class Client:
         return (self._password,) if self.username is None else (self.username, self._password)
 
 
-def _sentinel(netloc: str, options: dict[str, Any]) -> Sentinel:
-    nodes = [urlsplit(f"//{node}") for node in netloc.rpartition("@")[2].split(",")]
+def _split(url: str) -> tuple[SplitResult, list[SplitResult]]:
+    """Return the parts of the URL with its first node only, and each of its nodes.
+
+    A URL has one host (RFC 3986 section 3.2.2): `urlsplit` refuses a list with an IPv6 address.
+    """
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    userinfo, at, hosts = place.rpartition("@")
+    nodes = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    return urlsplit(f"{scheme}://{userinfo}{at}{nodes[0].netloc}{slash}{path}"), nodes
+
+
+def _sentinel(nodes: list[SplitResult], options: dict[str, Any]) -> Sentinel:
     # A sentinel that does not answer leaves time to ask the others, and then the store.
     share = CONNECT_SECONDS / (len(nodes) + 1)
     return Sentinel(  # type: ignore[no-untyped-call]  # redis-py leaves it untyped

@@ -92,6 +92,7 @@ async def test_a_paused_account_is_paused() -> None:
     async with bench(mode="observe") as b:
         await b.accounts.operators.pause(b.account(), 30.0)
         callers = come(b, 5)
+        assert b.predicted_wait(b.ticket()) == 30.0
         await b.until(39.9)
         assert all(caller.is_waiting for caller in callers)
         await b.until(40.0)

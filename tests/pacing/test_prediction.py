@@ -40,17 +40,23 @@ async def test_newcomer_pushes_out_the_waiters_that_its_cost_makes_late(seed: in
             one.cancel()
 
 
-@pytest.mark.parametrize(("room", "predicted"), [(2, 100.0), (1, 60.0 * 201)])
+@pytest.mark.parametrize(
+    ("room", "late", "predicted"), [(2, 1, 100.0), (1, 1, 60.0 * 201), (2, 2, 60.0 * 101)]
+)
 async def test_a_late_answer_tells_of_the_others_only_if_no_room_is_left_beside_it(
-    room: int, predicted: float
+    room: int, late: int, predicted: float
 ) -> None:
-    """One is a minute late and 200 wait; with room beside it they are sent at the pace."""
+    """Some are a minute late and 200 wait; with room beside them they are sent at the pace."""
     async with bench(Pacing(interval=0.5, max_in_flight=room)) as b:
-        late = b.send(await b.get(b.queue()))
+        slots = [b.send(await b.get(b.queue()))]
+        for _ in range(1, late):
+            await b.clock.advance(0.5)
+            slots.append(b.send(await b.get(b.queue())))
         waiting = [b.join(b.queue(), limit=1e6) for _ in range(200)]
         await b.clock.advance(0)
-        b.clock.stall(60.0)
+        b.clock.stall(70.0 - b.now)
         assert b.predicted_wait(b.ticket()) == pytest.approx(predicted)
         for one in waiting:
             one.cancel()
-        late.report(Answered())
+        for slot in slots:
+            slot.report(Answered())

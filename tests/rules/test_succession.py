@@ -24,6 +24,7 @@ def taken(*paths: str, methods: tuple[str, ...] = ("*",)) -> Taken:
         ({"a": taken("/x")}, {"b": taken("/x", methods=("POST",))}, {"b": ("a",)}),
         ({"a": taken("/x", methods=("GET",))}, {"b": taken("/x", methods=("POST",))}, {"b": ()}),
         ({}, {"a": taken("/x")}, {"a": ()}),
+        ({"a": taken("/x"), "b": taken("/x")}, {"a": taken("/x")}, {"a": ()}),
     ],
 )
 def test_queues_that_took_a_path_before_are_predecessors(

@@ -198,10 +198,17 @@ PREFIX = "must be empty, or start with a slash and not end with one, like /gc"
         ("store: {url: 'redis+sentinel://h1:26379'}", f"store.url: {STORE_URL}"),
         ("store: {url: 'redis://host:65536/0'}", f"store.url: {STORE_URL}"),
         ("store: {url: 'redis+sentinel://h1:1,h2:65536/main'}", f"store.url: {STORE_URL}"),
+        ("store: {url: 'redis://host:0/0'}", f"store.url: {STORE_URL}"),
+        ("store: {url: 'redis://[10.0.0.1]:1/0'}", f"store.url: {STORE_URL}"),
+        ("store: {url: 'redis+sentinel://h1:1,[:::1]:2/main'}", f"store.url: {STORE_URL}"),
         ("store: {url: 'rediss://host/0?ssl_cert_reqs=none'}", "store.url: must have no query"),
         ("store: {url: 'redis://:pw@host?db=x'}", "store.url: must have no query"),
         ("store: {url: 'redis+sentinel://h1:1/main/0?a=b'}", "store.url: must have no query"),
         ("identity: {issuer: a, audience: b, jwks_url: ftp://a}",
+         "identity.jwks_url: must be an http(s) URL without user"),
+        ("identity: {issuer: a, audience: b, jwks_url: 'https://[10.0.0.1]/keys'}",
+         "identity.jwks_url: must be an http(s) URL without user"),
+        ("identity: {issuer: a, audience: b, jwks_url: 'https://a:99999/keys'}",
          "identity.jwks_url: must be an http(s) URL without user"),
         ("identity: {claim: ''}", "identity.claim: must not be empty"),
         ("routes: [{name: a, paths: [a/b]}]",
@@ -289,6 +296,8 @@ def test_a_wrong_value_is_one_line_with_its_key(problems: Problems, text: str, l
         "https://user:pw@api.example",
         "https://api.example:0",
         "https://[::1",
+        "https://[:::1]",
+        "https://[127.0.0.1]:443",
         "https://api.example:65536",
     ],
 )
@@ -297,7 +306,10 @@ def test_an_upstream_url_is_an_origin(problems: Problems, url: str) -> None:
     assert problems(above=above) == (f"upstream.api_url: {ORIGIN}",)
 
 
-@pytest.mark.parametrize("url", ["socks5://p:1080", "http://p:3128/path", "http://p:99999", "p"])
+@pytest.mark.parametrize(
+    "url",
+    ["socks5://p:1080", "http://p:3128/path", "http://p:99999", "http://[10.0.0.1]:3128", "p"],
+)
 def test_a_forward_proxy_is_an_origin_that_may_have_a_user(problems: Problems, url: str) -> None:
     above = f"upstream: {{api_url: 'https://a', login_url: 'https://a', proxy_url: '{url}'}}"
     complaint = "must be http(s)://[user:password@]host[:port], without path or query"
