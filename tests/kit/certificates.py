@@ -45,9 +45,21 @@ class Authority:
         path = self.folder / f"{self.name.replace(' ', '-')}.pem"
         if not path.exists():
             constraints = x509.BasicConstraints(ca=True, path_length=0)
+            usage = x509.KeyUsage(  # RFC 5280 section 4.2.1.3; from 3.13 on Python asks for it
+                digital_signature=False,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
+            )
             certificate = (
                 self._builder(self.name, self.key, days=1)
                 .add_extension(constraints, critical=True)
+                .add_extension(usage, critical=True)
                 .sign(self.key, hashes.SHA256())
             )
             path.write_bytes(certificate.public_bytes(Encoding.PEM))
