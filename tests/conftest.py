@@ -5,6 +5,7 @@ A test says which programs it needs. Where one is missing the test is skipped; i
 
 import json
 import os
+import resource
 import shutil
 import sys
 from importlib.util import find_spec
@@ -19,6 +20,12 @@ from tests.kit.stalls import allow_stalls
 for _name in ("CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR"):
     os.environ.pop(_name, None)
 os.environ["TERM"] = "xterm"
+
+# A thousand callers need more descriptors than the 1,024 that users have by default.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_enough = 20_000 if _hard == resource.RLIM_INFINITY else min(20_000, _hard)
+if _soft != resource.RLIM_INFINITY:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, _enough), _hard))
 
 # A machine that stands still for a moment is no failure of an example.
 settings.register_profile(
